@@ -1,0 +1,48 @@
+"""The errors gradaudit raises, as one tree.
+
+```
+GradauditError
+├── InputError (ValueError)      the caller is wrong; the text names the field and the cure
+│   ├── RecipeError              a recipe that cannot be carried out
+│   ├── SettingsError            an unknown or impossible setting
+│   └── ArtifactError            model files that cannot be read, found or loaded
+└── InfrastructureError          MLflow, storage or Prefect did not answer; worth a retry
+```
+
+A model that is wrong is not an error: it is a row whose outcome is ``fail``. Programmers' errors are ``assert``.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class GradauditError(Exception):
+    """Base of everything gradaudit raises on purpose."""
+
+
+class InputError(GradauditError, ValueError):
+    """The caller asked for something that cannot be; the text names the field and the cure."""
+
+
+class RecipeError(InputError):
+    """A recipe that cannot be carried out on this model."""
+
+
+class SettingsError(InputError):
+    """An unknown or impossible setting."""
+
+
+class ArtifactError(InputError):
+    """Model files that cannot be found, read or loaded."""
+
+
+class InfrastructureError(GradauditError):
+    """A service or a disk did not do its work; nothing was judged and a retry may help."""
+
+
+def suggest(unknown: str, known: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the nearest known name, or an empty string."""
+    nearest = difflib.get_close_matches(unknown, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {nearest[0]!r}?" if nearest else ""

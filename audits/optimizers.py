@@ -1,0 +1,73 @@
+"""An `OptimizerRecipe` made live again: the same class, groups, options and state on the subject's parameters."""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from audits.callables import import_object
+from audits.errors import RecipeError
+from audits.recipe import OptimizerRecipe, UnknownTensor
+from audits.structures import map_tensors
+
+
+def optimizer_class(recipe: OptimizerRecipe) -> type[torch.optim.Optimizer]:
+    """Return the optimizer's class.
+
+    Raises:
+        RecipeError: it cannot be imported, or is no optimizer.
+    """
+    found = recipe.live_class or import_object(recipe.class_path, role="optimizer class")
+    if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
+        raise RecipeError(f"optimizer class {recipe.class_path!r} is no torch.optim.Optimizer")
+    return found
+
+
+def build_optimizer(
+    recipe: OptimizerRecipe, parameters: Mapping[str, nn.Parameter], *, with_state: bool = True
+) -> torch.optim.Optimizer:
+    """Return a fresh optimizer on ``parameters``.
+
+    A tensor the model does not have is stood in for by zeros of its shape: the optimizer holds it as it did, and no
+    gradient ever reaches it. State moves to each parameter's device.
+
+    Raises:
+        RecipeError: the class cannot be built from the recorded options.
+    """
+    cls = optimizer_class(recipe)
+    groups = []
+    for group in recipe.groups:
+        tensors = [stand_in(p, parameters) if isinstance(p, UnknownTensor) else parameters[p] for p in group.parameters]
+        groups.append({**dict(group.options), "params": tensors})
+    accepted = inspect.signature(cls.__init__).parameters
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
+    arguments = {name: value for name, value in recipe.defaults.items() if open_ended or name in accepted}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of duplicates; registration.duplicate judges them
+            optimizer = cls(groups, **arguments)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise RecipeError(f"optimizer {recipe.class_path} cannot be rebuilt from its recorded options: {error}") from error
+    for built, group in zip(optimizer.param_groups, recipe.groups, strict=True):
+        built.update(group.options)
+    if with_state:
+        for name, state in recipe.state.items():
+            optimizer.state[parameters[name]] = _on_device(state, parameters[name])
+    return optimizer
+
+
+def _on_device(state: Mapping[str, Any], parameter: nn.Parameter) -> dict[str, Any]:
+    """Clone a parameter's state; 0-dim counters stay where torch keeps them, on the CPU."""
+    return map_tensors(dict(state), lambda t: t.clone() if t.dim() == 0 else t.clone().to(parameter.device))  # type: ignore[no-any-return]
+
+
+def stand_in(unknown: UnknownTensor, parameters: Mapping[str, nn.Parameter]) -> nn.Parameter:
+    """Return zeros of the unknown tensor's shape and dtype."""
+    device = next(iter(parameters.values())).device
+    dtype = getattr(torch, unknown.dtype.removeprefix("torch."))
+    return nn.Parameter(torch.zeros(unknown.shape, dtype=dtype, device=device))

@@ -1,0 +1,180 @@
+"""Outcomes, result rows, coverage and the verdict of a version. Knows no model and no tensor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Outcome(StrEnum):
+    """What a check says. Neither ``inconclusive`` nor ``skipped`` ever counts as a pass."""
+
+    PASS = "pass"
+    WARN = "warn"
+    FAIL = "fail"
+    INCONCLUSIVE = "inconclusive"
+    SKIPPED = "skipped"
+
+    @property
+    def resolved(self) -> bool:
+        """Whether the claim was really judged."""
+        return self in (Outcome.PASS, Outcome.WARN, Outcome.FAIL)
+
+
+#: Worst first: the order in which findings are shown.
+WORST_FIRST = (Outcome.FAIL, Outcome.INCONCLUSIVE, Outcome.WARN, Outcome.SKIPPED, Outcome.PASS)
+
+
+class Severity(StrEnum):
+    """What an unmet claim does to the version: ``fail`` fails it, ``warn`` only warns."""
+
+    FAIL = "fail"
+    WARN = "warn"
+
+
+class Lane(StrEnum):
+    """How the subject was evaluated for a row."""
+
+    NATIVE = "native"
+    FLOAT64 = "float64"
+    FLOAT32 = "float32"
+    SYNTHETIC = "synthetic"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One claim with a stable name. A name never changes its meaning and a retired one is never used again.
+
+    Attributes:
+        name: ``family.claim``.
+        claim: what holds when it passes, one sentence.
+        severity: what an unmet claim does to the version.
+        formula: the formula of ``error``, in plain text.
+        threshold: default threshold, with its unit and where it comes from.
+        blind_to: what it cannot see.
+        where_to_look: advice for a person who meets a failure.
+    """
+
+    name: str
+    claim: str
+    severity: Severity = Severity.FAIL
+    formula: str = ""
+    threshold: str = ""
+    blind_to: str = ""
+    where_to_look: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultRow:
+    """One check of one parameter (or of the whole model, when ``parameter`` is None).
+
+    A row carries what is needed to judge it. ``error`` and ``threshold`` share one unit, which the check defines;
+    ``measured`` and ``expected`` are the two numbers the check compared. ``detection_limit`` is the smallest relative
+    error of the parameter's gradient (or update) that this row would have found.
+    """
+
+    check: str
+    outcome: Outcome
+    severity: Severity = Severity.FAIL
+    phase: str | None = None
+    step: int | None = None
+    lane: Lane | None = None
+    parameter: str | None = None
+    module: str | None = None
+    numel: int | None = None
+    dtype: str | None = None
+    measured: float | None = None
+    expected: float | None = None
+    error: float | None = None
+    threshold: float | None = None
+    detection_limit: float | None = None
+    parameter_norm: float | None = None
+    gradient_norm: float | None = None
+    update_norm: float | None = None
+    seed: int | None = None
+    cause: str | None = None
+    message: str = ""
+    where_to_look: str | None = None
+
+    @property
+    def family(self) -> str:
+        """The part of the check's name before the dot: ``gradient``, ``update``, ..."""
+        return self.check.partition(".")[0]
+
+
+#: The checks that resolve a parameter's gradient and its update; coverage counts parameters that have both.
+GRADIENT_EVIDENCE = "gradient.finite-difference"
+UPDATE_EVIDENCE = "update.rule"
+
+#: A version needs evidence from each of these families before it can pass.
+REQUIRED_FAMILIES = ("registration", "gradient", "update")
+
+#: Below this share of resolved trainable tensors a version that did not fail is ``inconclusive``: one tensor in
+#: twenty, the share of normalisation scales and biases that a healthy converged network may leave unresolved.
+MINIMUM_COVERAGE = 0.95
+
+
+@dataclass(frozen=True)
+class Coverage:
+    """Share of the trainable parameters for which the gradient and the update were really resolved."""
+
+    tensors: float
+    elements: float
+    unresolved: tuple[str, ...]
+
+    @classmethod
+    def of(
+        cls, rows: Iterable[ResultRow], trainable: dict[str, int], assumed: frozenset[str] = frozenset()
+    ) -> Coverage:
+        """Count the trainable parameters whose gradient and update were both judged.
+
+        Args:
+            rows: the audit's rows.
+            trainable: name -> number of elements of every trainable parameter.
+            assumed: recipe fields nobody declared. An assumed loss leaves the gradients uncovered, an assumed
+                optimizer the updates: nothing is resolved by guessing.
+
+        Returns:
+            Shares by tensors and by elements; 0 when the model has no trainable parameter.
+        """
+        gradient: set[str] = set()
+        update: set[str] = set()
+        for row in rows:
+            if row.parameter is None or not row.outcome.resolved:
+                continue
+            if row.check == GRADIENT_EVIDENCE and "loss" not in assumed:
+                gradient.add(row.parameter)
+            elif row.check == UPDATE_EVIDENCE and "optimizer" not in assumed:
+                update.add(row.parameter)
+        resolved = gradient & update & trainable.keys()
+        unresolved = tuple(name for name in trainable if name not in resolved)
+        total = sum(trainable.values())
+        return cls(
+            tensors=len(resolved) / len(trainable) if trainable else 0.0,
+            elements=sum(trainable[name] for name in resolved) / total if total else 0.0,
+            unresolved=unresolved,
+        )
+
+
+def verdict(rows: Sequence[ResultRow], coverage: Coverage) -> Outcome:
+    """Return the version's outcome.
+
+    ``fail`` if any row of severity fail failed (a row says ``fail`` only when it was confirmed); else
+    ``inconclusive`` if coverage is below `MINIMUM_COVERAGE` or a required family has no resolved row; else ``warn``
+    if anything warned or a claim stayed open; else ``pass``.
+    """
+    if any(row.outcome is Outcome.FAIL and row.severity is Severity.FAIL for row in rows):
+        return Outcome.FAIL
+    resolved = {row.family for row in rows if row.outcome.resolved}
+    if coverage.tensors < MINIMUM_COVERAGE or not resolved.issuperset(REQUIRED_FAMILIES):
+        return Outcome.INCONCLUSIVE
+    if any(row.outcome in (Outcome.WARN, Outcome.FAIL) for row in rows):
+        return Outcome.WARN
+    return Outcome.PASS
+
+
+def finite(value: float | None) -> float | None:
+    """Return the value, or None when it is missing, infinite or not a number (JSON and MLflow know neither)."""
+    return value if value is not None and math.isfinite(value) else None

@@ -1,0 +1,208 @@
+"""A recipe as plain values and back: the shape of ``recipe.yaml``. Tensors (batch, state) travel beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from audits.callables import CallableReference
+from audits.errors import RecipeError, suggest
+from audits.recipe import (
+    OptimizerRecipe,
+    ParameterGroup,
+    ParameterRecord,
+    PhaseRecipe,
+    Recipe,
+    SchedulerRecipe,
+    UnknownTensor,
+)
+
+#: Version of the stored format.
+SCHEMA = 1
+
+_RECIPE_KEYS = ("schema", "phases", "step", "precision", "normalize", "mode", "module_modes", "seed", "expect",
+                "stop_gradient", "parameters", "ties", "assumed")
+_PHASE_KEYS = ("name", "loss", "optimizer", "clip_grad_norm", "accumulate", "scheduler")
+_OPTIMIZER_KEYS = ("class", "defaults", "groups")
+_GROUP_KEYS = ("options", "parameters")
+_STALE_KEYS = ("stale", "shape", "dtype", "likely")
+_PARAMETER_KEYS = ("name", "shape", "dtype", "trainable")
+
+
+def recipe_to_plain(recipe: Recipe) -> dict[str, Any]:
+    """Return everything but the tensors, in plain lists and dicts."""
+    return {
+        "schema": SCHEMA,
+        "mode": recipe.mode,
+        "precision": recipe.precision,
+        "normalize": recipe.normalize,
+        "seed": recipe.seed,
+        "step": None if recipe.step is None else _callable_to_plain(recipe.step),
+        "expect": _plain(recipe.expect),
+        "stop_gradient": list(recipe.stop_gradient),
+        "assumed": sorted(recipe.assumed),
+        "phases": [_phase_to_plain(phase) for phase in recipe.phases],
+        "module_modes": dict(recipe.module_modes),
+        "ties": [list(names) for names in recipe.ties],
+        "parameters": [
+            {"name": p.name, "shape": list(p.shape), "dtype": p.dtype, "trainable": p.trainable}
+            for p in recipe.parameters
+        ],
+    }
+
+
+def recipe_from_plain(plain: Mapping[str, Any], *, batch: Any, state: Mapping[str, Mapping[str, Any]]) -> Recipe:
+    """Build a recipe from plain values and its tensors.
+
+    Args:
+        plain: what `recipe_to_plain` returns; optional keys may be left out.
+        batch: the batch, or list of micro-batches.
+        state: optimizer state by phase name, then parameter name.
+
+    Raises:
+        RecipeError: an unknown or missing key, named with its place and the nearest known one.
+    """
+    _check_keys(plain, "recipe", _RECIPE_KEYS, required=("schema", "phases"))
+    if plain["schema"] != SCHEMA:
+        raise RecipeError(f"recipe.schema is {plain['schema']!r}; this gradaudit reads {SCHEMA}")
+    phases = plain["phases"]
+    if not isinstance(phases, list):
+        raise RecipeError(f"recipe.phases must be a list, not {type(phases).__name__}")
+    return Recipe(
+        batch=batch,
+        phases=tuple(_phase_from_plain(p, f"recipe.phases[{i}]", state) for i, p in enumerate(phases)),
+        parameters=tuple(_parameter(p, f"recipe.parameters[{i}]") for i, p in enumerate(plain.get("parameters") or [])),
+        ties=tuple(tuple(names) for names in plain.get("ties") or []),
+        step=None if plain.get("step") is None else _callable_from_plain(plain["step"], "recipe.step"),
+        precision=plain.get("precision", "native"),
+        normalize=plain.get("normalize", "mean"),
+        mode=plain.get("mode", "train"),
+        module_modes=dict(plain.get("module_modes") or {}),
+        seed=int(plain.get("seed", 0)),
+        expect=dict(plain.get("expect") or {}),
+        stop_gradient=tuple(plain.get("stop_gradient") or ()),
+        assumed=frozenset(plain.get("assumed") or ()),
+    )
+
+
+def _phase_to_plain(phase: PhaseRecipe) -> dict[str, Any]:
+    return {
+        "name": phase.name,
+        "loss": _callable_to_plain(phase.loss),
+        "clip_grad_norm": phase.clip_grad_norm,
+        "accumulate": phase.accumulate,
+        "scheduler": None
+        if phase.scheduler is None
+        else {
+            "class": phase.scheduler.class_path,
+            "learning_rates": [list(rates) for rates in phase.scheduler.learning_rates],
+        },
+        "optimizer": {
+            "class": phase.optimizer.class_path,
+            "defaults": _plain(phase.optimizer.defaults),
+            "groups": [
+                {"options": _plain(group.options), "parameters": [_held_to_plain(p) for p in group.parameters]}
+                for group in phase.optimizer.groups
+            ],
+        },
+    }
+
+
+def _phase_from_plain(plain: Any, place: str, state: Mapping[str, Mapping[str, Any]]) -> PhaseRecipe:
+    _check_keys(plain, place, _PHASE_KEYS, required=("name", "loss", "optimizer"))
+    optimizer = plain["optimizer"]
+    _check_keys(optimizer, f"{place}.optimizer", _OPTIMIZER_KEYS, required=("class", "groups"))
+    groups = []
+    for index, group in enumerate(optimizer["groups"]):
+        where = f"{place}.optimizer.groups[{index}]"
+        _check_keys(group, where, _GROUP_KEYS, required=("parameters",))
+        held = tuple(_held_from_plain(p, where) for p in group["parameters"])
+        groups.append(ParameterGroup(_from_plain(group.get("options") or {}), held))
+    scheduler = plain.get("scheduler")
+    if scheduler is not None:
+        _check_keys(scheduler, f"{place}.scheduler", ("class", "learning_rates"), required=("class", "learning_rates"))
+        rates = tuple(tuple(float(rate) for rate in step) for step in scheduler["learning_rates"])
+        scheduler = SchedulerRecipe(scheduler["class"], rates)
+    return PhaseRecipe(
+        name=plain["name"],
+        loss=_callable_from_plain(plain["loss"], f"{place}.loss"),
+        optimizer=OptimizerRecipe(
+            class_path=optimizer["class"],
+            defaults=_from_plain(optimizer.get("defaults") or {}),
+            groups=tuple(groups),
+            state=state.get(plain["name"], {}),
+        ),
+        clip_grad_norm=plain.get("clip_grad_norm"),
+        accumulate=int(plain.get("accumulate", 1)),
+        scheduler=scheduler,
+    )
+
+
+def _callable_to_plain(reference: CallableReference) -> Any:
+    if reference.path is None:
+        raise RecipeError(
+            f"{reference.describe()} is a lambda, closure or notebook cell: it works in process but cannot be stored. "
+            "Cure: move it to a module that can be imported, and pass it or its path 'package.module:function'"
+        )
+    if reference.arguments is None:
+        return reference.path
+    return {"module": reference.path, "arguments": _plain(reference.arguments)}
+
+
+def _callable_from_plain(plain: Any, place: str) -> CallableReference:
+    if isinstance(plain, str):
+        return CallableReference(plain)
+    _check_keys(plain, place, ("module", "arguments"), required=("module",))
+    return CallableReference(plain["module"], _from_plain(plain.get("arguments") or {}))
+
+
+def _held_to_plain(held: str | UnknownTensor) -> Any:
+    if isinstance(held, str):
+        return held
+    return {"stale": held.position, "shape": list(held.shape), "dtype": held.dtype, "likely": held.likely}
+
+
+def _held_from_plain(plain: Any, place: str) -> str | UnknownTensor:
+    if isinstance(plain, str):
+        return plain
+    _check_keys(plain, f"{place}.parameters", _STALE_KEYS, required=("stale", "shape", "dtype"))
+    return UnknownTensor(int(plain["stale"]), tuple(plain["shape"]), plain["dtype"], plain.get("likely"))
+
+
+def _parameter(plain: Any, place: str) -> ParameterRecord:
+    _check_keys(plain, place, _PARAMETER_KEYS, required=_PARAMETER_KEYS)
+    return ParameterRecord(plain["name"], tuple(plain["shape"]), plain["dtype"], bool(plain["trainable"]))
+
+
+def _check_keys(plain: Any, place: str, known: tuple[str, ...], *, required: tuple[str, ...]) -> None:
+    if not isinstance(plain, Mapping):
+        raise RecipeError(f"{place} must be a mapping, not {type(plain).__name__}")
+    for key in plain:
+        if key not in known:
+            raise RecipeError(f"{place} has unknown key {key!r}{suggest(str(key), known)}")
+    for key in required:
+        if key not in plain:
+            raise RecipeError(f"{place} lacks the key {key!r}")
+
+
+def _plain(value: Any) -> Any:
+    """Tuples become ``{"tuple": [...]}`` so that betas come back as what optimizers expect."""
+    if isinstance(value, tuple):
+        return {"tuple": [_plain(item) for item in value]}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise RecipeError(f"a recipe stores plain values, not {type(value).__name__}: {value!r}")
+
+
+def _from_plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        if set(value) == {"tuple"}:
+            return tuple(_from_plain(item) for item in value["tuple"])
+        return {key: _from_plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_from_plain(item) for item in value]
+    return value

@@ -1,0 +1,98 @@
+"""What an audit can be told. Reads no environment and no file: callers build it."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from audits.errors import SettingsError, suggest
+
+#: How `gradient.finite-difference` is measured.
+METHODS = ("auto", "probe", "exact", "elementwise", "gradcheck")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditSettings:
+    """Settings of one audit; the defaults are what the nightly uses.
+
+    Attributes:
+        method: ``auto`` takes ``exact`` up to `exact_limit` trainable elements and ``probe`` beyond; ``elementwise``
+            is the tutorial's loop over every element; ``gradcheck`` runs `torch.autograd.gradcheck`.
+        seed: seed of every random draw of the audit, added to the recipe's own seed.
+        checks: globs of check names; empty means all.
+        parameters: globs of parameter names; empty means all.
+        elementwise_epsilon: step of the tutorial's central difference.
+        elementwise_tolerance: the tutorial's relative error ``|a - n| / max(|a|, |n|)``.
+        exact_limit: most trainable elements for which every element is checked.
+        probes: independent probes through all tensors.
+        detection_limit: relative error of a tensor's gradient that must be detectable for the tensor to pass.
+        input_gradient_limit: most trainable elements for which gradients with respect to the batch are checked too.
+        vanishing_ratio: first/last layer gradient-norm ratio below which gradients count as vanishing ...
+        vanishing_norm: ... when the first layer's gradient norm is also below this.
+        exploding_norm: gradient norm above which gradients count as exploding.
+        update_ratio: update/weight norm ratio above which a step counts as too large.
+    """
+
+    method: str = "auto"
+    seed: int = 0
+    checks: tuple[str, ...] = ()
+    parameters: tuple[str, ...] = ()
+    elementwise_epsilon: float = 1e-7
+    elementwise_tolerance: float = 1e-5
+    exact_limit: int = 4096
+    probes: int = 2
+    detection_limit: float = 1e-3
+    input_gradient_limit: int = 1_000_000
+    vanishing_ratio: float = 1e-3
+    vanishing_norm: float = 1e-4
+    exploding_norm: float = 70.0
+    update_ratio: float = 0.3
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise SettingsError(f"method {self.method!r} is none of {', '.join(METHODS)}{suggest(self.method, METHODS)}")
+        for field in ("elementwise_epsilon", "elementwise_tolerance", "detection_limit"):
+            if not getattr(self, field) > 0:
+                raise SettingsError(f"{field} must be positive, not {getattr(self, field)}")
+        if self.probes < 1:
+            raise SettingsError(f"probes must be at least 1, not {self.probes}")
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> AuditSettings:
+        """Build settings from plain values, refusing unknown names.
+
+        Raises:
+            SettingsError: an unknown setting; the text suggests the nearest.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        for name in values:
+            if name not in known:
+                raise SettingsError(f"unknown audit setting {name!r}{suggest(name, known)}")
+        tuples = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        return cls(**tuples)
+
+    @property
+    def narrowed(self) -> bool:
+        """Whether only some checks or parameters are looked at; such an audit never marks a registry."""
+        return bool(self.checks or self.parameters)
+
+    def wants_check(self, *names: str) -> bool:
+        """Whether any of these checks was asked for."""
+        return not self.checks or any(fnmatch.fnmatchcase(name, glob) for glob in self.checks for name in names)
+
+    def wants_parameter(self, name: str) -> bool:
+        """Whether this parameter was asked for."""
+        return not self.parameters or any(fnmatch.fnmatchcase(name, glob) for glob in self.parameters)
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Return plain values: what `from_mapping` reads."""
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in dataclasses.asdict(self).items()}
+
+    def digest(self) -> str:
+        """Return a short digest: equal settings, equal digest."""
+        return hashlib.sha256(json.dumps(self.to_mapping(), sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,253 @@
+"""A recipe made live on a model: batch on the device, losses to call, optimizers to build."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from audits.callables import as_loss
+from audits.capture import canonical_names, unwrap
+from audits.errors import RecipeError, suggest
+from audits.optimizers import build_optimizer
+from audits.recipe import PhaseRecipe, Recipe
+from audits.settings import AuditSettings
+from audits.state import ModuleState, ParameterState, borrowed, seed_everything
+from audits.structures import map_tensors, tensors_in
+
+#: Label value that torch's losses ignore.
+IGNORED_LABEL = -100
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The module that holds a parameter."""
+
+    path: str
+    module: nn.Module
+
+    @property
+    def label(self) -> str:
+        """``class at path``, for rows: ``ScaledGelu (blocks.1.act)``."""
+        name = type(self.module).__name__
+        return f"{name} ({self.path})" if self.path else name
+
+
+class LivePhase:
+    """One phase of the training step on the subject's model."""
+
+    def __init__(self, recipe: PhaseRecipe, parameters: Mapping[str, nn.Parameter]) -> None:
+        self.recipe = recipe
+        self.name = recipe.name
+        #: Trainable parameters in this phase's optimizer, by canonical name, in the optimizer's order.
+        self.parameters = {n: parameters[n] for n in dict.fromkeys(recipe.optimizer.names) if parameters[n].requires_grad}
+        self._all = parameters
+        self._loss = as_loss(recipe.loss)
+
+    def call_loss(self, model: nn.Module, batch: Any) -> torch.Tensor:
+        """Return the loss of one micro-batch; the loss gets containers of its own, so it may pop from them."""
+        return self._loss(model, map_tensors(batch, lambda tensor: tensor))
+
+    def build_optimizer(self, *, with_state: bool = True) -> torch.optim.Optimizer:
+        """Return a fresh optimizer as the recipe describes it, on the subject's parameters."""
+        return build_optimizer(self.recipe.optimizer, self._all, with_state=with_state)
+
+
+class Subject:
+    """A model under audit; made by `open_subject`.
+
+    Attributes:
+        model: the unwrapped module, in the recipe's mode, on `device`.
+        parameters: every parameter by canonical name, frozen ones included.
+        trainable: names of those with ``requires_grad``.
+        phases: the live phases in the step's order.
+        seed: the recipe's seed plus the settings'.
+    """
+
+    def __init__(self, model: nn.Module, recipe: Recipe, settings: AuditSettings, device: torch.device) -> None:
+        self.model = model
+        self.recipe = recipe
+        self.settings = settings
+        self.device = device
+        self.seed = recipe.seed + settings.seed
+        self.parameters: dict[str, nn.Parameter] = dict(model.named_parameters())
+        _match_names(recipe, self.parameters, model)
+        for record in recipe.parameters:
+            self.parameters[record.name].requires_grad_(record.trainable)
+        _set_modes(model, recipe)
+        self.trainable = tuple(name for name, p in self.parameters.items() if p.requires_grad)
+        self._names = canonical_names(model)
+        self._owners = _owners(model)
+        self._batches = [map_tensors(b, lambda t: t.to(device)) for b in _as_list(recipe.batch)]
+        self.phases = tuple(LivePhase(phase, self.parameters) for phase in recipe.phases)
+        self._module_state = ModuleState(model)
+        self._parameter_state = ParameterState(model)
+
+    def name_of(self, parameter: torch.Tensor) -> str | None:
+        """Return the canonical name of a parameter, by identity."""
+        return self._names.get(id(parameter))
+
+    def owner(self, name: str) -> Owner:
+        """Return the module that holds the parameter."""
+        return self._owners[name]
+
+    def micro_batches(self, phase: LivePhase) -> list[tuple[float, Any]]:
+        """Return the step's micro-batches with the weight of each one's loss; weights add up to 1.
+
+        ``normalize="mean"`` weighs all alike; ``"tokens:KEY"`` by the number of targets in ``batch[KEY]`` that are not
+        -100 (of True elements for a mask).
+        """
+        batches = self._batches
+        if len(batches) == 1 and phase.recipe.accumulate > 1:
+            batches = _split(batches[0], phase.recipe.accumulate)
+        if self.recipe.normalize == "mean":
+            return [(1.0 / len(batches), batch) for batch in batches]
+        counts = [_count_tokens(batch, self.recipe.normalize.removeprefix("tokens:")) for batch in batches]
+        if not sum(counts):
+            raise RecipeError(f"normalize={self.recipe.normalize!r}: the batch has no target that counts")
+        return [(count / sum(counts), batch) for count, batch in zip(counts, batches, strict=True)]
+
+    def loss(self, phase: LivePhase) -> torch.Tensor:
+        """Return the phase's loss over the whole step, ``sum_i w_i loss(model, batch_i)``; seeds nothing."""
+        total: torch.Tensor | None = None
+        for weight, batch in self.micro_batches(phase):
+            value = phase.call_loss(self.model, batch)
+            value = value if weight == 1.0 else value * weight
+            total = value if total is None else total + value
+        assert total is not None
+        return total
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """Return the context of the recipe's precision, for native evaluations."""
+        if self.recipe.precision == "native":
+            return contextlib.nullcontext()
+        dtype = torch.bfloat16 if self.recipe.precision.startswith("bf16") else torch.float16
+        return torch.autocast(self.device.type, dtype=dtype)
+
+    def reset(self, *, parameters: bool = True, seed: int | None = None) -> None:
+        """Put the model back to the audit's start and seed the generators: the same evaluation again."""
+        self._module_state.restore()
+        if parameters:
+            self._parameter_state.restore()
+        seed_everything(self.seed if seed is None else seed)
+
+
+@contextlib.contextmanager
+def open_subject(
+    model: nn.Module, recipe: Recipe, settings: AuditSettings | None = None, device: str = "auto"
+) -> Iterator[Subject]:
+    """Make a recipe live on a model; on leaving, the model is as it was, bit for bit.
+
+    Raises:
+        RecipeError: the recipe does not fit the model, or its loss cannot be computed on its batch.
+    """
+    chosen = choose_device(device)
+    model = unwrap(model)
+    lazy = [n for n, p in model.named_parameters() if isinstance(p, nn.parameter.UninitializedParameter)]
+    if lazy:
+        raise RecipeError(f"parameter {lazy[0]!r} is lazy and was never initialised: run one forward before capture")
+    with borrowed(model, chosen), torch.enable_grad(), warnings.catch_warnings():
+        subject = Subject(model, recipe, settings or AuditSettings(), chosen)
+        _try_losses(subject)
+        subject.reset()
+        yield subject
+
+
+def choose_device(device: str) -> torch.device:
+    """Return the device of ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise RecipeError(f"device {device!r} was asked for and torch finds no CUDA device; use 'cpu' or 'auto'")
+    return torch.device(device)
+
+
+def _try_losses(subject: Subject) -> None:
+    """Run every loss once, so that a recipe that cannot work is told from a model that is wrong."""
+    for phase in subject.phases:
+        subject.reset()
+        try:
+            with subject.autocast():
+                value = subject.loss(phase)
+        except RecipeError:
+            raise
+        except torch.OutOfMemoryError as error:
+            raise RecipeError(f"out of memory in the loss of phase {phase.name!r}: use a smaller batch or device='cpu' "
+                              f"({str(error).splitlines()[0]})") from error
+        except Exception as error:
+            raise RecipeError(
+                f"the loss of phase {phase.name!r} ({phase.recipe.loss.describe()}) raised {type(error).__name__}: "
+                f"{error}; does the recipe's batch ({_describe(subject.recipe.batch)}) fit the model?"
+            ) from error
+        if not isinstance(value, torch.Tensor) or value.numel() != 1:
+            got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
+            raise RecipeError(f"the loss of phase {phase.name!r} must return one number, not {got}: add .mean()")
+        if not value.requires_grad:
+            raise RecipeError(f"the loss of phase {phase.name!r} depends on no trainable parameter: nothing to audit")
+
+
+def _match_names(recipe: Recipe, parameters: Mapping[str, nn.Parameter], model: nn.Module) -> None:
+    wanted = {record.name: record.shape for record in recipe.parameters}
+    for phase in recipe.phases:
+        wanted.update({name: wanted.get(name, ()) for name in phase.optimizer.names})
+    known_shapes = {record.name for record in recipe.parameters}
+    aliases = {name: p for name, p in model.named_parameters(remove_duplicate=False)}
+    for name, shape in wanted.items():
+        if name not in aliases:
+            raise RecipeError(f"the recipe names the parameter {name!r}, which the model does not have"
+                              f"{suggest(name, parameters)}")
+        if name not in parameters:
+            raise RecipeError(f"the recipe names {name!r} as a parameter of its own; in the model it is tied to another")
+        if name in known_shapes and tuple(aliases[name].shape) != shape:
+            raise RecipeError(f"parameter {name!r} has shape {tuple(aliases[name].shape)}, the recipe says {shape}")
+
+
+def _set_modes(model: nn.Module, recipe: Recipe) -> None:
+    model.train(recipe.mode == "train")
+    modules = dict(model.named_modules())
+    for name, training in recipe.module_modes.items():
+        if name in modules:
+            modules[name].training = training
+
+
+def _owners(model: nn.Module) -> dict[str, Owner]:
+    owners = {}
+    for path, module in model.named_modules():
+        for name, _ in module.named_parameters(recurse=False):
+            owners[f"{path}.{name}" if path else name] = Owner(path, module)
+    return owners
+
+
+def _as_list(batch: Any) -> list[Any]:
+    return list(batch) if isinstance(batch, list) else [batch]
+
+
+def _split(batch: Any, parts: int) -> list[Any]:
+    sizes = {tensor.shape[0] for _, tensor in tensors_in(batch) if tensor.dim()}
+    size = max(sizes, default=0)
+    if not size or size % parts:
+        raise RecipeError(f"accumulate={parts} needs a batch whose first dimension it divides, not {size}; give the "
+                          "micro-batches as a list instead")
+    width = size // parts
+    return [
+        map_tensors(batch, lambda t, i=i: t[i * width : (i + 1) * width] if t.dim() and t.shape[0] == size else t)  # type: ignore[misc]
+        for i in range(parts)
+    ]
+
+
+def _count_tokens(batch: Any, key: str) -> int:
+    if key not in batch:
+        raise RecipeError(f"normalize='tokens:{key}': the batch has no {key!r}{suggest(key, batch)}")
+    targets = batch[key]
+    return int((targets if targets.dtype == torch.bool else targets != IGNORED_LABEL).sum())
+
+
+def _describe(batch: Any) -> str:
+    return ", ".join(f"{path}: {tuple(t.shape)} {t.dtype}" for path, t in tensors_in(batch))
+
+
