@@ -1,0 +1,181 @@
+"""What `audits.audit` returns."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+
+from audits.outcomes import WORST_FIRST, Coverage, Outcome, ResultRow, Severity, finite, verdict
+from audits.results import AuditIdentity, answer_table, rows_table, to_frame
+
+#: Version of `AuditReport.to_dict`.
+JSON_SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class AuditReport:
+    """One audit's rows and what follows from them.
+
+    Attributes:
+        rows: one `ResultRow` per phase, step, lane, check and parameter.
+        coverage_of: coverage by tensors and by elements, and the unresolved parameters.
+        identity: what was audited, when and where.
+        seconds: duration of the audit's own work.
+        provenance: recipe field -> ``declared`` or ``assumed``.
+    """
+
+    rows: tuple[ResultRow, ...]
+    coverage_of: Coverage
+    identity: AuditIdentity = field(default_factory=AuditIdentity)
+    seconds: float = 0.0
+    provenance: Mapping[str, str] = field(default_factory=dict)
+    run_id: str | None = None
+
+    @property
+    def outcome(self) -> Outcome:
+        """The version's outcome."""
+        return verdict(self.rows, self.coverage_of)
+
+    @property
+    def coverage(self) -> float:
+        """Share of the trainable parameters whose gradient and update were resolved, 0 to 1."""
+        return self.coverage_of.tensors
+
+    @property
+    def findings(self) -> list[ResultRow]:
+        """The rows that are not pass, worst first; skipped ones come last."""
+        found = [row for row in self.rows if row.outcome is not Outcome.PASS]
+        return sorted(found, key=lambda row: (WORST_FIRST.index(row.outcome), row.severity is Severity.WARN))
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of rows by outcome."""
+        counted = Counter(row.outcome for row in self.rows)
+        return {str(outcome): counted[outcome] for outcome in Outcome}
+
+    @property
+    def failed_checks(self) -> list[str]:
+        """Names of the failed checks, in the rows' order."""
+        return list(dict.fromkeys(row.check for row in self.rows if _failed(row)))
+
+    @property
+    def failed_parameters(self) -> list[str]:
+        """Names of the parameters a failed row names, in the rows' order."""
+        return list(dict.fromkeys(row.parameter for row in self.rows if _failed(row) and row.parameter))
+
+    @property
+    def not_checked(self) -> list[dict[str, str]]:
+        """What was skipped and why, each reason once."""
+        reasons: dict[tuple[str, str], list[str]] = {}
+        for row in self.rows:
+            if row.outcome is Outcome.SKIPPED:
+                names = reasons.setdefault((row.check, row.cause or row.message), [])
+                if row.parameter:
+                    names.append(row.parameter)
+        return [
+            {"check": check, "reason": f"{reason} ({_few(list(dict.fromkeys(names)))})" if names else reason}
+            for (check, reason), names in reasons.items()
+        ]
+
+    @property
+    def headline(self) -> str:
+        """The verdict in one sentence."""
+        covered = f"{self.coverage:.0%} of the trainable parameters covered"
+        failed = [row for row in self.rows if _failed(row)]
+        match self.outcome:
+            case Outcome.FAIL:
+                where = f" ({_few(self.failed_parameters)})" if self.failed_parameters else ""
+                return f"FAIL: {', '.join(self.failed_checks)}{where}; {covered}."
+            case Outcome.INCONCLUSIVE:
+                unclear = [row for row in self.rows if row.outcome is Outcome.INCONCLUSIVE]
+                why = unclear[0].message if unclear else "not enough could be checked"
+                return f"INCONCLUSIVE: {why}; {covered}."
+            case Outcome.WARN:
+                warned = list(dict.fromkeys(r.check for r in [*failed, *self.rows] if r.outcome is Outcome.WARN))
+                return f"PASS WITH WARNINGS: {', '.join(warned)}; {covered}."
+            case _:
+                return f"PASS: {self.counts['pass']} claims hold; {covered}."
+
+    def to_table(self) -> pa.Table:
+        """Return the rows as an Arrow table with the Parquet schema."""
+        return rows_table(answer_table(self.rows), self.identity)
+
+    def to_frame(self) -> pd.DataFrame:
+        """Return the rows as a pandas data frame with the Parquet schema's columns."""
+        return to_frame(self.to_table())
+
+    def to_dict(self, *, rerun: str | None = None) -> dict[str, Any]:
+        """Return what ``--json`` prints.
+
+        Args:
+            rerun: a command with ``{options}`` in it, repeated in every finding with the options that repeat it.
+        """
+        identity = self.identity
+        return {
+            "schema": JSON_SCHEMA,
+            "audit_id": identity.audit_id,
+            "model": identity.model_name,
+            "version": identity.model_version,
+            "outcome": str(self.outcome),
+            "headline": self.headline,
+            "coverage": round(self.coverage, 6),
+            "artifact_kind": identity.artifact_kind,
+            "isolation": identity.isolation,
+            "device": identity.device,
+            "torch": identity.torch,
+            "seconds": round(self.seconds, 3),
+            "run_id": self.run_id,
+            "counts": self.counts,
+            "findings": [_finding(row, rerun) for row in self.findings if row.outcome is not Outcome.SKIPPED],
+            "not_checked": self.not_checked,
+        }
+
+    def _repr_html_(self) -> str:
+        """Show the report in a notebook."""
+        import html
+
+        columns = ["check", "outcome", "phase", "step", "parameter", "module", "error", "threshold", "message"]
+        found = [row for row in self.findings if row.outcome is not Outcome.SKIPPED]
+        frame = pd.DataFrame([{c: getattr(row, c) for c in columns} for row in found], columns=columns)
+        table = frame.to_html(index=False, escape=True, na_rep="") if found else ""
+        return f"<p><strong>{html.escape(self.headline)}</strong></p>{table}"
+
+
+def _failed(row: ResultRow) -> bool:
+    return row.outcome is Outcome.FAIL and row.severity is Severity.FAIL
+
+
+def _few(names: list[str], limit: int = 3) -> str:
+    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def _finding(row: ResultRow, rerun: str | None) -> dict[str, Any]:
+    numbers = {name: finite(getattr(row, name)) for name in ("measured", "expected", "error", "threshold")}
+    kept = dataclasses.asdict(row)
+    return {
+        **{name: kept[name] for name in ("check", "outcome", "severity", "phase", "step", "lane", "parameter", "module")},
+        **numbers,
+        "detection_limit": finite(row.detection_limit),
+        "cause": row.cause,
+        "message": row.message,
+        "where_to_look": row.where_to_look,
+        "rerun": rerun and rerun.format(options=rerun_options(row)),
+    }
+
+
+def rerun_options(row: ResultRow) -> str:
+    """Return the command-line options that repeat this row, quoted for a POSIX shell."""
+    import shlex
+
+    options = ["--check", row.check]
+    if row.parameter and not row.parameter.startswith("<"):
+        options += ["--parameter", row.parameter]
+    if row.seed is not None:
+        options += ["--seed", str(row.seed)]
+    return shlex.join(options)

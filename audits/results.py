@@ -1,0 +1,237 @@
+"""The result format: the Arrow schemas of rows and audits, and the store they are written to and read from.
+
+Layout, under one root (a folder or an object-store URI):
+
+```
+rows/audit_date=2026-01-31/part-<audit_id>.parquet     one row per audit, phase, step, lane, check and parameter
+audits/audit_date=2026-01-31/part-<audit_id>.parquet   one row per audit, written last: the audit's commit
+```
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from audits.errors import InfrastructureError
+from audits.outcomes import ResultRow
+
+#: Version of the result format. Columns are only ever added; a changed meaning needs a new number.
+SCHEMA_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AuditIdentity:
+    """Which audit a row belongs to: the columns all rows of one audit share."""
+
+    audit_id: str = ""
+    audited_at: datetime.datetime = dataclasses.field(default_factory=lambda: datetime.datetime.now(datetime.UTC))
+    model_name: str = ""
+    model_version: int | None = None
+    model_digest: str = ""
+    recipe_digest: str = ""
+    settings_digest: str = ""
+    torch: str = ""
+    device: str = ""
+    driver: str = ""
+    artifact_kind: str = "live"
+    isolation: str = "in-process"
+
+
+def _field(name: str, kind: pa.DataType, text: str) -> pa.Field:
+    return pa.field(name, kind, metadata={"description": text})
+
+
+_STRING, _FLOAT = pa.string(), pa.float64()
+
+IDENTITY_FIELDS = (
+    _field("audit_id", _STRING, "digest of fingerprint and occasion; a retry has the same, a re-audit another"),
+    _field("audited_at", pa.timestamp("us", tz="UTC"), "when the audit ended, UTC"),
+    _field("model_name", _STRING, "registered model's name"),
+    _field("model_version", pa.int32(), "version number; null for a local directory"),
+    _field("model_digest", _STRING, "digest of the version's files"),
+    _field("recipe_digest", _STRING, "digest of the recipe, its tensors included"),
+    _field("settings_digest", _STRING, "digest of the audit's settings"),
+    _field("torch", _STRING, "torch's version"),
+    _field("device", _STRING, "device the audit ran on: cpu, or the GPU's name"),
+    _field("driver", _STRING, "CUDA version torch was built for; empty on CPU"),
+    _field("artifact_kind", _STRING, "eager, pickle, exported, transformers, lightning; live for a model in process"),
+    _field("isolation", _STRING, "how the audit's process was confined"),
+)
+ROW_FIELDS = (
+    _field("row", pa.int32(), "position of the row within its audit, from 0"),
+    _field("check", _STRING, "the check's name, as `gradaudit checks` lists them"),
+    _field("outcome", _STRING, "pass, warn, fail, inconclusive or skipped"),
+    _field("severity", _STRING, "what a failure does to the version: fail or warn"),
+    _field("phase", _STRING, "phase of the training step; null for the whole model"),
+    _field("step", pa.int16(), "training step, from 1; null where steps do not matter"),
+    _field("lane", _STRING, "native, float64, float32 or synthetic"),
+    _field("parameter", _STRING, "canonical parameter name; null for the whole model or phase"),
+    _field("module", _STRING, "class and path of the module that holds the parameter"),
+    _field("numel", pa.int64(), "number of elements of the parameter"),
+    _field("dtype", _STRING, "the parameter's dtype in the native lane"),
+    _field("measured", _FLOAT, "the number the check measured; its unit is the check's"),
+    _field("expected", _FLOAT, "the number it was compared with, same unit"),
+    _field("error", _FLOAT, "the deviation that was judged; same unit as threshold"),
+    _field("threshold", _FLOAT, "largest error that passes"),
+    _field("detection_limit", _FLOAT, "smallest relative error this row would have found"),
+    _field("parameter_norm", _FLOAT, "Euclidean norm of the parameter"),
+    _field("gradient_norm", _FLOAT, "Euclidean norm of its gradient"),
+    _field("update_norm", _FLOAT, "Euclidean norm of its change in the step"),
+    _field("seed", pa.int64(), "seed of the random draws behind the row"),
+    _field("cause", _STRING, "short machine-readable reason, such as 'canonical step' or 'unresolved'"),
+    _field("message", _STRING, "one sentence for a person"),
+    _field("where_to_look", _STRING, "advice on a finding"),
+)
+ROWS_SCHEMA = pa.schema([*IDENTITY_FIELDS, *ROW_FIELDS], metadata={"schema_version": str(SCHEMA_VERSION)})
+#: What an audit's child process answers with: rows without identity, which its parent adds.
+ANSWER_SCHEMA = pa.schema(ROW_FIELDS, metadata={"schema_version": str(SCHEMA_VERSION)})
+AUDITS_SCHEMA = pa.schema(
+    [
+        *IDENTITY_FIELDS,
+        _field("outcome", _STRING, "the version's outcome"),
+        _field("coverage", _FLOAT, "share of trainable tensors whose gradient and update were resolved, 0 to 1"),
+        _field("coverage_elements", _FLOAT, "the same share by elements"),
+        _field("n_pass", pa.int32(), "rows that passed"),
+        _field("n_warn", pa.int32(), "rows that warned"),
+        _field("n_fail", pa.int32(), "rows that failed"),
+        _field("n_inconclusive", pa.int32(), "rows that could not tell"),
+        _field("n_skipped", pa.int32(), "rows that were skipped, with their reason"),
+        _field("seconds", _FLOAT, "duration of the audit's own work"),
+        _field("run_id", _STRING, "MLflow run that holds the report"),
+        _field("fingerprint", _STRING, "digest of everything the verdict depends on"),
+        _field("due_key", _STRING, "digest that tells without a download whether a version has changed"),
+        _field("occasion", _STRING, "why it was audited: registration, a night's date, or a forced run's id"),
+        _field("message", _STRING, "the verdict in one sentence"),
+    ],
+    metadata={"schema_version": str(SCHEMA_VERSION)},
+)
+
+
+def answer_table(rows: Sequence[ResultRow]) -> pa.Table:
+    """Return the rows as a table of `ANSWER_SCHEMA`."""
+    names = [field.name for field in dataclasses.fields(ResultRow)]
+    columns: dict[str, list[Any]] = {name: [getattr(row, name) for row in rows] for name in names}
+    columns["row"] = list(range(len(rows)))
+    for name in ("outcome", "severity", "lane"):
+        columns[name] = [None if value is None else str(value) for value in columns[name]]
+    return pa.table({field.name: pa.array(columns[field.name], field.type) for field in ROW_FIELDS}, ANSWER_SCHEMA)
+
+
+def rows_table(answer: pa.Table, identity: AuditIdentity) -> pa.Table:
+    """Add the identity columns to an answer: a table of `ROWS_SCHEMA`."""
+    columns = [pa.repeat(pa.scalar(getattr(identity, f.name), f.type), answer.num_rows) for f in IDENTITY_FIELDS]
+    return pa.table([*columns, *(answer.column(f.name) for f in ROW_FIELDS)], schema=ROWS_SCHEMA)
+
+
+def audits_table(identity: AuditIdentity, **values: Any) -> pa.Table:
+    """Return one audit's line as a table of `AUDITS_SCHEMA`."""
+    line = {f.name: getattr(identity, f.name) for f in IDENTITY_FIELDS} | values
+    return pa.table({f.name: pa.array([line[f.name]], f.type) for f in AUDITS_SCHEMA}, schema=AUDITS_SCHEMA)
+
+
+class ResultsStore:
+    """Two Parquet datasets, ``rows`` and ``audits``, under one root.
+
+    Args:
+        root: a local folder, or a URI that `pyarrow.fs` knows (``s3://``, ``gs://``, ``abfs://``).
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = str(root)
+        if "://" in self.root:
+            self._filesystem, self._path = fs.FileSystem.from_uri(self.root)
+        else:
+            self._filesystem, self._path = fs.LocalFileSystem(), os.path.abspath(self.root)
+
+    def write(self, dataset: str, table: pa.Table, *, date: datetime.date, audit_id: str) -> str:
+        """Write one audit's file whole; readers see all of it or nothing. A repeat replaces it.
+
+        Raises:
+            InfrastructureError: the disk or the object store refused.
+        """
+        folder = f"{self._path}/{dataset}/audit_date={date.isoformat()}"
+        target = f"{folder}/part-{audit_id}.parquet"
+        try:
+            if isinstance(self._filesystem, fs.LocalFileSystem):
+                _write_atomically(table, Path(target))
+            else:
+                with self._filesystem.open_output_stream(target) as stream:
+                    _write_parquet(table, stream)
+        except OSError as error:
+            raise InfrastructureError(f"results could not be written to {target}: {error}") from error
+        return target
+
+    def read(self, dataset: str, *, columns: Sequence[str] | None = None, filter: Any = None) -> pa.Table:
+        """Read a dataset; of several files of one audit id the newest counts.
+
+        Raises:
+            InfrastructureError: the store cannot be read.
+        """
+        schema = ROWS_SCHEMA if dataset == "rows" else AUDITS_SCHEMA
+        path = f"{self._path}/{dataset}"
+        if self._filesystem.get_file_info(path).type == fs.FileType.NotFound:
+            empty = schema.empty_table()
+            return empty if columns is None else empty.select(list(columns))
+        keys = ["audit_id", "audited_at"] + (["row"] if dataset == "rows" else [])
+        wanted = list(schema.names) if columns is None else list(dict.fromkeys([*columns, *keys]))
+        try:
+            parts = ds.dataset(path, schema=schema, filesystem=self._filesystem, format="parquet", partitioning="hive")
+            table = parts.to_table(columns=wanted, filter=filter)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise InfrastructureError(f"results in {path} cannot be read: {error}") from error
+        table = _newest(table, keys)
+        return table if columns is None else table.select(list(columns))
+
+
+def _newest(table: pa.Table, keys: list[str]) -> pa.Table:
+    """Keep the newest file's rows of every audit id, each row once."""
+    if not table.num_rows:
+        return table
+    frame = table.select(keys).to_pandas()
+    newest = frame["audited_at"] == frame.groupby("audit_id")["audited_at"].transform("max")
+    kept = newest & ~frame.duplicated()
+    return table if kept.all() else table.filter(pa.array(kept))
+
+
+def _write_parquet(table: pa.Table, where: Any) -> None:
+    strings = [f.name for f in table.schema if f.type == _STRING]
+    floats = [f.name for f in table.schema if f.type == _FLOAT]
+    pq.write_table(table, where, compression="zstd", use_dictionary=strings, use_byte_stream_split=floats)
+
+
+def _write_atomically(table: pa.Table, target: Path) -> None:
+    """Write under a temporary name that no reader looks at, flush to disk, rename."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(prefix=".writing-", suffix=".tmp", dir=target.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            _write_parquet(table, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    directory = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def to_frame(table: pa.Table) -> pd.DataFrame:
+    """Return the table as pandas, integers that may be missing as pandas' nullable ones."""
+    return table.to_pandas(types_mapper={pa.int16(): pd.Int16Dtype(), pa.int32(): pd.Int32Dtype(),
+                                         pa.int64(): pd.Int64Dtype()}.get)  # fmt: skip

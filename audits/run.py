@@ -1,0 +1,116 @@
+"""`audit`: registration, gradients, updates and health of one model, in this order, in this process."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+
+import torch
+from torch import nn
+
+from audits.diagnosis import diagnosed
+from audits.gradients import check_gradients
+from audits.health import check_health
+from audits.outcomes import Coverage, Outcome, ResultRow
+from audits.recipe import Recipe
+from audits.report import AuditReport
+from audits.results import AuditIdentity
+from audits.settings import AuditSettings
+from audits.subject import Subject, open_subject
+from audits.updates import check_registration, check_updates
+
+_log = logging.getLogger(__name__)
+
+#: The parts of an audit, in order.
+PARTS = (
+    ("registration", check_registration),
+    ("gradient", check_gradients),
+    ("update", check_updates),
+    ("health", check_health),
+)
+
+
+def audit(
+    model: nn.Module, recipe: Recipe, *, settings: AuditSettings | None = None, device: str = "auto"
+) -> AuditReport:
+    """Prove that ``model`` can be trained correctly as ``recipe`` says, or name what is wrong.
+
+    Works on the live model and leaves it as it was, bit for bit: parameters, gradients, buffers, mode, random
+    generators; the user's optimizer is never touched.
+
+    Args:
+        model: the module; wrappers (DDP, DataParallel, compiled) are looked through.
+        recipe: what `Recipe.capture` returned.
+        settings: what to check and how; the defaults are what the nightly uses.
+        device: ``"auto"`` (CUDA where there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
+
+    Returns:
+        The report: rows, findings, coverage, outcome.
+
+    Raises:
+        RecipeError: the recipe cannot be carried out on this model; the text names the field and the cure.
+    """
+    settings = settings or AuditSettings()
+    began = time.perf_counter()
+    rows: list[ResultRow] = []
+    with open_subject(model, recipe, settings, device) as subject:
+        for name, part in PARTS:
+            rows += _run_part(name, part, subject)
+        rows = [r for r in rows if settings.wants_check(r.check)]
+        rows = [r for r in rows if r.parameter is None or settings.wants_parameter(r.parameter)]
+        trainable = {n: subject.parameters[n].numel() for n in subject.trainable if settings.wants_parameter(n)}
+        rows = diagnosed(rows, subject)
+        chosen = subject.device
+    if settings.narrowed and not rows:
+        from audits.checks import CHECKS
+        from audits.errors import SettingsError
+
+        raise SettingsError(f"no result for checks {list(settings.checks) or 'all'} and parameters "
+                            f"{list(settings.parameters) or 'all'}; checks: {', '.join(CHECKS)}")
+    return AuditReport(
+        rows=tuple(rows),
+        coverage_of=Coverage.of(rows, trainable, recipe.assumed),
+        identity=AuditIdentity(
+            recipe_digest=recipe.digest(),
+            settings_digest=settings.digest(),
+            torch=torch.__version__,
+            device=device_name(chosen),
+            driver=torch.version.cuda or "" if chosen.type == "cuda" else "",
+        ),
+        seconds=time.perf_counter() - began,
+        provenance={f: "assumed" if f in recipe.assumed else "declared" for f in ("batch", "loss", "optimizer", "step")},
+    )
+
+
+def device_name(device: torch.device) -> str:
+    """Return ``cpu`` or the GPU's name."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _run_part(name: str, part, subject: Subject) -> list[ResultRow]:  # type: ignore[no-untyped-def]
+    """Run one part; what it cannot do becomes an inconclusive row, so that the other parts still speak."""
+    try:
+        subject.reset()
+        result: list[ResultRow] = part(subject)
+        return result
+    except torch.OutOfMemoryError as error:
+        text, cause = f"out of memory during the {name} checks: {str(error).splitlines()[0]}", "out of memory"
+    except Exception as error:
+        _log.exception("the %s checks stopped", name)
+        text, cause = f"the {name} checks stopped: {type(error).__name__}: {error}", "stopped"
+    finally:
+        subject.reset()
+    return [ResultRow(check="audit.completed", outcome=Outcome.INCONCLUSIVE, cause=cause, message=text)]
+
+
+def refused(message: str, *, cause: str = "refused", identity: AuditIdentity | None = None) -> AuditReport:
+    """Return the report of an audit that could not run: one inconclusive row with the cause."""
+    row = ResultRow(check="audit.completed", outcome=Outcome.INCONCLUSIVE, cause=cause, message=message)
+    empty = Coverage(tensors=0.0, elements=0.0, unresolved=())
+    return AuditReport(rows=(row,), coverage_of=empty, identity=identity or AuditIdentity())
+
+
+def with_identity(report: AuditReport, **fields: object) -> AuditReport:
+    """Return the report with identity fields filled in."""
+    return dataclasses.replace(report, identity=dataclasses.replace(report.identity, **fields))  # type: ignore[arg-type]
