@@ -168,7 +168,7 @@ class ResultsStore:
                 _write_atomically(table, Path(target))
             else:
                 with self._filesystem.open_output_stream(target) as stream:
-                    _write_parquet(table, stream)
+                    write_parquet(table, stream)
         except OSError as error:
             raise InfrastructureError(f"results could not be written to {target}: {error}") from error
         return target
@@ -205,7 +205,8 @@ def _newest(table: pa.Table, keys: list[str]) -> pa.Table:
     return table if kept.all() else table.filter(pa.array(kept))
 
 
-def _write_parquet(table: pa.Table, where: Any) -> None:
+def write_parquet(table: pa.Table, where: Any) -> None:
+    """Write a table as the store does: zstd, dictionaries for strings, byte-stream-split for floats."""
     strings = [f.name for f in table.schema if f.type == _STRING]
     floats = [f.name for f in table.schema if f.type == _FLOAT]
     pq.write_table(table, where, compression="zstd", use_dictionary=strings, use_byte_stream_split=floats)
@@ -217,7 +218,7 @@ def _write_atomically(table: pa.Table, target: Path) -> None:
     descriptor, temporary = tempfile.mkstemp(prefix=".writing-", suffix=".tmp", dir=target.parent)
     try:
         with os.fdopen(descriptor, "wb") as stream:
-            _write_parquet(table, stream)
+            write_parquet(table, stream)
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, target)

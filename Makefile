@@ -1,0 +1,43 @@
+# Everything sets itself up: `make demo` and `make test` work on a machine with only Python >= 3.11 and make.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.PHONY: demo test check bench format wheel clean help
+
+help: ## show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "gradaudit needs Python 3.11 or newer; set PYTHON=..."; exit 1; }
+	@echo "Setting up $(VENV) with $$($(PYTHON) --version): once, about 2 minutes."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+demo: $(READY) ## train, register and audit the demo's models on an embedded MLflow and Prefect
+	@$(BIN)/gradaudit demo
+
+test: $(READY) ## run every test
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+check: $(READY) ## lint, types and import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(READY) ## let ruff format and fix
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(READY) ## run the benchmarks; they print ratios and touch nothing
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+wheel: $(READY) ## build the wheel, install it into an empty environment, run it from outside the checkout
+	@bash .ci/wheel
+
+clean: ## remove what make made
+	rm -rf $(VENV) demo_workspace dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

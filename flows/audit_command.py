@@ -1,0 +1,90 @@
+"""``gradaudit audit``: one version or directory, now, without Prefect."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mlflow.tracking import MlflowClient
+
+from audits.errors import ArtifactError
+from audits.outcomes import Outcome
+from audits.report import AuditReport
+from audits.settings import AuditSettings
+from flows.display import console, log_console, report_view
+from flows.junit import junit_xml
+from flows.one_version import Target, audit_directory, audit_version, fresh_occasion, rerun_command
+from flows.settings import GradauditSettings
+from registry_models.report import render_html
+from registry_models.versions import VersionReference
+
+_EXIT = {Outcome.PASS: 0, Outcome.WARN: 0, Outcome.FAIL: 1, Outcome.INCONCLUSIVE: 2, Outcome.SKIPPED: 2}
+
+
+def audit_target(
+    target: str,
+    settings: GradauditSettings,
+    narrowing: dict[str, Any],
+    *,
+    recipe: Path | None,
+    mark: bool,
+    as_json: bool,
+    junit: Path | None,
+    html: Path | None,
+) -> int:
+    """Audit ``target``, print the result, return the exit code.
+
+    A run narrowed to some checks or parameters, or with a recipe of its own, never marks the registry.
+
+    Raises:
+        ArtifactError: there is no such version or directory.
+        InfrastructureError: the registry does not answer.
+    """
+    audit_settings = AuditSettings.from_mapping({**settings.audit, **narrowing})
+    if target.startswith("models:"):
+        reference = VersionReference.parse(target)
+        client = MlflowClient(tracking_uri=settings.tracking_uri)
+        with log_console.status(f"looking up {target}") as status:
+            version = reference.resolve(client)
+            write = mark and not audit_settings.narrowed and recipe is None
+            report = audit_version(
+                Target(version, fresh_occasion()), client, settings, audit_settings=audit_settings, write=write,
+                recipe=recipe, on_stage=lambda stage: status.update(f"{stage} {version.label}"),
+            )  # fmt: skip
+        rerun = rerun_command(version, settings.tracking_uri)
+    elif Path(target).is_dir():
+        with log_console.status(f"auditing {target}"):
+            report = audit_directory(Path(target), settings, audit_settings=audit_settings, recipe=recipe)
+        rerun = _directory_rerun(target)
+    else:
+        raise ArtifactError(f"{target!r} is neither models:/NAME/VERSION, models:/NAME@ALIAS nor a model directory")
+    _print(report, rerun, as_json=as_json)
+    if junit is not None:
+        junit.write_text(junit_xml(report), encoding="utf-8")
+    if html is not None:
+        html.write_text(render_html(report, rerun=rerun), encoding="utf-8")
+    return _exit_code(report, narrowed=audit_settings.narrowed)
+
+
+def _exit_code(report: AuditReport, *, narrowed: bool) -> int:
+    """Of a narrowed audit, coverage says nothing: what was asked for is judged by its own rows."""
+    if not narrowed:
+        return _EXIT[report.outcome]
+    outcomes = {row.outcome for row in report.rows}
+    if Outcome.FAIL in outcomes:
+        return 1
+    return 0 if outcomes & {Outcome.PASS, Outcome.WARN} and Outcome.INCONCLUSIVE not in outcomes else 2
+
+
+def _print(report: AuditReport, rerun: str, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(report.to_dict(rerun=rerun), indent=2, allow_nan=False))
+    else:
+        console.print(report_view(report))
+
+
+def _directory_rerun(target: str) -> str:
+    import shlex
+
+    return shlex.join(["gradaudit", "audit", target]).replace("{", "{{").replace("}", "}}") + " {options}"

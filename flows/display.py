@@ -1,0 +1,122 @@
+"""What people see in a terminal: tables on stdout, progress on stderr."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console, Group
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from audits.outcomes import Check, Outcome
+from audits.report import AuditReport
+from flows.audit_summary import AuditSummary
+from flows.progress import Listener
+
+#: Result and log: stdout is for what was asked for, stderr for everything else.
+console = Console()
+log_console = Console(stderr=True)
+
+_STYLES = {"pass": "green", "warn": "yellow", "fail": "bold red", "inconclusive": "magenta", "skipped": "dim"}
+_MARKS = {"pass": "✓", "warn": "!", "fail": "✗", "inconclusive": "?", "skipped": "–"}
+
+#: Findings a terminal shows before it points to the report.
+SHOWN_FINDINGS = 12
+
+
+def outcome_text(outcome: str) -> Text:
+    """Return the outcome with its mark; colour is never the only sign."""
+    return Text(f"{_MARKS[outcome]} {outcome}", style=_STYLES[outcome])
+
+
+def verdicts_table(summaries: Iterable[AuditSummary], title: str) -> Table:
+    """Return one line per version."""
+    table = Table(title=title, title_justify="left", title_style="bold", expand=False)
+    for column in ("model", "version", "outcome", "failed checks", "first parameter", "coverage"):
+        table.add_column(column, justify="right" if column == "coverage" else "left", overflow="fold")
+    for s in summaries:
+        first = s["failed_parameters"][0] if s["failed_parameters"] else ""
+        more = len(s["failed_parameters"]) - 1
+        table.add_row(
+            escape(s["model"]), f"v{s['version']}", outcome_text(s["outcome"]), escape("\n".join(s["failed_checks"])),
+            escape(first) + (f" [dim]+{more}[/]" if more > 0 else ""), f"{s['coverage']:.0%}",
+        )  # fmt: skip
+    return table
+
+
+def report_view(report: AuditReport) -> Group:
+    """Return one audit for the terminal: verdict, findings, what was not checked."""
+    parts: list[Table | Text] = [Text(report.headline, style=_STYLES[str(report.outcome)])]
+    found = [row for row in report.findings if row.outcome is not Outcome.SKIPPED]
+    if found:
+        table = Table(show_header=True, expand=False, title_justify="left")
+        for column in ("outcome", "check", "parameter", "what was seen"):
+            table.add_column(column, overflow="fold")
+        for row in found[:SHOWN_FINDINGS]:
+            message = row.message + (f"\n{row.where_to_look}" if row.where_to_look and row.outcome is Outcome.FAIL else "")
+            table.add_row(outcome_text(str(row.outcome)), row.check, escape(row.parameter or ""), escape(message))
+        parts.append(table)
+        if len(found) > SHOWN_FINDINGS:
+            parts.append(Text(f"... and {len(found) - SHOWN_FINDINGS} more findings: --json or --html FILE shows all"))
+    counts = ", ".join(f"{number} {name}" for name, number in report.counts.items() if number)
+    parts.append(Text(f"{counts}; {report.seconds:.1f} s on {report.identity.device or 'no device'}", style="dim"))
+    for skipped in report.not_checked[:SHOWN_FINDINGS]:
+        parts.append(Text(f"not checked: {skipped['check']}: {skipped['reason']}", style="dim"))
+    return Group(*parts)
+
+
+def checks_table(checks: Iterable[Check]) -> Table:
+    """Return one line per check."""
+    table = Table(title="Checks", title_justify="left", title_style="bold")
+    for column in ("check", "claim", "severity", "threshold"):
+        table.add_column(column, overflow="fold")
+    for check in checks:
+        table.add_row(check.name, escape(check.claim), str(check.severity), escape(check.threshold))
+    return table
+
+
+def explanation(check: Check) -> Group:
+    """Return everything that is known of one check."""
+    lines: Sequence[tuple[str, str]] = (
+        ("claim", check.claim), ("severity", str(check.severity)), ("formula", check.formula),
+        ("threshold", check.threshold), ("blind to", check.blind_to), ("where to look", check.where_to_look),
+    )  # fmt: skip
+    table = Table.grid(padding=(0, 2))
+    for name, text in lines:
+        if text:
+            table.add_row(Text(name, style="bold"), escape(text))
+    return Group(Text(check.name, style="bold"), table)
+
+
+class ProgressBar(Listener):
+    """A bar on stderr when it is a terminal; one line per finished version otherwise."""
+
+    def __init__(self, description: str = "auditing") -> None:
+        self._bar = Progress(
+            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            console=log_console, transient=True, disable=not log_console.is_terminal,
+        )  # fmt: skip
+        self._task = self._bar.add_task(description, total=None)
+
+    def __enter__(self) -> ProgressBar:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.stop()
+
+    def planned(self, total: int) -> None:
+        """Set the bar's length."""
+        self._bar.update(self._task, total=total)
+
+    def stage(self, label: str, stage: str) -> None:
+        """Show what is being done."""
+        self._bar.update(self._task, description=f"{stage} {escape(label)}")
+
+    def finished(self, summary: AuditSummary) -> None:
+        """Advance, and leave a line behind."""
+        line = Text.assemble(outcome_text(summary["outcome"]), f"  {summary['model']} v{summary['version']}")
+        log_console.print(line)
+        self._bar.advance(self._task)

@@ -1,0 +1,56 @@
+"""``gradaudit nightly``: the sweep, now, in this process, under Prefect's embedded server unless one is configured."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+from audits.errors import InfrastructureError
+from flows.display import ProgressBar, console, log_console, verdicts_table
+from flows.progress import listening
+from flows.settings import GradauditSettings
+
+
+def run_nightly(settings: GradauditSettings, models: list[str], *, force: bool, as_json: bool) -> int:
+    """Run the flow ``nightly-audit``, print its table, return the exit code: 1 when a version failed.
+
+    Raises:
+        InfrastructureError: Prefect, MLflow or the results store did not answer.
+    """
+    result = sweep(settings, models, force=force)
+    audited = result["audited"]
+    if as_json:
+        print(json.dumps(result, indent=2))
+    elif not audited:
+        number = result["looked_at"]
+        console.print(f"Nothing is due: {number} version{'s' if number != 1 else ''} looked at, each with a fresh result."
+                      if number else "Nothing to audit: the registry has no matching version.")  # fmt: skip
+    else:
+        console.print(verdicts_table(audited, f"{len(audited)} of {result['looked_at']} versions were due"))
+        console.print(f"Rows: {settings.results}/rows")
+    outcomes = {summary["outcome"] for summary in audited}
+    if "fail" in outcomes:
+        return 1
+    return 2 if "inconclusive" in outcomes or not result["looked_at"] else 0
+
+
+def sweep(settings: GradauditSettings, models: list[str], *, force: bool) -> dict[str, Any]:
+    """Run the flow with these settings and a progress bar; return its result.
+
+    Raises:
+        InfrastructureError: the sweep could not be done.
+    """
+    os.environ["GRADAUDIT_TRACKING_URI"] = settings.tracking_uri
+    os.environ["GRADAUDIT_RESULTS"] = settings.results
+    with log_console.status("starting Prefect"):
+        from flows.nightly import nightly_audit
+    with ProgressBar() as bar, listening(bar):
+        state = nightly_audit(models, force, return_state=True)
+    if state.is_completed():
+        found: dict[str, Any] = state.result()
+        return found
+    error = state.result(raise_on_failure=False)
+    if isinstance(error, Exception):
+        raise InfrastructureError(f"the sweep stopped: {error}") from error
+    raise InfrastructureError(f"the sweep stopped: {state.message}")

@@ -1,0 +1,219 @@
+"""The way of one audit: snapshot, child, store, publish, mark, commit. Knows no Prefect and no arithmetic."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import hashlib
+import logging
+import shlex
+import uuid
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+from mlflow.tracking import MlflowClient
+
+from audits.errors import ArtifactError, InputError
+from audits.report import AuditReport
+from audits.results import AuditIdentity, ResultsStore, answer_table, audits_table, rows_table
+from audits.run import refused, with_identity
+from audits.settings import AuditSettings
+from flows.isolation import limits_of, private_folder, run_child
+from flows.settings import GradauditSettings
+from registry_models.answer import read_answer
+from registry_models.marking import mark
+from registry_models.publishing import ensure_experiment, publish
+from registry_models.recipe_files import RECIPE_FILE
+from registry_models.snapshot import Snapshot, download_version, read_snapshot
+from registry_models.versions import RECIPE_TAG, Version
+
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """What to audit and why.
+
+    Attributes:
+        version: the registered version.
+        occasion: ``registration``, a night's date, or a fresh id; with the fingerprint it makes the audit's id, so a
+            retry overwrites its own work and a re-audit keeps history.
+    """
+
+    version: Version
+    occasion: str
+
+
+def fresh_occasion() -> str:
+    """Return an occasion that no other audit has."""
+    return f"manual-{uuid.uuid4().hex[:12]}"
+
+
+def due_key(version: Version, settings: GradauditSettings, audit_settings: AuditSettings) -> str:
+    """Return the digest that tells, without a download, whether what a verdict depends on has changed."""
+    return _digest(version.name, version.version, version.source, version.tags.get(RECIPE_TAG, ""), audit_settings.digest(),
+                   *_environment(settings))  # fmt: skip
+
+
+def audit_version(
+    target: Target,
+    client: MlflowClient,
+    settings: GradauditSettings,
+    *,
+    audit_settings: AuditSettings | None = None,
+    write: bool = True,
+    recipe: Path | None = None,
+    on_stage: Callable[[str], None] = lambda stage: None,
+) -> AuditReport:
+    """Audit one registered version from download to commit.
+
+    Args:
+        target: the version and the occasion.
+        client: MLflow client of the registry.
+        settings: limits, results store, experiment.
+        audit_settings: what to check; those in ``settings`` otherwise.
+        write: False leaves results, MLflow and the registry untouched (a narrowed audit, ``--no-mark``).
+        recipe: a folder with a recipe to use instead of the version's.
+        on_stage: called with each stage's name as it begins.
+
+    Returns:
+        The report. A version that could not be audited has an ``inconclusive`` one with the cause.
+
+    Raises:
+        InfrastructureError: the registry, the results store or MLflow does not answer; nothing is marked.
+    """
+    version = target.version
+    audit_settings = audit_settings or settings.audit_settings
+    key = due_key(version, settings, audit_settings)
+    with private_folder() as temporary:
+        folder = Path(temporary)
+        on_stage("downloading")
+        snapshot: Snapshot | None = None
+        try:
+            snapshot = download_version(version, client, folder)
+            if recipe is not None:
+                snapshot = dataclasses.replace(snapshot, recipe_folder=recipe.resolve(), recipe_source=str(recipe))
+        except ArtifactError as error:
+            report = refused(str(error))
+        if snapshot is not None:
+            on_stage("auditing")
+            report = audit_snapshot(snapshot, folder, settings, audit_settings)
+        recipe_yaml = _recipe_text(snapshot)
+    fingerprint = _digest(version.name, version.version, snapshot.digest if snapshot else "", report.identity.recipe_digest,
+                          audit_settings.digest(), *_environment(settings))  # fmt: skip
+    report = with_identity(
+        report,
+        audit_id=_digest(fingerprint, target.occasion),
+        audited_at=datetime.datetime.now(datetime.UTC),
+        model_name=version.name,
+        model_version=version.version,
+        model_digest=snapshot.digest if snapshot else "",
+        settings_digest=audit_settings.digest(),
+        artifact_kind=snapshot.artifact_kind if snapshot else "unknown",
+        isolation="process",
+    )
+    if not write:
+        return report
+    on_stage("publishing")
+    return _keep(report, version, client, settings, fingerprint=fingerprint, key=key, occasion=target.occasion,
+                 recipe_yaml=recipe_yaml)  # fmt: skip
+
+
+def audit_directory(
+    folder: Path, settings: GradauditSettings, *, audit_settings: AuditSettings | None = None, recipe: Path | None = None
+) -> AuditReport:
+    """Audit a local model directory; nothing is stored, published or marked.
+
+    Raises:
+        ArtifactError: it is no model directory.
+    """
+    audit_settings = audit_settings or settings.audit_settings
+    snapshot = read_snapshot(folder.resolve(), overlay=recipe and recipe.resolve(), overlay_source=str(recipe or ""))
+    with private_folder() as temporary:
+        report = audit_snapshot(snapshot, Path(temporary), settings, audit_settings)
+    return with_identity(report, audit_id=_digest(snapshot.digest, fresh_occasion()), model_name=folder.name,
+                         model_digest=snapshot.digest, artifact_kind=snapshot.artifact_kind, isolation="process")  # fmt: skip
+
+
+def audit_snapshot(
+    snapshot: Snapshot, folder: Path, settings: GradauditSettings, audit_settings: AuditSettings
+) -> AuditReport:
+    """Run the child on a snapshot and read its answer; a child that dies again and again is inconclusive.
+
+    Raises:
+        InfrastructureError: the child's process cannot be started.
+    """
+    limits = limits_of(seconds=settings.time_limit, memory_gib=settings.memory_limit, file_gib=settings.file_limit)
+    for attempt in range(settings.attempts):
+        place = folder / f"attempt-{attempt}"
+        answer = place / "answer"
+        answer.mkdir(parents=True)
+        request = {
+            "folder": str(snapshot.folder),
+            "artifact_kind": snapshot.artifact_kind,
+            "code_folder": snapshot.code_folder and str(snapshot.code_folder),
+            "recipe_folder": snapshot.recipe_folder and str(snapshot.recipe_folder),
+            "settings": audit_settings.to_mapping(),
+            "device": settings.device,
+            "answer_folder": str(answer),
+        }
+        end = run_child(request, place, limits)
+        if end.cause is None:
+            try:
+                return read_answer(answer)
+            except InputError as error:
+                return refused(str(error), cause="bad answer")
+        _log.warning("attempt %d: %s\n%s", attempt + 1, end.message, end.log)
+        if end.cause != "crashed":
+            break
+    return refused(end.message, cause=end.cause)
+
+
+def rerun_command(version: Version, tracking_uri: str) -> str:
+    """Return the command that repeats an audit, with ``{options}`` for what narrows it; braces in names are doubled."""
+    command = shlex.join(["gradaudit", "audit", version.uri, "--tracking-uri", tracking_uri])
+    return command.replace("{", "{{").replace("}", "}}") + " {options}"
+
+
+def _keep(
+    report: AuditReport, version: Version, client: MlflowClient, settings: GradauditSettings, *, fingerprint: str, key: str,
+    occasion: str, recipe_yaml: str | None,
+) -> AuditReport:  # fmt: skip
+    """Store, publish, mark, commit, in this order: a crash anywhere leaves the version due and no mark without proof."""
+    identity = report.identity
+    store = ResultsStore(settings.results)
+    date = identity.audited_at.date()
+    store.write("rows", rows_table(answer_table(report.rows), identity), date=date, audit_id=identity.audit_id)
+    run_id = publish(client, report, version, experiment=settings.experiment, fingerprint=fingerprint,
+                     rerun=rerun_command(version, settings.tracking_uri), recipe_yaml=recipe_yaml)  # fmt: skip
+    report = dataclasses.replace(report, run_id=run_id)
+    mark(client, report, version, run_id=run_id, experiment_id=ensure_experiment(client, settings.experiment),
+         fingerprint=fingerprint)  # fmt: skip
+    store.write("audits", _commit_line(report, identity, fingerprint, key, occasion), date=date, audit_id=identity.audit_id)
+    return report
+
+
+def _commit_line(report: AuditReport, identity: AuditIdentity, fingerprint: str, key: str, occasion: str):  # type: ignore[no-untyped-def]
+    counts = report.counts
+    return audits_table(
+        identity, outcome=str(report.outcome), coverage=report.coverage, coverage_elements=report.coverage_of.elements,
+        n_pass=counts["pass"], n_warn=counts["warn"], n_fail=counts["fail"], n_inconclusive=counts["inconclusive"],
+        n_skipped=counts["skipped"], seconds=report.seconds, run_id=report.run_id, fingerprint=fingerprint, due_key=key,
+        occasion=occasion, message=report.headline,
+    )  # fmt: skip
+
+
+def _recipe_text(snapshot: Snapshot | None) -> str | None:
+    if snapshot is None or snapshot.recipe_folder is None:
+        return None
+    path = snapshot.recipe_folder / RECIPE_FILE
+    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
+
+
+def _environment(settings: GradauditSettings) -> tuple[str, ...]:
+    return metadata.version("gradaudit"), metadata.version("torch"), settings.device
+
+
+def _digest(*parts: object) -> str:
+    return hashlib.sha256("\0".join(str(part) for part in parts).encode()).hexdigest()[:24]

@@ -1,0 +1,86 @@
+"""The only reader of the environment: every setting is a ``GRADAUDIT_...`` variable with a default."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from audits.errors import SettingsError
+from audits.settings import AuditSettings
+
+#: MLflow's clients retry a server's 500s for minutes otherwise; a flow's own retry is the better place.
+_MLFLOW_DEFAULTS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
+
+#: What an embedded Prefect needs: room to start on a busy machine, and no chatter.
+_PREFECT_DEFAULTS = {
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "90",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "DO_NOT_TRACK": "1",
+    "PREFECT_LOGGING_LEVEL": "WARNING",
+    "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
+    "PREFECT_API_BLOCKS_REGISTER_ON_START": "false",
+    "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
+    "PREFECT_CLI_PROMPT": "false",
+}
+
+
+class GradauditSettings(BaseSettings):
+    """Where things are and how much an audit may use."""
+
+    model_config = SettingsConfigDict(env_prefix="GRADAUDIT_", extra="ignore", env_nested_delimiter="__")
+
+    tracking_uri: str = Field(default="", description="MLflow tracking and registry URI; MLFLOW_TRACKING_URI otherwise")
+    results: str = Field(default="results", description="results store: a folder or an object-store URI")
+    experiment: str = Field(default="gradaudit", description="MLflow experiment that audits are published to")
+    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
+    time_limit: float = Field(default=1800.0, gt=0, description="seconds one audit may take before it is ended")
+    memory_limit: float = Field(default=0.0, ge=0, description="GiB one audit may hold; 0: 80 % of the machine's")
+    file_limit: float = Field(default=4.0, gt=0, description="GiB the largest file an audit writes may have")
+    isolation: Literal["auto", "process"] = Field(default="auto", description="how an audit's process is confined")
+    attempts: int = Field(default=3, ge=1, description="how often a version is tried when its audit's process dies")
+    audit: dict[str, Any] = Field(default_factory=dict, description="audits.AuditSettings, as JSON")
+
+    @classmethod
+    def load(cls, **overrides: Any) -> GradauditSettings:
+        """Read the environment; given values win.
+
+        Raises:
+            SettingsError: a value that cannot be; the text names the variable.
+        """
+        try:
+            settings = cls(**{name: value for name, value in overrides.items() if value is not None})
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = "__".join(str(part) for part in first["loc"]).upper()
+            raise SettingsError(f"GRADAUDIT_{place}: {first['msg']}") from error
+        if not settings.tracking_uri:
+            settings.tracking_uri = os.environ.get("MLFLOW_TRACKING_URI", "") or _default_tracking_uri()
+        return settings
+
+    @property
+    def audit_settings(self) -> AuditSettings:
+        """The settings of each audit.
+
+        Raises:
+            SettingsError: an unknown or impossible one.
+        """
+        return AuditSettings.from_mapping(self.audit)
+
+
+def _default_tracking_uri() -> str:
+    return f"sqlite:///{Path('mlflow.db').absolute()}"
+
+
+def quiet_defaults() -> None:
+    """Set what MLflow and Prefect need unless the user has set it; call before importing either."""
+    for name, value in {**_MLFLOW_DEFAULTS, **_PREFECT_DEFAULTS}.items():
+        os.environ.setdefault(name, value)

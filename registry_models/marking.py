@@ -1,0 +1,95 @@
+"""A verdict on a version: tags (``audit.outcome`` last), a marked block in its description, a tag on its model."""
+
+from __future__ import annotations
+
+import datetime
+import re
+
+from mlflow.tracking import MlflowClient
+
+from audits.report import AuditReport
+from registry_models.versions import OUTCOME_TAG, SUBJECT_TAG, Version, VersionReference, registry_errors
+
+#: The block starts with a plain line, since lists of versions show a description's first line as it stands, and ends
+#: with a comment that nobody sees.
+BLOCK_BEGIN, BLOCK_END = "gradaudit audit · ", "<!-- gradaudit -->"
+_BLOCK = re.compile(f"(?ms)^{BLOCK_BEGIN}(?:(?!^{BLOCK_BEGIN}).)*?{BLOCK_END}")
+
+#: Parameters named in a tag before it says how many more there are.
+NAMED_PARAMETERS = 20
+
+_SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#+!|~-])")
+
+
+def mark(
+    client: MlflowClient, report: AuditReport, version: Version, *, run_id: str, experiment_id: str, fingerprint: str
+) -> bool:
+    """Mark the version and return True; False when a newer audit has already marked it.
+
+    The user's own tags, aliases and description text stay as they are. ``audit.outcome`` is written last: a version
+    never shows a verdict whose run and rows are not there.
+
+    Raises:
+        InfrastructureError: the registry does not answer.
+    """
+    with registry_errors(version.uri):
+        current = VersionReference(version.name, version.version).resolve(client)
+        at = report.identity.audited_at.astimezone(datetime.UTC).isoformat(timespec="milliseconds")
+        if current.tags.get(SUBJECT_TAG) == _subject(version) and current.tags.get("audit.at", "") > at:
+            return False
+        tags = {
+            "audit.at": at,
+            "audit.run_id": run_id,
+            "audit.failed_checks": ",".join(report.failed_checks),
+            "audit.failed_parameters": named_parameters(report.failed_parameters),
+            "audit.coverage": f"{report.coverage:.4f}",
+            "audit.fingerprint": fingerprint,
+            SUBJECT_TAG: _subject(version),
+        }
+        if OUTCOME_TAG in current.tags and current.tags[OUTCOME_TAG] != str(report.outcome):
+            # Between the first and the last tag the version shows no verdict rather than an outdated one.
+            client.delete_model_version_tag(version.name, str(version.version), OUTCOME_TAG)
+        description = with_block(current.description, _block(report, run_id, experiment_id))
+        client.update_model_version(version.name, str(version.version), description)
+        for name, value in tags.items():
+            client.set_model_version_tag(version.name, str(version.version), name, value)
+        _mark_model(client, report, version)
+        client.set_model_version_tag(version.name, str(version.version), OUTCOME_TAG, str(report.outcome))
+    return True
+
+
+def named_parameters(names: list[str]) -> str:
+    """Return the first names, comma-separated, and ``+N`` for the rest."""
+    rest = len(names) - NAMED_PARAMETERS
+    return ",".join(names[:NAMED_PARAMETERS]) + (f",+{rest}" if rest > 0 else "")
+
+
+def with_block(description: str, block: str) -> str:
+    """Return the description with gradaudit's block replaced, or added at its end; the rest is the user's."""
+    marked = f"{BLOCK_BEGIN}{block}\n{BLOCK_END}"
+    if _BLOCK.search(description):
+        return _BLOCK.sub(lambda _: marked, description, count=1)
+    return f"{description.rstrip()}\n\n{marked}" if description.strip() else marked
+
+
+def escape_markdown(text: str) -> str:
+    """Escape a text that comes from a model for MLflow's markdown."""
+    return _SPECIAL.sub(r"\\\1", text.replace("\n", " "))
+
+
+def _block(report: AuditReport, run_id: str, experiment_id: str) -> str:
+    link = f"#/experiments/{experiment_id}/runs/{run_id}"
+    date = report.identity.audited_at.astimezone(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return f"{date} · {escape_markdown(report.headline)}\n\n[Open the audit's report]({link})"
+
+
+def _mark_model(client: MlflowClient, report: AuditReport, version: Version) -> None:
+    """``audit.latest`` on the registered model, unless a later version already says it."""
+    known = client.get_registered_model(version.name).tags.get("audit.latest", "")
+    match = re.match(r"v(\d+) ", known)
+    if match is None or int(match[1]) <= version.version:
+        client.set_registered_model_tag(version.name, "audit.latest", f"v{version.version} {report.outcome}")
+
+
+def _subject(version: Version) -> str:
+    return f"{version.name}/{version.version}"

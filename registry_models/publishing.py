@@ -1,0 +1,175 @@
+"""An audit's MLflow run: tags, metrics, a table of parameters, the report, the rows."""
+
+from __future__ import annotations
+
+import logging
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from mlflow.entities import Metric, RunStatus, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from audits.outcomes import GRADIENT_EVIDENCE, UPDATE_EVIDENCE, WORST_FIRST, ResultRow, finite
+from audits.report import AuditReport
+from audits.results import write_parquet
+from registry_models.report import render_html, render_markdown, render_plots
+from registry_models.versions import Version, registry_errors
+
+_log = logging.getLogger(__name__)
+
+#: Longest tag value that MLflow's stores take without cutting.
+MAXIMUM_TAG = 5000
+
+
+def publish(
+    client: MlflowClient,
+    report: AuditReport,
+    version: Version,
+    *,
+    experiment: str,
+    fingerprint: str,
+    rerun: str,
+    recipe_yaml: str | None,
+) -> str:
+    """Publish one audit as one finished MLflow run and return its id.
+
+    A run that an earlier, interrupted attempt at the same audit left behind is tagged ``superseded`` and closed.
+
+    Raises:
+        InfrastructureError: MLflow or its artifact store does not answer.
+    """
+    identity = report.identity
+    with registry_errors("the audit's run"):
+        experiment_id = ensure_experiment(client, experiment)
+        _supersede(client, experiment_id, identity.audit_id)
+        tags = {
+            "audit.id": identity.audit_id,
+            "audit.model": version.name,
+            "audit.version": str(version.version),
+            "audit.outcome": str(report.outcome),
+            "audit.failed_checks": ",".join(report.failed_checks)[:MAXIMUM_TAG],
+            "audit.fingerprint": fingerprint,
+            "audit.artifact_kind": identity.artifact_kind,
+            "audit.isolation": identity.isolation,
+            "mlflow.note.content": render_markdown(report, links={})[:MAXIMUM_TAG],
+        }
+        run = client.create_run(experiment_id, run_name=version.label, tags=tags)
+        run_id = str(run.info.run_id)
+        now = int(identity.audited_at.timestamp() * 1000)
+        metrics = [Metric(name, value, now, 0) for name, value in _metrics(report).items()]
+        client.log_batch(run_id, metrics=metrics, tags=[RunTag("audit.run_id", run_id)])
+        with tempfile.TemporaryDirectory(prefix="gradaudit-publish-") as temporary:
+            _write_artifacts(report, Path(temporary), rerun=rerun, recipe_yaml=recipe_yaml)
+            client.log_artifacts(run_id, temporary)
+        client.log_table(run_id, parameters_frame(report), artifact_file="parameters.json")
+        client.set_terminated(run_id, RunStatus.to_string(RunStatus.FINISHED))
+    return run_id
+
+
+def ensure_experiment(client: MlflowClient, name: str) -> str:
+    """Return the experiment's id, creating it if need be; two creators at once both get it."""
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return str(client.create_experiment(name))
+        except MlflowException:
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    return str(found.experiment_id)
+
+
+def parameters_frame(report: AuditReport) -> pd.DataFrame:
+    """Return one line per parameter: what its gradient and its update came to, worst first."""
+    lines: dict[str, dict[str, Any]] = {}
+    order = {outcome: rank for rank, outcome in enumerate(WORST_FIRST)}
+    worst: dict[str, int] = {}
+    for row in report.rows:
+        if row.parameter is None:
+            continue
+        line = lines.setdefault(row.parameter, {**dict.fromkeys(_COLUMNS), "parameter": row.parameter})
+        worst[row.parameter] = min(worst.get(row.parameter, len(order)), order[row.outcome])
+        for name in ("module", "numel", "dtype"):
+            line[name] = line[name] or getattr(row, name)
+        if row.check == GRADIENT_EVIDENCE:
+            _keep_worst(line, "gradient", row, order)
+        elif row.check == UPDATE_EVIDENCE:
+            _keep_worst(line, "update", row, order)
+        if str(row.outcome) in ("fail", "inconclusive", "warn"):
+            line["findings"] = ", ".join(filter(None, [line["findings"], f"{row.check} {row.outcome}"]))
+    ranked = sorted(lines.values(), key=lambda line: worst[line["parameter"]])
+    return pd.DataFrame(ranked, columns=_COLUMNS)
+
+
+_COLUMNS = ["parameter", "module", "numel", "dtype", "gradient", "gradient_error", "gradient_limit", "gradient_norm",
+            "update", "update_error", "update_threshold", "update_norm", "findings"]  # fmt: skip
+
+
+def _keep_worst(line: dict[str, Any], kind: str, row: ResultRow, order: Mapping[Any, int]) -> None:
+    known = line[kind]
+    if known is not None and order[type(row.outcome)(known)] < order[row.outcome]:
+        return
+    line[kind] = str(row.outcome)
+    line[f"{kind}_error"] = finite(row.error)
+    if kind == "gradient":
+        line["gradient_limit"] = finite(row.detection_limit)
+        line["gradient_norm"] = finite(row.gradient_norm)
+    else:
+        line["update_threshold"] = finite(row.threshold)
+        line["update_norm"] = finite(row.update_norm)
+
+
+def _metrics(report: AuditReport) -> dict[str, float]:
+    """Finite numbers only: MLflow's stores disagree about NaN."""
+    counts = report.counts
+    resolved = [row for row in report.rows if row.outcome.resolved]
+    worst = {
+        name: max((abs(row.error) for row in resolved if row.check == check and finite(row.error) is not None), default=None)
+        for name, check in (("gradient", GRADIENT_EVIDENCE), ("update", UPDATE_EVIDENCE))
+    }  # fmt: skip
+    nonfinite = sum(1 for r in report.rows for v in (r.measured, r.error) if v is not None and finite(v) is None)
+    values = {
+        "audit.n_failed": counts["fail"],
+        "audit.n_warned": counts["warn"],
+        "audit.n_inconclusive": counts["inconclusive"],
+        "audit.n_passed": counts["pass"],
+        "audit.n_nonfinite": nonfinite,
+        "audit.coverage": report.coverage,
+        "audit.worst_gradient_error": worst["gradient"],
+        "audit.worst_update_error": worst["update"],
+        "audit.seconds": report.seconds,
+    }
+    return {name: float(value) for name, value in values.items() if value is not None}
+
+
+def _write_artifacts(report: AuditReport, folder: Path, *, rerun: str, recipe_yaml: str | None) -> None:
+    (folder / "report.html").write_text(render_html(report, rerun=rerun, recipe_yaml=recipe_yaml), encoding="utf-8")
+    frame = parameters_frame(report)
+    safe = frame.map(neutralised)
+    safe.to_csv(folder / "parameters.csv", index=False)
+    write_parquet(report.to_table(), str(folder / "rows.parquet"))
+    (folder / "rerun.sh").write_text(f"#!/bin/sh\n{rerun.format(options='').strip()}\n", encoding="utf-8")
+    if recipe_yaml is not None:
+        (folder / "recipe.yaml").write_text(recipe_yaml, encoding="utf-8")
+    plots = render_plots(report)
+    if plots:
+        (folder / "plots").mkdir()
+        for name, png in plots.items():
+            (folder / "plots" / name).write_bytes(png)
+
+
+def neutralised(value: Any) -> Any:
+    """Keep a spreadsheet from reading a name as a formula: a leading ``=``, ``+``, ``-`` or ``@`` gets a quote."""
+    return f"'{value}" if isinstance(value, str) and re.match(r"[=+\-@\t\r]", value) else value
+
+
+def _supersede(client: MlflowClient, experiment_id: str, audit_id: str) -> None:
+    for run in client.search_runs([experiment_id], f"tags.`audit.id` = '{audit_id}'"):
+        client.set_tag(run.info.run_id, "superseded", "true")
+        if run.info.status == RunStatus.to_string(RunStatus.RUNNING):
+            client.set_terminated(run.info.run_id, RunStatus.to_string(RunStatus.KILLED))

@@ -1,0 +1,131 @@
+"""Registered versions: references as people write them, and which versions exist."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from audits.errors import ArtifactError, InfrastructureError
+
+#: Tags that gradaudit reads or writes on a version.
+RECIPE_TAG = "audit.recipe"
+OUTCOME_TAG = "audit.outcome"
+SUBJECT_TAG = "audit.subject"
+
+_REFERENCE = re.compile(r"^models:/(?P<name>[^/@]+)(?:/(?P<version>\d+)|@(?P<alias>[A-Za-z0-9_-]+))$")
+
+#: MLflow's codes for "there is no such thing" and for "what you wrote cannot be".
+_CALLER = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND"}
+
+
+@dataclass(frozen=True)
+class VersionReference:
+    """``models:/NAME/VERSION`` or ``models:/NAME@ALIAS``."""
+
+    name: str
+    version: int | None = None
+    alias: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> VersionReference:
+        """Read a reference.
+
+        Raises:
+            ArtifactError: the text is none; it says what one looks like.
+        """
+        match = _REFERENCE.match(text)
+        if not match:
+            raise ArtifactError(f"{text!r} is no version: write models:/NAME/VERSION or models:/NAME@ALIAS")
+        version = match["version"]
+        return cls(match["name"], int(version) if version else None, match["alias"])
+
+    def resolve(self, client: MlflowClient) -> Version:
+        """Ask the registry.
+
+        Raises:
+            ArtifactError: there is no such version.
+            InfrastructureError: the registry does not answer.
+        """
+        with registry_errors(f"models:/{self.name}/{self.version or '@' + str(self.alias)}"):
+            if self.alias is not None:
+                return Version.of(client.get_model_version_by_alias(self.name, self.alias))
+            return Version.of(client.get_model_version(self.name, str(self.version)))
+
+
+@dataclass(frozen=True)
+class Version:
+    """One registered version, as much of it as an audit needs."""
+
+    name: str
+    version: int
+    source: str
+    created: int
+    run_id: str | None
+    description: str
+    tags: dict[str, str]
+
+    @classmethod
+    def of(cls, found: ModelVersion) -> Version:
+        """Read MLflow's entity; its ``version`` is an int over SQLite and a string over REST."""
+        return cls(
+            name=found.name,
+            version=int(found.version),
+            source=found.source or "",
+            created=int(found.creation_timestamp or 0),
+            run_id=found.run_id or None,
+            description=found.description or "",
+            tags=dict(found.tags or {}),
+        )
+
+    @property
+    def uri(self) -> str:
+        """``models:/NAME/VERSION``."""
+        return f"models:/{self.name}/{self.version}"
+
+    @property
+    def label(self) -> str:
+        """``NAME vVERSION``."""
+        return f"{self.name} v{self.version}"
+
+
+def list_versions(client: MlflowClient, globs: Sequence[str] = ()) -> list[Version]:
+    """Return every version whose model's name matches a glob (all without globs), newest first.
+
+    Raises:
+        InfrastructureError: the registry does not answer.
+    """
+    found: list[Version] = []
+    token = None
+    with registry_errors("the registry"):
+        while True:
+            page = client.search_model_versions(max_results=1000, order_by=["creation_timestamp DESC"], page_token=token)
+            found += [Version.of(v) for v in page if not globs or any(fnmatchcase(v.name, glob) for glob in globs)]
+            token = page.token
+            if not token:
+                return found
+
+
+@contextlib.contextmanager
+def registry_errors(what: str) -> Iterator[None]:
+    """Tell a caller's mistake from a registry that does not answer.
+
+    Raises:
+        ArtifactError: MLflow says that there is no such thing.
+        InfrastructureError: anything else MLflow, the network or the disk says.
+    """
+    try:
+        yield
+    except MlflowException as error:
+        text = str(error).splitlines()[0]
+        if error.error_code in _CALLER:
+            raise ArtifactError(f"{what}: {text}") from error
+        raise InfrastructureError(f"MLflow could not answer for {what}: {text}") from error
+    except OSError as error:
+        raise InfrastructureError(f"{what} could not be reached: {error}") from error
