@@ -1,0 +1,83 @@
+"""A reference rule applied to the tensors of a phase: which rule, which options, which state to start from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from audits.optimizers import optimizer_class
+from audits.subject import LivePhase, Subject
+from audits.updates.compare import to_double
+from audits.updates.hyperparameters import expected_class_name
+from audits.updates.rules import RULES, Rule, State
+
+#: State that is one number per parameter; everything else has the shape of (part of) the weights.
+COUNTERS = ("step", "eta", "mu", "mu_product")
+
+
+def rule_for(subject: Subject, phase: LivePhase) -> Rule | None:
+    """Return the rule by which a phase's optimizer is judged, or None.
+
+    A class of torch.optim has its own rule, and so has a subclass that does not override ``step``. Any other class is
+    judged by the rule that ``expect["optimizer"]`` declares, or by that of the torch class whose name it bears.
+    """
+    cls = optimizer_class(phase.recipe.optimizer)
+    for ancestor in cls.__mro__:
+        if "step" in vars(ancestor):
+            if getattr(torch.optim, ancestor.__name__, None) is ancestor:
+                return RULES.get(ancestor.__name__)
+            break
+    declared = expected_class_name(subject.recipe.expect.get("optimizer"), phase.name)
+    return RULES.get(declared or "") or RULES.get(cls.__name__)
+
+
+def is_lbfgs(phase: LivePhase) -> bool:
+    """Whether the phase's optimizer is torch's LBFGS, which has a rule of its own kind."""
+    return issubclass(optimizer_class(phase.recipe.optimizer), torch.optim.LBFGS)
+
+
+def rule_options(phase: LivePhase, options: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """Return a group's options as the rule takes them; ``dtype`` is that of the native weights.
+
+    torch's Adagrad reads ``initial_accumulator_value`` from the constructor and ignores a group's own.
+    """
+    chosen = {**phase.recipe.optimizer.defaults, **options, "dtype": dtype}
+    if "initial_accumulator_value" in phase.recipe.optimizer.defaults:
+        chosen["initial_accumulator_value"] = phase.recipe.optimizer.defaults["initial_accumulator_value"]
+    return chosen
+
+
+def reference_state(state: Mapping[str, Any] | None) -> State:
+    """Return a captured torch state as a rule's state: tensors in float64, counters as numbers."""
+    return {name: _reference_value(name, value) for name, value in (state or {}).items() if value is not None}
+
+
+def _reference_value(name: str, value: Any) -> Any:
+    if name in COUNTERS:
+        return float(value)
+    return to_double(value) if isinstance(value, torch.Tensor) else value
+
+
+def reference_update(
+    rule: Rule, theta: torch.Tensor, gradient: torch.Tensor, state: State, options: Mapping[str, Any]
+) -> torch.Tensor:
+    """Return the rule's update in float64 and advance ``state``.
+
+    Args:
+        rule: the rule.
+        theta: weights in float64 (complex ones as pairs of reals).
+        gradient: as received: any dtype, dense or sparse.
+        state: the rule's state; changed.
+        options: the group's options.
+    """
+    if rule.sparse:
+        gradient = gradient.detach().to(torch.float64)
+        return rule.update(theta, gradient if gradient.is_sparse else gradient.to_sparse(), state, options)
+    return rule.update(theta, to_double(gradient.to_dense()), state, options)
+
+
+def copy_state(state: State) -> State:
+    """Return a copy that a trial of another rule may advance; rules never change tensors in place."""
+    return dict(state)

@@ -1,0 +1,125 @@
+"""The update audit in order: registration, two training steps judged, a second seed for what failed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+
+from audits.outcomes import WORST_FIRST, Outcome, ResultRow, Severity
+from audits.subject import Subject
+from audits.updates.claims import UPDATE_CHECKS
+from audits.updates.conduct import conduct_rows
+from audits.updates.gradient_rows import gradient_rows
+from audits.updates.handling import handling_rows, skipped_handling_rows
+from audits.updates.judging import RuleJudge
+from audits.updates.recorder import snapshot
+from audits.updates.registration import registration_rows, tied_rows
+from audits.updates.rows import row
+from audits.updates.steps import TrainingStep, training_steps
+
+#: Added to the subject's seed for the run that confirms a failure.
+SECOND_SEED = 7919
+
+#: Rows of each step are kept; of all other checks the worst of a phase's steps is.
+_PER_STEP = ("update.rule",)
+
+_STEP_CHECKS = tuple(
+    check.name
+    for check in UPDATE_CHECKS
+    if check.name.startswith(("step.", "update.", "buffers.", "registration.tied"))
+)
+
+
+def check_registration(subject: Subject) -> list[ResultRow]:
+    """Return the rows that need no training step: the right tensors are in the optimizers, as declared.
+
+    Args:
+        subject: the model under audit; left as it was.
+    """
+    return registration_rows(subject)
+
+
+def check_updates(subject: Subject) -> list[ResultRow]:
+    """Return the rows of ``step.*``, ``update.*``, ``optimizer.*`` and ``buffers.*``.
+
+    A row fails only when a second run with another seed fails it too.
+
+    Args:
+        subject: the model under audit; left at its start.
+    """
+    rows: list[ResultRow] = []
+    try:
+        if subject.settings.wants_check(*_STEP_CHECKS):
+            rows = _confirmed(subject)
+    finally:
+        subject.reset()
+    return [r for r in rows if _wanted(subject, r)]
+
+
+def _wanted(subject: Subject, r: ResultRow) -> bool:
+    return subject.settings.wants_check(r.check) and (
+        r.parameter is None or subject.settings.wants_parameter(r.parameter) or r.parameter not in subject.parameters
+    )
+
+
+def _confirmed(subject: Subject) -> list[ResultRow]:
+    rows = run_once(subject, subject.seed)
+    if not any(r.outcome is Outcome.FAIL and r.severity is Severity.FAIL for r in rows):
+        return rows
+    again = {_key(r) for r in run_once(subject, subject.seed + SECOND_SEED) if r.outcome is Outcome.FAIL}
+    return [
+        dataclasses.replace(
+            r,
+            outcome=Outcome.INCONCLUSIVE,
+            cause="not reproduced",
+            message=f"{r.message}; a second seed did not show it",
+        )
+        if r.outcome is Outcome.FAIL and _key(r) not in again
+        else r
+        for r in rows
+    ]
+
+
+def _key(r: ResultRow) -> tuple[str, str | None, str | None]:
+    return r.check, r.phase, r.parameter
+
+
+def run_once(subject: Subject, seed: int) -> list[ResultRow]:
+    """Run the training steps once and return their rows."""
+    rows: list[ResultRow] = []
+    subject.reset(seed=seed)
+    start = snapshot(subject.parameters)
+    judges = {phase.name: RuleJudge(subject, phase) for phase in subject.phases}
+    steps: list[TrainingStep] = []
+    for step in training_steps(subject, seed=seed):
+        steps.append(step)
+        if step.error is not None:
+            rows.append(_raised(subject, step))
+        for call in step.calls:
+            rows += judges[call.phase.name].rows(call)
+        rows += gradient_rows(subject, steps, step)
+        rows += conduct_rows(subject, step, start)
+        if subject.recipe.step is not None and step.error is None:
+            rows += handling_rows(subject, step)
+    if subject.recipe.ties and subject.settings.wants_check("registration.tied"):
+        rows += [r for r in tied_rows(subject, "after the training steps") if r.outcome is Outcome.FAIL]
+    if subject.recipe.step is None:
+        rows += skipped_handling_rows(subject)
+    return worst(rows)
+
+
+def _raised(subject: Subject, step: TrainingStep) -> ResultRow:
+    error = step.error
+    message = f"training step {step.number} raised {type(error).__name__}: {error}"
+    return row(subject, "update.rule", Outcome.INCONCLUSIVE, message, step=step.number, cause="step raised")
+
+
+def worst(rows: Iterable[ResultRow]) -> list[ResultRow]:
+    """Return one row per check, phase and parameter: the worst of the steps (of each step for `update.rule`)."""
+    kept: dict[tuple[object, ...], ResultRow] = {}
+    for r in rows:
+        key = (*_key(r), r.step if r.check in _PER_STEP else None)
+        known = kept.get(key)
+        if known is None or WORST_FIRST.index(r.outcome) < WORST_FIRST.index(known.outcome):
+            kept[key] = r
+    return list(kept.values())

@@ -1,0 +1,147 @@
+"""How far an update is from its reference, in units of the dtype's rounding, and what a lane can resolve."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from audits.updates.rules import Rule
+
+#: Threshold (L2, max) by dtype. Healthy worst on real steps, torch 2.13: float32 1.45 / 7.3, bfloat16 0.71 / 1.9.
+THRESHOLDS: Mapping[torch.dtype, tuple[float, float]] = {
+    torch.float64: (4.0, 16.0),
+    torch.float32: (4.0, 16.0),
+    torch.bfloat16: (3.0, 25.0),
+    torch.float16: (3.0, 25.0),
+}
+
+#: A term of the rule is resolved when a hundredth of it would be seen.
+RESOLUTION = 1e-2
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """An update against its reference.
+
+    Attributes:
+        l2: ``rms(d - d_ref) / (eps * (rms(theta) + rms(d_ref)))``.
+        peak: the worst element, ``|d - d_ref|_i / (eps * (rms(theta) + rms(d_ref) + |theta_i| + |d_ref_i|))``: an
+            element that is larger than its tensor's rms also rounds more coarsely.
+        relative: ``rms(d - d_ref) / rms(d_ref)``.
+        cosine: between d and d_ref; 1 where both are zero.
+    """
+
+    l2: float
+    peak: float
+    relative: float
+    cosine: float
+
+
+def to_double(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a float64 copy; complex tensors as pairs of reals, as every elementwise rule of torch treats them."""
+    tensor = tensor.detach()
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor)
+    return tensor.to(torch.float64, copy=True)
+
+
+def real_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype of a complex tensor's parts, or the dtype itself."""
+    return {torch.complex64: torch.float32, torch.complex128: torch.float64}.get(dtype, dtype)
+
+
+def rms(tensor: torch.Tensor) -> float:
+    """Return the root mean square; 0 for an empty tensor."""
+    if not tensor.numel():
+        return 0.0
+    return float(torch.linalg.vector_norm(tensor.reshape(-1))) / tensor.numel() ** 0.5
+
+
+def deviation(actual: torch.Tensor, reference: torch.Tensor, theta: torch.Tensor, dtype: torch.dtype) -> Deviation:
+    """Compare an update with its reference.
+
+    Args:
+        actual: ``theta' - theta`` in float64.
+        reference: the rule's update in float64, same shape.
+        theta: the weights before, float64.
+        dtype: dtype of the weights the update was made in.
+    """
+    eps = torch.finfo(real_dtype(dtype)).eps
+    difference = actual - reference
+    size, length, off = rms(theta), rms(reference), rms(difference)
+    if not actual.numel():
+        return Deviation(0.0, 0.0, 0.0, 1.0)
+    scale = eps * (size + length)
+    spread = eps * (size + length + theta.abs() + reference.abs())
+    peak = float((difference.abs() / spread.clamp(min=torch.finfo(torch.float64).tiny)).max())
+    cosine = float((actual * reference).mean()) / (rms(actual) * length) if off and length and rms(actual) else 1.0
+    if off and not (length and rms(actual)):
+        cosine = 0.0
+    return Deviation(
+        l2=off / scale if scale else (float("inf") if off else 0.0),
+        peak=peak,
+        relative=off / length if length else (float("inf") if off else 0.0),
+        cosine=cosine,
+    )
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A deviation with the thresholds that hold for its rule and dtype."""
+
+    deviation: Deviation
+    error: float
+    threshold: float
+    met: bool
+
+
+def judge(found: Deviation, rule: Rule, dtype: torch.dtype, options: Mapping[str, Any]) -> Judged:
+    """Apply the threshold of a rule in a dtype; ``error`` and ``threshold`` of the result share a unit."""
+    dtype = real_dtype(dtype)
+    tolerance = relative_tolerance(rule, dtype, options)
+    if tolerance is not None:
+        l2, peak = THRESHOLDS[dtype]
+        # What the weights' own dtype cannot hold is no error of the rule.
+        close = found.l2 <= l2 and found.peak <= peak
+        turned = rule.cosine is not None and found.cosine < rule.cosine
+        met = close or (found.relative <= tolerance and not turned)
+        error = 0.0 if close else found.relative
+        return Judged(found, max(error, 0.0) if not turned or close else max(error, tolerance * 2), tolerance, met)
+    l2, peak = THRESHOLDS[dtype]
+    # One error stands for both measures: the larger share of its threshold, in units of L2.
+    error = max(found.l2, found.peak * l2 / peak)
+    return Judged(found, error, l2, bool(error <= l2))
+
+
+def relative_tolerance(rule: Rule, dtype: torch.dtype, options: Mapping[str, Any]) -> float | None:
+    """Return the relative tolerance of a rule whose own arithmetic is coarser than the weights' dtype, or None."""
+    if options.get("capturable") or options.get("differentiable"):
+        # Bias corrections in float32 tensors: healthy worst 1e-5.
+        return 1e-4 if dtype in (torch.float32, torch.float64) else None
+    return None if rule.relative is None else rule.relative.get(dtype)
+
+
+def resolution(
+    rule: Rule, dtype: torch.dtype, options: Mapping[str, Any], theta: float, full: float, term: float
+) -> float:
+    """Return the smallest relative error of a term of the rule that a lane would find.
+
+    ``threshold * eps * (rms(theta) + rms(d)) / rms(d_term)``
+
+    Args:
+        rule: the rule.
+        dtype: dtype of the lane's weights.
+        options: the group's options.
+        theta: rms of the weights.
+        full: rms of the reference update.
+        term: rms of the term's part in it.
+    """
+    if not term:
+        return float("inf")
+    dtype = real_dtype(dtype)
+    tolerance = relative_tolerance(rule, dtype, options)
+    rounding = THRESHOLDS[dtype][0] * torch.finfo(dtype).eps * (theta + full) / term
+    return rounding if tolerance is None else max(rounding, tolerance * full / term)

@@ -1,0 +1,145 @@
+"""How the recipe's own step function handles its optimizers: count, clipping, learning rate, mode."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from audits.outcomes import Outcome, ResultRow
+from audits.subject import LivePhase, Subject
+from audits.updates.compare import real_dtype
+from audits.updates.context import usable_rates
+from audits.updates.rows import row
+from audits.updates.steps import Door, TrainingStep
+
+#: What only a recipe's own step function can get wrong.
+CANONICAL_ONLY = ("step.clipping", "step.count", "step.learning-rate", "step.mode")
+
+#: Relative error of the norm that clipping saw.
+NORM_TOLERANCE = {torch.bfloat16: 0.15, torch.float16: 0.15}
+NORM_TOLERANCE_DEFAULT = 1e-3
+
+#: A learning rate went through a few float64 operations, or a float32 tensor.
+RATE_TOLERANCE = 1e-9
+RATE_TOLERANCE_TENSOR = 1e-6
+
+
+def skipped_handling_rows(subject: Subject) -> list[ResultRow]:
+    """Return the rows that a canonical step cannot fail, as skipped."""
+    message = "the recipe has no step function: the step is the audit's own and cannot get this wrong"
+    return [row(subject, check, Outcome.SKIPPED, message, cause="canonical step") for check in CANONICAL_ONLY]
+
+
+def handling_rows(subject: Subject, step: TrainingStep) -> Iterator[ResultRow]:
+    """Yield the rows of one training step of the recipe's own step function."""
+    for phase in subject.phases:
+        yield _count(subject, step, phase)
+        yield from _clipping(subject, step, phase)
+        yield from _learning_rate(subject, step, phase)
+    yield _mode(subject, step)
+
+
+def _count(subject: Subject, step: TrainingStep, phase: LivePhase) -> ResultRow:
+    count = len(step.of(phase))
+    numbers = {"measured": float(count), "expected": 1.0}
+    message = f"the optimizer of phase {phase.name!r} stepped {count} times in training step {step.number}"
+    if count == 0 and step.overflowed:
+        return row(subject, "step.count", Outcome.INCONCLUSIVE, f"{message}: the loss scaler skipped it for an overflow",
+                   phase=phase.name, step=step.number, cause="overflow", **numbers)  # fmt: skip
+    outcome = Outcome.PASS if count == 1 else Outcome.FAIL
+    return row(subject, "step.count", outcome, message, phase=phase.name, step=step.number, **numbers)
+
+
+def _clipping(subject: Subject, step: TrainingStep, phase: LivePhase) -> Iterator[ResultRow]:
+    check, declared = "step.clipping", phase.recipe.clip_grad_norm
+    for call in step.of(phase):
+        door = call.note
+        seen = door.clipping if isinstance(door, Door) else []
+        reference = door.reference if isinstance(door, Door) else None
+        where = f"phase {phase.name!r}, step {step.number}"
+        common = {"phase": phase.name, "step": step.number}
+        if declared is None and not seen:
+            yield row(
+                subject, check, Outcome.SKIPPED, "the recipe declares no clipping", cause="not declared", **common
+            )
+            continue
+        if declared is None:
+            message = f"gradients are clipped to {seen[0].max_norm:g} ({where}), which the recipe does not declare"
+            yield row(subject, check, Outcome.WARN, message, cause="not declared", measured=seen[0].max_norm, **common)
+            continue
+        if reference is None:
+            continue
+        tolerance = max((NORM_TOLERANCE.get(real_dtype(p.dtype), NORM_TOLERANCE_DEFAULT)
+                         for p in phase.parameters.values()), default=NORM_TOLERANCE_DEFAULT)  # fmt: skip
+        if len(seen) > 1:
+            message = f"gradients are clipped {len(seen)} times ({where})"
+            yield row(subject, check, Outcome.FAIL, message, measured=float(len(seen)), expected=1.0, **common)
+        elif seen and abs(seen[0].max_norm - declared) > RATE_TOLERANCE_TENSOR * declared:
+            message = f"gradients are clipped to {seen[0].max_norm:g}, declared is {declared:g} ({where})"
+            yield row(subject, check, Outcome.FAIL, message, measured=seen[0].max_norm, expected=declared, **common)
+        elif seen:
+            error = abs(seen[0].norm - reference.norm) / reference.norm if reference.norm else seen[0].norm
+            met = error <= tolerance
+            message = f"clipping saw the norm {seen[0].norm:.6g}, the loss's own is {reference.norm:.6g} ({where})"
+            if not met and not seen[0].norm:
+                message += ": it was given no gradients (a generator that was used up?)"
+            yield row(subject, check, Outcome.PASS if met else Outcome.FAIL, message, measured=seen[0].norm,
+                      expected=reference.norm, error=error, threshold=tolerance, **common)  # fmt: skip
+        else:
+            received = [g for n in phase.parameters if (g := call.gradients.get(n)) is not None]
+            arrived = sum(float(g.to_dense().double().square().sum()) for g in received) ** 0.5
+            wanted = min(reference.norm, declared)
+            error = abs(arrived - wanted) / wanted if wanted else arrived
+            met = error <= tolerance
+            message = f"the gradient's norm at the optimizer is {arrived:.6g}, clipped as declared it is {wanted:.6g} ({where})"
+            yield row(subject, check, Outcome.PASS if met else Outcome.FAIL, message, measured=arrived, expected=wanted,
+                      error=error, threshold=tolerance, **common)  # fmt: skip
+
+
+def _learning_rate(subject: Subject, step: TrainingStep, phase: LivePhase) -> Iterator[ResultRow]:
+    check, schedule = "step.learning-rate", phase.recipe.scheduler
+    rates, offset, assumed = ([], 0, False) if schedule is None else usable_rates(subject, phase.name)
+    for call in step.of(phase):
+        worst: tuple[float, float, float, str, float] | None = None
+        for index, group in enumerate(phase.recipe.optimizer.groups):
+            name = next((p for p in group.parameters if isinstance(p, str)), None)
+            if name is None or name not in call.options or "lr" not in call.options[name]:
+                continue
+            scheduled = rates[min(offset + step.number - 1, len(rates) - 1)][index] if rates else group.options["lr"]
+            used = float(call.options[name]["lr"])
+            error = abs(used - scheduled) / abs(scheduled) if scheduled else abs(used)
+            tensor = isinstance(subject_rate(call.options[name]), float)
+            limit = RATE_TOLERANCE if tensor else RATE_TOLERANCE_TENSOR
+            if worst is None or error > worst[0]:
+                worst = (error, used, float(scheduled), name, limit)
+        if worst is None:
+            continue
+        error, used, scheduled, name, limit = worst
+        met = error <= limit
+        text = f"lr is {used:.9g} in step {step.number} of phase {phase.name!r}, scheduled is {scheduled:.9g}"
+        cause = "assumed" if assumed else None
+        outcome = Outcome.PASS if met else Outcome.FAIL
+        if not met and step.number > 1 and rates and used == rates[offset][0] and len(set(rates)) > 1:
+            outcome, cause = Outcome.INCONCLUSIVE, "not stepped"
+            text += ": the step function never stepped the scheduler, which may run once per epoch"
+        if assumed:
+            text += " (the schedule has ended at 0: audited at its initial lr)"
+        yield row(subject, check, outcome, text, phase=phase.name, step=step.number, measured=used, expected=scheduled,
+                  error=error, threshold=limit, cause=cause)  # fmt: skip
+
+
+def subject_rate(options: dict[str, object]) -> object:
+    """Return the recorded learning rate."""
+    return options.get("lr")
+
+
+def _mode(subject: Subject, step: TrainingStep) -> ResultRow:
+    if not step.modes:
+        return row(subject, "step.mode", Outcome.PASS, f"every module ran in its declared mode in step {step.number}",
+                   step=step.number)  # fmt: skip
+    path, training = next(iter(step.modes.items()))
+    mode, other = ("train", "eval") if training else ("eval", "train")
+    message = (f"{path or 'the model'} ran in {mode} mode in step {step.number}, declared is {other}"
+               f" ({len(step.modes)} modules in all)")  # fmt: skip
+    return row(subject, "step.mode", Outcome.FAIL, message, step=step.number)

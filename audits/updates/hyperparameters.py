@@ -1,0 +1,98 @@
+"""What `expect` declares of the optimizer, compared with what each parameter's group says."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from audits.outcomes import Outcome, ResultRow
+from audits.subject import LivePhase, Subject
+from audits.updates.rows import row
+
+#: Keys of ``expect`` that are options of a param group.
+OPTION_KEYS = ("lr", "weight_decay", "betas", "momentum", "eps", "amsgrad", "nesterov", "maximize")
+
+#: Options that went through a file come back within a rounding of a decimal: equal to 12 digits is equal.
+RELATIVE_TOLERANCE = 1e-12
+
+_CHECK = "registration.hyperparameters"
+
+
+def hyperparameter_rows(subject: Subject) -> list[ResultRow]:
+    """Return a row per phase that agrees, and one per parameter and option that does not."""
+    declared = {key: subject.recipe.expect[key] for key in OPTION_KEYS if key in subject.recipe.expect}
+    expected_class = subject.recipe.expect.get("optimizer")
+    if not declared and expected_class is None:
+        return [row(subject, _CHECK, Outcome.SKIPPED, "expect declares no optimizer options", cause="not declared")]
+    rows = []
+    for phase in subject.phases:
+        wrong = _wrong_class(subject, phase, expected_class)
+        for key, meant in declared.items():
+            wrong += _wrong_options(subject, phase, key, meant)
+        if not wrong:
+            keys = ", ".join([*declared, *(["optimizer"] if expected_class else [])])
+            wrong = [row(subject, _CHECK, Outcome.PASS, f"{keys} as declared", phase=phase.name)]
+        rows += wrong
+    return rows
+
+
+def expected_class_name(expected: Any, phase: str) -> str | None:
+    """Return the class name that ``expect["optimizer"]`` declares for a phase: a name, or a dict phase -> name."""
+    if isinstance(expected, Mapping):
+        expected = expected.get(phase)
+    if isinstance(expected, type):
+        expected = expected.__name__
+    return None if expected is None else str(expected).replace(":", ".").rpartition(".")[2]
+
+
+def _wrong_class(subject: Subject, phase: LivePhase, expected: Any) -> list[ResultRow]:
+    meant = expected_class_name(expected, phase.name)
+    actual = phase.recipe.optimizer.class_path.replace(":", ".").rpartition(".")[2]
+    cls = phase.recipe.optimizer.live_class
+    ancestors = {c.__name__ for c in cls.__mro__} if cls else {actual}
+    foreign = not phase.recipe.optimizer.class_path.startswith("torch.optim.")
+    # A class of the user's own may be declared to follow a known rule; `update.rule` then judges it by that rule.
+    if meant is None or meant == actual or (foreign and meant not in ancestors) or (foreign and meant in ancestors):
+        return []
+    message = f"the optimizer of phase {phase.name!r} is {actual}, declared is {meant}"
+    return [row(subject, _CHECK, Outcome.FAIL, message, phase=phase.name)]
+
+
+def _wrong_options(subject: Subject, phase: LivePhase, key: str, meant: Any) -> list[ResultRow]:
+    rows = []
+    if isinstance(meant, Mapping) and phase.name in meant:
+        meant = meant[phase.name]
+    for group in phase.recipe.optimizer.groups:
+        for name in group.parameters:
+            expected = _for_parameter(meant, name) if isinstance(name, str) else None
+            if not isinstance(name, str) or expected is None:
+                continue
+            actual = group.options.get(key)
+            started = group.options.get("initial_lr") if key == "lr" else None
+            if _equal(actual, expected) or (started is not None and _equal(started, expected)):
+                continue
+            message = f"{name}: {key} is {actual!r}, declared is {expected!r}"
+            rows.append(row(subject, _CHECK, Outcome.FAIL, message, phase=phase.name, parameter=name,
+                            measured=_number(actual), expected=_number(expected)))  # fmt: skip
+    return rows
+
+
+def _for_parameter(meant: Any, name: str) -> Any:
+    """The declared value: itself, or that of the first glob that matches."""
+    if not isinstance(meant, Mapping):
+        return meant
+    return next((value for glob, value in meant.items() if fnmatch.fnmatchcase(name, glob)), None)
+
+
+def _equal(actual: Any, expected: Any) -> bool:
+    if isinstance(expected, (list, tuple)) and isinstance(actual, (list, tuple)):
+        return len(actual) == len(expected) and all(_equal(a, e) for a, e in zip(actual, expected, strict=True))
+    if isinstance(actual, (int, float)) and isinstance(expected, (int, float)):
+        return math.isclose(actual, expected, rel_tol=RELATIVE_TOLERANCE)
+    return bool(actual == expected)
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, (int, float)) else None

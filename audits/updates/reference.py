@@ -1,0 +1,135 @@
+"""The declared loss's own gradient at the optimizer's door: same weights, precision, order and random numbers."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+
+from audits.state import ModuleState, RandomState
+from audits.subject import LivePhase, Subject
+
+Gradients = dict[str, torch.Tensor | None]
+
+
+@dataclass
+class Reference:
+    """The reference gradient of a phase.
+
+    Attributes:
+        gradients: by parameter, of every trainable parameter of the model; accumulated, unscaled and clipped.
+        loss: the loss.
+        norm: norm of the phase's gradient before clipping.
+        same_draws: whether the random generators ended where the training step's had, so that both drew alike.
+        draws: whether the loss draws random numbers at all.
+        unweighted: gradients with all micro-batches weighed alike, where the recipe weighs them by tokens.
+        buffers: the model's buffers after the loss's forwards.
+    """
+
+    gradients: Gradients
+    loss: float
+    norm: float
+    same_draws: bool
+    draws: bool
+    unweighted: Gradients | None
+    buffers: dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a phase's forward may have started from: random generators and buffers."""
+
+    random: RandomState
+    modules: ModuleState
+
+
+def reference_gradient(
+    subject: Subject, phase: LivePhase, start: Start, *, scale: float = 1.0, clip_norm: float | None = None
+) -> Reference:
+    """Return the gradient of the declared loss at the model's present weights, leaving everything as it was.
+
+    ``g = clip(sum_i d(w_i * scale * loss_i)/d theta / scale)``, accumulated micro-batch by micro-batch in the
+    gradients' own dtype, as `backward` does.
+
+    Args:
+        subject: the model, where the training step has brought it.
+        phase: whose loss.
+        start: random generators and buffers to evaluate the loss from.
+        scale: the loss scale in force.
+        clip_norm: norm to clip to; None for the phase's declared one.
+    """
+    door = RandomState.now()
+    here = ModuleState(subject.model)
+    weighted: Gradients = dict.fromkeys(subject.trainable)
+    plain: Gradients | None = dict.fromkeys(subject.trainable) if subject.recipe.normalize != "mean" else None
+    parameters = [subject.parameters[name] for name in subject.trainable]
+    total = 0.0
+    try:
+        start.modules.restore()
+        start.random.restore()
+        with _as_in_training(subject):
+            batches = subject.micro_batches(phase)
+            for weight, batch in batches:
+                loss = phase.call_loss(subject.model, batch)
+                found = torch.autograd.grad(loss * (weight * scale) if weight * scale != 1.0 else loss, parameters,
+                                            allow_unused=True)  # fmt: skip
+                total += weight * float(loss.detach())
+                _add(weighted, subject.trainable, found, 1.0)
+                if plain is not None:
+                    _add(plain, subject.trainable, found, 1.0 / (len(batches) * weight) if weight else 0.0)
+        ended = torch.get_rng_state()
+        buffers = {name: buffer.detach().clone() for name, buffer in subject.model.named_buffers()}
+    finally:
+        here.restore()
+        door.restore()
+    if scale != 1.0:
+        for gradients in (weighted, plain or {}):
+            gradients.update({n: None if g is None else g / scale for n, g in gradients.items()})
+    own = [weighted[name] for name in phase.parameters]
+    norm = total_norm([g for g in own if g is not None])
+    limit = phase.recipe.clip_grad_norm if clip_norm is None else clip_norm
+    if limit:
+        _clip(weighted, phase, norm, limit)
+        if plain is not None:
+            _clip(plain, phase, total_norm([g for n in phase.parameters if (g := plain[n]) is not None]), limit)
+    return Reference(
+        gradients=weighted,
+        loss=total,
+        norm=float(norm),
+        same_draws=torch.equal(ended, door.cpu),
+        draws=not torch.equal(ended, start.random.cpu),
+        unweighted=plain,
+        buffers=buffers,
+    )
+
+
+@contextlib.contextmanager
+def _as_in_training(subject: Subject) -> Iterator[None]:
+    with torch.enable_grad(), torch.autocast(subject.device.type, enabled=False), subject.autocast():
+        yield
+
+
+def _add(total: Gradients, names: tuple[str, ...], found: tuple[torch.Tensor | None, ...], factor: float) -> None:
+    for name, gradient in zip(names, found, strict=True):
+        if gradient is None:
+            continue
+        gradient = gradient.detach() if factor == 1.0 else gradient.detach() * factor
+        before = total[name]
+        total[name] = gradient.clone() if before is None else before + gradient
+
+
+def total_norm(gradients: list[torch.Tensor]) -> torch.Tensor:
+    """Return the norm of all gradients together, as `torch.nn.utils.get_total_norm` defines it."""
+    dense = [g.coalesce().values() if g.is_sparse else g for g in gradients]
+    return torch.nn.utils.get_total_norm(dense) if dense else torch.tensor(0.0)
+
+
+def _clip(gradients: Gradients, phase: LivePhase, norm: torch.Tensor, limit: float) -> None:
+    """Scale by ``min(1, limit / (norm + 1e-6))``, the formula of `torch.nn.utils.clip_grad_norm_`."""
+    factor = torch.clamp(limit / (norm + 1e-6), max=1.0)
+    for name in phase.parameters:
+        gradient = gradients[name]
+        if gradient is not None:
+            gradients[name] = gradient * factor.to(gradient.device)

@@ -1,0 +1,89 @@
+"""The very optimizer build on copies of the weights in another dtype, fed the gradients that were received."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from audits.optimizers import build_optimizer
+from audits.structures import map_tensors
+from audits.subject import LivePhase
+from audits.updates.compare import real_dtype, to_double
+
+#: Complex counterpart of a real dtype.
+_COMPLEX = {torch.float32: torch.complex64, torch.float64: torch.complex128}
+
+
+class Replay:
+    """One phase's optimizer in a lane.
+
+    The update of a rule is too small for the weights' own dtype to show in full (decay of 1e-5 in float32, anything in
+    bfloat16); the same build on float64 copies shows it to 13 digits.
+
+    Args:
+        phase: whose optimizer.
+        weights: names and values to start from.
+        dtype: the lane's real dtype.
+        state: state to start from, by name; {} for fresh.
+        overrides: options that replace the recorded ones in every group (``{"foreach": False}``).
+    """
+
+    def __init__(
+        self,
+        phase: LivePhase,
+        weights: Mapping[str, torch.Tensor],
+        dtype: torch.dtype,
+        state: Mapping[str, Mapping[str, Any]],
+        overrides: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.dtype = dtype
+        self._native = {name: value.dtype for name, value in weights.items()}
+        self.copies = {name: nn.Parameter(self._cast(value).clone()) for name, value in weights.items()}
+        self.optimizer = build_optimizer(phase.recipe.optimizer, self.copies, with_state=False)
+        self._overrides = dict(overrides or {})
+        for group in self.optimizer.param_groups:
+            group.update(self._overrides)
+        for name, values in state.items():
+            if name in self.copies:
+                self.optimizer.state[self.copies[name]] = map_tensors(dict(values), self._cast_state)
+
+    def step(
+        self,
+        weights: Mapping[str, torch.Tensor],
+        gradients: Mapping[str, torch.Tensor | None],
+        options: Mapping[str, Mapping[str, Any]],
+    ) -> dict[str, torch.Tensor]:
+        """Take one step from ``weights`` and return each parameter's update in float64."""
+        before = {}
+        for name, copy in self.copies.items():
+            copy.data.copy_(weights[name])
+            gradient = gradients.get(name)
+            copy.grad = None if gradient is None else self._cast(gradient)
+            before[name] = to_double(copy)
+        names = {id(copy): name for name, copy in self.copies.items()}
+        for group in self.optimizer.param_groups:
+            held = next((names[id(p)] for p in group["params"] if id(p) in names), None)
+            if held is not None and held in options:
+                group.update({**self._lane_options(options[held], held), **self._overrides})
+        self.optimizer.step()
+        return {name: to_double(copy) - before[name] for name, copy in self.copies.items()}
+
+    def _lane_options(self, options: Mapping[str, Any], name: str) -> dict[str, Any]:
+        chosen = dict(options)
+        eps = chosen.get("eps")
+        if isinstance(eps, tuple) and eps[0] is None:  # Adafactor's default follows the weights' dtype
+            chosen["eps"] = (torch.finfo(real_dtype(self._native[name])).eps, eps[1])
+        return chosen
+
+    def _cast(self, value: torch.Tensor) -> torch.Tensor:
+        dtype = _COMPLEX[self.dtype] if value.dtype.is_complex else self.dtype
+        return value.detach().to(dtype)
+
+    def _cast_state(self, value: torch.Tensor) -> torch.Tensor:
+        """Moments follow the lane's dtype; counters (0-dim float32 in torch) stay as they are."""
+        if value.dim() == 0 or not (value.is_floating_point() or value.is_complex()):
+            return value.clone()
+        return self._cast(value).clone()

@@ -1,0 +1,189 @@
+"""Two real training steps: through the recipe's own step function, or the canonical one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from audits.state import ModuleState, RandomState
+from audits.structures import map_tensors
+from audits.subject import LivePhase, Subject
+from audits.updates.context import INITIAL_SCALE, StepContext, build_context
+from audits.updates.recorder import Call, OutsideWrite, Recorder
+from audits.updates.reference import Reference, Start, reference_gradient
+from audits.updates.watch import ClippingCall, Watch
+
+#: Training steps that are run: a missing zero_grad, momentum and a schedule show at the second.
+STEPS = 2
+
+#: Tries at a sixteenth of the loss scale each before an overflow is given up: 2^16 to below 1.
+OVERFLOW_TRIES = 5
+
+
+@dataclass
+class TrainingStep:
+    """What one training step did.
+
+    Attributes:
+        number: from 1.
+        calls: the optimizer steps in order.
+        outside: parameters written outside of them.
+        clipping: calls of torch's norm clipping, by the phase whose optimizer stepped next.
+        modes: modules that ran in a mode other than the declared one: path -> mode.
+        skipped_by_scaler: phases whose step the loss scaler skipped for an overflow.
+        error: what the step function raised.
+    """
+
+    number: int
+    calls: list[Call] = field(default_factory=list)
+    outside: list[OutsideWrite] = field(default_factory=list)
+    clipping: dict[str, list[ClippingCall]] = field(default_factory=dict)
+    modes: dict[str, bool] = field(default_factory=dict)
+    overflowed: bool = False
+    error: Exception | None = None
+    watch: Any = None
+
+    def of(self, phase: LivePhase) -> list[Call]:
+        """Return the calls of one phase."""
+        return [call for call in self.calls if call.phase.name == phase.name]
+
+
+@dataclass(frozen=True)
+class Door:
+    """What was computed at an optimizer's door."""
+
+    reference: Reference | None
+    error: str | None
+    clipping: list[ClippingCall]
+
+
+def training_steps(
+    subject: Subject, *, seed: int | None = None, with_state: bool = True, reference: bool = True
+) -> Iterator[TrainingStep]:
+    """Run `STEPS` training steps from the audit's start and yield what each did, before the next begins.
+
+    The model is left where the last step brought it; `Subject.reset` puts it back. An fp16 step that the loss scaler
+    skipped for an overflow is tried again from the start at a smaller scale.
+    """
+    scale = INITIAL_SCALE
+    for attempt in range(OVERFLOW_TRIES):
+        subject.reset(seed=seed)
+        context = build_context(subject, with_state=with_state, scale=scale)
+        if not context.scaler.is_enabled():
+            yield from _run(subject, context, reference)
+            return
+        steps = list(_run(subject, context, reference))
+        if not any(step.overflowed for step in steps) or attempt == OVERFLOW_TRIES - 1:
+            yield from steps
+            return
+        scale /= 16.0
+
+
+def _run(subject: Subject, context: StepContext, reference: bool) -> Iterator[TrainingStep]:
+    runner = _Runner(subject, context, reference)
+    with runner.recorder.attached():
+        for number in range(1, STEPS + 1):
+            step = runner.run(number)
+            yield step
+            if step.error is not None:
+                return
+
+
+class _Runner:
+    """Runs training steps under the recorder and the watch."""
+
+    def __init__(self, subject: Subject, context: StepContext, reference: bool) -> None:
+        self.subject = subject
+        self.context = context
+        self._reference = reference
+        self._starts: list[Start] = []
+        self._watch = Watch(subject)
+        self.recorder = Recorder(subject, context.optimizers, self._at_the_door)
+        self._step_function = None if subject.recipe.step is None else subject.recipe.step.resolve(role="step")
+
+    def run(self, number: int) -> TrainingStep:
+        step = TrainingStep(number)
+        self.recorder.begin(number)
+        self._starts = [self._start()]
+        scale = self.context.scaler.get_scale()
+        with self._watch.listening(), torch.enable_grad():
+            try:
+                if self._step_function is not None:
+                    self._step_function(self.subject.model, self._batch(), self.context)
+                else:
+                    canonical_step(self.subject, self.context)
+            except Exception as error:
+                step.error = error
+        self.recorder.end()
+        step.calls, step.outside = self.recorder.calls, self.recorder.outside
+        step.modes = dict(self._watch.wrong_modes)
+        step.clipping = self._watch.clipping
+        step.watch = self._watch.statistics
+        step.overflowed = self.context.scaler.get_scale() < scale
+        return step
+
+    def _batch(self) -> Any:
+        """The whole step's batch, in containers of its own, as the recipe has it: a dict, or a list of dicts."""
+        batches = [map_tensors(batch, lambda tensor: tensor) for batch in self.subject._batches]
+        return batches if isinstance(self.subject.recipe.batch, list) else batches[0]
+
+    def _start(self) -> Start:
+        return Start(RandomState.now(), ModuleState(self.subject.model))
+
+    def _at_the_door(self, call: Call) -> Door:
+        """Compute the reference gradient of the phase whose optimizer is about to step."""
+        clipping = self._watch.take_clipping(call.phase.name)
+        if not self._reference:
+            return Door(None, None, clipping)
+        found: Reference | None = None
+        problem = None
+        limit = clipping[0].max_norm if clipping and call.phase.recipe.clip_grad_norm is None else None
+        with self._watch.paused():
+            # The phase's forward began where the last optimizer step ended, or shares what the step drew at its start.
+            for start in reversed(self._starts):
+                try:
+                    tried = reference_gradient(
+                        self.subject, call.phase, start, scale=self.context.scaler.get_scale(), clip_norm=limit
+                    )
+                except Exception as error:
+                    problem = f"{type(error).__name__}: {error}"
+                    break
+                if found is None or (tried.same_draws and not found.same_draws):
+                    found = tried
+                if found.same_draws or not found.draws or len(self._starts) == 1:
+                    break
+            self._starts = [self._starts[0], self._start()]
+        return Door(found, problem, clipping)
+
+
+def canonical_step(subject: Subject, context: StepContext) -> None:
+    """Do for each phase: zero_grad, forward and backward per micro-batch, unscale, clip, step, scheduler."""
+    for phase in subject.phases:
+        optimizer, scaler = context.optimizers[phase.name], context.scaler
+
+        def evaluate(phase: LivePhase = phase, optimizer: torch.optim.Optimizer = optimizer) -> torch.Tensor:
+            optimizer.zero_grad()
+            total: torch.Tensor | None = None
+            for weight, batch in subject.micro_batches(phase):
+                with subject.autocast():
+                    loss = phase.call_loss(subject.model, batch)
+                loss = loss if weight == 1.0 else loss * weight
+                scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+                total = loss.detach() if total is None else total + loss.detach()
+            assert total is not None
+            return total
+
+        if isinstance(optimizer, torch.optim.LBFGS):
+            optimizer.step(evaluate)
+        else:
+            evaluate()
+            scaler.unscale_(optimizer) if scaler.is_enabled() else None
+            if phase.recipe.clip_grad_norm is not None:
+                torch.nn.utils.clip_grad_norm_(list(phase.parameters.values()), phase.recipe.clip_grad_norm)
+            scaler.step(optimizer)
+        if phase.name in context.schedulers:
+            context.schedulers[phase.name].step()
+    context.scaler.update()
