@@ -23,10 +23,10 @@ from flows.isolation import limits_of, private_folder, run_child
 from flows.settings import GradauditSettings
 from registry_models.answer import read_answer
 from registry_models.marking import mark
-from registry_models.publishing import ensure_experiment, publish
+from registry_models.publishing import publish
 from registry_models.recipe_files import RECIPE_FILE
 from registry_models.snapshot import Snapshot, download_version, read_snapshot
-from registry_models.versions import RECIPE_TAG, Version
+from registry_models.versions import RECIPE_TAG, Version, ensure_experiment
 
 _log = logging.getLogger(__name__)
 

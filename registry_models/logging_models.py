@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import mlflow.pytorch
 from mlflow.models.model import ModelInfo
 from mlflow.tracking import MlflowClient
@@ -21,9 +20,12 @@ from audits.errors import ArtifactError
 from audits.recipe import Recipe
 from registry_models.factory_files import Factory, write_factory
 from registry_models.recipe_files import FOLDER, write_recipe
-from registry_models.versions import RECIPE_TAG, VersionReference
+from registry_models.versions import RECIPE_TAG, VersionReference, ensure_experiment
 
 _log = logging.getLogger(__name__)
+
+#: Experiment of the runs that hold attached recipes.
+RECIPES_EXPERIMENT = "gradaudit-recipes"
 
 
 def log_model(
@@ -97,9 +99,7 @@ def attach_recipe(version: str, recipe: Recipe, *, client: MlflowClient | None =
     found = VersionReference.parse(version).resolve(client)
     with tempfile.TemporaryDirectory(prefix="gradaudit-attach-") as temporary:
         folder = write_recipe(recipe, Path(temporary))
-        experiment = mlflow.set_experiment("gradaudit-recipes") if mlflow.active_run() is None else None
-        experiment_id = experiment.experiment_id if experiment else mlflow.active_run().info.experiment_id
-        run = client.create_run(experiment_id, run_name=f"recipe for {found.name} v{found.version}")
+        run = client.create_run(ensure_experiment(client, RECIPES_EXPERIMENT), run_name=f"recipe for {found.name} v{found.version}")
         client.log_artifacts(run.info.run_id, str(folder), FOLDER)
         client.set_terminated(run.info.run_id)
     uri = f"runs:/{run.info.run_id}/{FOLDER}"

@@ -11,14 +11,13 @@ from typing import Any
 
 import pandas as pd
 from mlflow.entities import Metric, RunStatus, RunTag
-from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from audits.outcomes import GRADIENT_EVIDENCE, UPDATE_EVIDENCE, WORST_FIRST, ResultRow, finite
 from audits.report import AuditReport
 from audits.results import write_parquet
 from registry_models.report import render_html, render_markdown, render_plots
-from registry_models.versions import Version, registry_errors
+from registry_models.versions import Version, ensure_experiment, registry_errors
 
 _log = logging.getLogger(__name__)
 
@@ -69,19 +68,6 @@ def publish(
         client.log_table(run_id, parameters_frame(report), artifact_file="parameters.json")
         client.set_terminated(run_id, RunStatus.to_string(RunStatus.FINISHED))
     return run_id
-
-
-def ensure_experiment(client: MlflowClient, name: str) -> str:
-    """Return the experiment's id, creating it if need be; two creators at once both get it."""
-    found = client.get_experiment_by_name(name)
-    if found is None:
-        try:
-            return str(client.create_experiment(name))
-        except MlflowException:
-            found = client.get_experiment_by_name(name)
-            if found is None:
-                raise
-    return str(found.experiment_id)
 
 
 def parameters_frame(report: AuditReport) -> pd.DataFrame:

@@ -86,7 +86,7 @@ def read_snapshot(folder: Path, *, overlay: Path | None = None, overlay_source: 
         raise ArtifactError(f"{folder} is no MLflow model directory: it has no MLmodel file")
     files = _files(folder)
     try:
-        described = load_yaml(folder / "MLmodel")
+        described = load_yaml(folder / "MLmodel", aliases=True)
     except RecipeError as error:
         raise ArtifactError(str(error)) from error
     flavors = described.get("flavors") if isinstance(described, Mapping) else None

@@ -112,6 +112,19 @@ def list_versions(client: MlflowClient, globs: Sequence[str] = ()) -> list[Versi
                 return found
 
 
+def ensure_experiment(client: MlflowClient, name: str) -> str:
+    """Return the experiment's id, creating it if need be; two creators at once both get it."""
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return str(client.create_experiment(name))
+        except MlflowException:
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    return str(found.experiment_id)
+
+
 @contextlib.contextmanager
 def registry_errors(what: str) -> Iterator[None]:
     """Tell a caller's mistake from a registry that does not answer.

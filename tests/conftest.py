@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from flows.settings import quiet_defaults
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
 
 for _name in [name for name in os.environ if name.startswith(("GRADAUDIT_", "MLFLOW_", "PREFECT_"))]:
     del os.environ[_name]
@@ -22,3 +27,25 @@ def _seeded() -> Iterator[None]:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     yield
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow database whose tables exist: making them takes seconds, copying it none."""
+    from tests.stores import make_store
+
+    return make_store(tmp_path_factory.mktemp("empty-store"))
+
+
+@pytest.fixture
+def client(empty_store: Path, tmp_path: Path) -> Iterator[MlflowClient]:
+    """A client of a registry of its own, which is MLflow's current one during the test."""
+    import mlflow
+    from mlflow.tracking import MlflowClient
+
+    from tests.stores import copy_store
+
+    uri = copy_store(empty_store, tmp_path)
+    mlflow.set_tracking_uri(uri)
+    yield MlflowClient(tracking_uri=uri)
+    mlflow.set_tracking_uri(None)
