@@ -1,0 +1,220 @@
+"""The default method: all tensors in one direction, certified by measured noise, told apart only on failure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from audits.gradients.localise import Localiser
+from audits.gradients.probe import Probe, Prober
+from audits.gradients.romberg import FIRST_STEP
+from audits.gradients.verdicts import Verdict
+from audits.lanes.evaluation import BranchMismatchError, LaneError, Point, Problem, norm
+from audits.outcomes import Outcome
+
+#: First and later joint rounds for tensors that the smaller step leaves unresolved.
+ROUND_STEPS = (FIRST_STEP, 6e-2, 0.5)
+
+#: The displaced point is this many rms away from theta, per element (normal); a tenth of it if the loss is not finite.
+DISPLACEMENTS = (0.1, 0.01)
+
+#: A gradient that changes by this share under a displacement of 1e-9 rms is rounding noise around zero.
+ROUNDING_SHARE = 0.1
+NUDGE = 1e-9
+
+
+class Certifier:
+    """Judge every tensor of a problem."""
+
+    def __init__(self, problem: Problem, *, seed: int, probes: int, detection_limit: float) -> None:
+        self._problem = problem
+        self._seed = seed
+        self._probes = probes
+        self._detection_limit = detection_limit
+        self.verdicts: dict[str, Verdict] = {}
+        self.evaluations = 0
+
+    def run(self, names: Sequence[str]) -> Point:
+        """Judge the tensors; `verdicts` holds the result. Returns the point at theta.
+
+        Raises:
+            LaneError: the loss cannot be evaluated in this lane.
+        """
+        point = Point(self._problem)
+        if not math.isfinite(point.value):
+            raise LaneError(f"the loss is {point.value} in this lane")
+        judged = self._refuse_non_finite(point, names)
+        try:
+            leftover = self._rounds(point, judged, displaced=False)
+            if leftover:
+                self._displaced(point, leftover)
+        finally:
+            point.restore()
+            self.evaluations += point.evaluations
+        return point
+
+    def _refuse_non_finite(self, point: Point, names: Sequence[str]) -> list[str]:
+        judged = []
+        for name in names:
+            gradient = point.gradients[name]
+            if gradient is not None and not bool(torch.isfinite(gradient).all()):
+                bad = int((~torch.isfinite(gradient)).sum())
+                self.verdicts[name] = Verdict(
+                    outcome=Outcome.FAIL,
+                    cause="non-finite gradient",
+                    message=f"autograd gives {bad} of {gradient.numel()} elements of the gradient of {name!r} as NaN or "
+                    f"infinity although the loss is {point.value:.6g}",
+                )
+            else:
+                judged.append(name)
+        return judged
+
+    def _rounds(self, point: Point, names: list[str], *, displaced: bool) -> list[str]:
+        """Run the joint rounds; return the tensors still open: unresolved ones and zero gradients."""
+        if not names:
+            return []
+        prober = Prober(point, self._seed + (1 if displaced else 0))
+        open_names, zero = list(names), []
+        for step in ROUND_STEPS:
+            if not open_names:
+                break
+            scales = prober.scales(open_names, step)
+            try:
+                probes = [prober.probe(scales, step) for _ in range(self._probes)]
+            except BranchMismatchError as error:
+                self._give_up(open_names, prober, f"Python branches on a value near theta: {error}", displaced)
+                return zero
+            if any(probe.bound == 0.0 for probe in probes):
+                assert all(probe.estimate.value == 0.0 for probe in probes)
+                self._give_up(open_names, prober, "the loss is exactly constant around this point", displaced)
+                return [*zero, *open_names]
+            exceeded = [probe for probe in probes if probe.exceeds]
+            if exceeded:
+                localiser = Localiser(prober, step, self._probes, self._detection_limit)
+                found = localiser.judge(open_names, exceeded[0])
+                self.verdicts.update({n: replace(v, displaced=displaced) for n, v in found.items()})
+                open_names = [n for n in open_names if n not in found]
+                zero += [n for n in open_names if prober.slope_norms[n] == 0]
+                open_names = [n for n in open_names if prober.slope_norms[n] > 0]
+                continue
+            bounds = [probe.bound for probe in probes]
+            still_open = []
+            for name in open_names:
+                limit = prober.limit(name, scales[name], bounds)
+                verdict = _joint(probes, scales[name], limit, displaced)
+                self.verdicts[name] = verdict
+                if prober.slope_norms[name] == 0:
+                    zero.append(name)
+                elif limit > self._detection_limit:
+                    self.verdicts[name] = replace(verdict, outcome=Outcome.INCONCLUSIVE, cause=_unresolved(point))
+                    still_open.append(name)
+            open_names = still_open
+        return [*open_names, *zero]
+
+    def _give_up(self, names: Sequence[str], prober: Prober, cause: str, displaced: bool) -> None:
+        for name in names:
+            self.verdicts[name] = Verdict(
+                outcome=Outcome.INCONCLUSIVE, cause=cause, displaced=displaced, message=f"cannot judge {name!r}: {cause}"
+            )
+
+    def _displaced(self, point: Point, names: list[str]) -> None:
+        """Judge unresolved and zero gradients again a little way off, where they need not vanish."""
+        before = {name: self.verdicts.get(name) for name in names}
+        nudged = self._rounding_zero(point, names)
+        moved = self._displaced_point(point)
+        if moved is None:
+            for name in names:
+                self._settle(name, before[name], None, point, nudged)
+            return
+        try:
+            judged = [n for n in names if moved.gradients[n] is None or bool(torch.isfinite(moved.gradients[n]).all())]  # type: ignore[arg-type]
+            leftover = self._rounds(moved, judged, displaced=True)
+            zero_there = self._rounding_zero(moved, leftover)
+        finally:
+            moved.restore()
+            self.evaluations += moved.evaluations
+        for name in names:
+            if name in leftover or name not in judged:
+                at_displaced = self.verdicts[name] if name in judged else None
+                self._settle(name, before[name], at_displaced, moved, nudged & zero_there)
+
+    def _displaced_point(self, point: Point) -> Point | None:
+        prober = Prober(point, self._seed)
+        point.restore()
+        for size in DISPLACEMENTS:
+            generator = torch.Generator().manual_seed(self._seed + 17)
+            shift = {}
+            for name in point.names:
+                theta = point.theta(name)
+                noise = torch.randn(theta.shape, generator=generator, dtype=theta.dtype)
+                shift[name] = noise.to(theta.device) * (size * prober.rms[name])
+            try:
+                moved = Point(self._problem, shift=shift)
+            except (RuntimeError, LaneError, BranchMismatchError, ValueError):
+                point.restore_from_theta()
+                continue
+            if math.isfinite(moved.value):
+                return moved
+            moved.restore()
+        return None
+
+    def _settle(self, name: str, here: Verdict | None, there: Verdict | None, point: Point, zero: set[str]) -> None:
+        """Say what a gradient is that neither point resolves: zero to rounding, or unresolved."""
+        known = there or here
+        assert known is not None
+        if name in zero and known.error is not None and (there is not None):
+            limit = known.absolute_limit
+            self.verdicts[name] = replace(
+                known,
+                outcome=Outcome.PASS,
+                limit=None,
+                displaced=True,
+                cause="absolute",
+                message=f"the gradient of {name!r} is zero, here and at a displaced point, and so is the loss's derivative "
+                f"(absolute limit {limit:.3g})",
+            )
+            return
+        cause = known.cause or "unresolved"
+        self.verdicts[name] = replace(
+            known, outcome=Outcome.INCONCLUSIVE, cause=cause, message=known.message or f"cannot judge {name!r}: {cause}"
+        )
+
+    def _rounding_zero(self, point: Point, names: Sequence[str]) -> set[str]:
+        """Return the names whose gradient is exactly zero or nothing but rounding noise.
+
+        Rounding noise changes entirely when every element moves by 1e-9 of its size; a true gradient by as little.
+        """
+        exact = {name for name in names if norm(point.gradients[name]) == 0.0}
+        doubtful = [name for name in names if name not in exact]
+        if not doubtful:
+            return exact
+        nearby = point.nearby_gradients(NUDGE, self._seed)
+        for name in doubtful:
+            gradient, other = point.gradients[name], nearby[name]
+            change = norm(gradient) if other is None else norm(gradient - other)  # type: ignore[operator]
+            if change > ROUNDING_SHARE * norm(gradient):
+                exact.add(name)
+        return exact
+
+
+def _unresolved(point: Point) -> str:
+    return "nondeterministic" if point.spread else "unresolved"
+
+
+def _joint(probes: Sequence[Probe], scale: float, limit: float, displaced: bool) -> Verdict:
+    worst = max(probes, key=lambda probe: probe.residual / probe.bound)
+    return Verdict(
+        outcome=Outcome.PASS,
+        measured=worst.expected,
+        expected=worst.estimate.value,
+        error=worst.residual,
+        threshold=worst.bound,
+        limit=limit if math.isfinite(limit) else None,
+        # |v_i| >= s/2: a single wrong element beyond 2 B / s exceeds; 4 B / s leaves room for the residual's own error
+        absolute_limit=4 * worst.bound / scale,
+        displaced=displaced,
+        joint=True,
+    )

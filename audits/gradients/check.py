@@ -1,0 +1,106 @@
+"""`check_gradients`: every gradient check of a subject, as rows."""
+
+from __future__ import annotations
+
+import logging
+
+from audits.gradients.certify import Certifier
+from audits.gradients.claims import FINITE_DIFFERENCE
+from audits.gradients.elementwise import check_elements
+from audits.gradients.exact import check_exactly
+from audits.gradients.rows import parameter_row, skipped_row
+from audits.gradients.second_opinion import check_with_gradcheck
+from audits.gradients.verdicts import Verdict
+from audits.lanes.evaluation import LaneError, Point, Problem
+from audits.lanes.float64 import float64_lane
+from audits.lanes.program import BranchMismatchError
+from audits.outcomes import Lane, Outcome, ResultRow
+from audits.subject import LivePhase, Subject
+
+_log = logging.getLogger(__name__)
+
+
+def check_gradients(subject: Subject) -> list[ResultRow]:
+    """Check that autograd's gradients are the derivatives of the losses.
+
+    Args:
+        subject: an open subject; it is reset to its own state before this returns.
+
+    Returns:
+        One `gradient.finite-difference` row per phase and parameter, and the rows of the other gradient checks that
+        the settings ask for.
+    """
+    settings = subject.settings
+    rows: list[ResultRow] = []
+    for phase in subject.phases:
+        if settings.wants_check(FINITE_DIFFERENCE.name):
+            rows += _finite_differences(subject, phase)
+    subject.reset()
+    return rows
+
+
+def _finite_differences(subject: Subject, phase: LivePhase) -> list[ResultRow]:
+    dtypes = {name: str(parameter.dtype) for name, parameter in subject.parameters.items()}
+    wanted = [name for name in subject.parameters if subject.settings.wants_parameter(name)]
+    judged = [name for name in wanted if name in phase.parameters and phase.parameters[name].numel()]
+    verdicts: dict[str, Verdict] = {}
+    point: Point | None = None
+    rows = []
+    if judged:
+        try:
+            with float64_lane(subject, phase) as problem:
+                verdicts, point = judge(subject, problem, judged)
+                rows = [parameter_row(subject, phase, n, verdicts[n], point, problem.lane, dtypes[n]) for n in judged]
+        except (LaneError, BranchMismatchError, RuntimeError, NotImplementedError, TypeError, ValueError) as error:
+            _log.debug("the float64 lane failed", exc_info=True)
+            text = " ".join(str(error).split())[:300]
+            verdict = Verdict(
+                outcome=Outcome.INCONCLUSIVE, cause=f"cannot evaluate: {type(error).__name__}",
+                message=f"the loss could not be evaluated in float64: {text}",
+            )  # fmt: skip
+            rows = [parameter_row(subject, phase, n, verdict, None, Lane.FLOAT64, dtypes[n]) for n in judged]
+            subject.reset()
+    by_name = {row.parameter: row for row in rows}
+    for name in wanted:
+        if name not in by_name:
+            cause, message = _why_skipped(subject, phase, name)
+            by_name[name] = skipped_row(subject, phase, name, cause, message, dtypes[name])
+    return [by_name[name] for name in wanted]
+
+
+def judge(subject: Subject, problem: Problem, names: list[str]) -> tuple[dict[str, Verdict], Point]:
+    """Judge the named tensors of a problem by the method of the settings."""
+    settings = subject.settings
+    elements = sum(problem.tensors[name].numel() for name in names)
+    method = settings.method
+    if method == "auto":
+        method = "exact" if elements <= settings.exact_limit else "probe"
+    if method == "probe":
+        certifier = Certifier(
+            problem, seed=subject.seed, probes=settings.probes, detection_limit=settings.detection_limit
+        )
+        point = certifier.run(names)
+        return certifier.verdicts, point
+    point = Point(problem)
+    try:
+        if method == "elementwise":
+            verdicts = check_elements(
+                point, names, epsilon=settings.elementwise_epsilon, tolerance=settings.elementwise_tolerance,
+                detection_limit=settings.detection_limit,
+            )  # fmt: skip
+        elif method == "gradcheck":
+            verdicts = check_with_gradcheck(problem, names)
+        else:
+            verdicts = check_exactly(point, names, detection_limit=settings.detection_limit)
+    finally:
+        point.restore()
+    return verdicts, point
+
+
+def _why_skipped(subject: Subject, phase: LivePhase, name: str) -> tuple[str, str]:
+    parameter = subject.parameters[name]
+    if not parameter.requires_grad:
+        return "frozen", f"{name!r} is frozen: no gradient is asked for"
+    if name not in phase.parameters:
+        return "not in this phase", f"{name!r} is not in the optimizer of phase {phase.name!r}"
+    return "empty", f"{name!r} has no elements"

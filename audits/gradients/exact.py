@@ -1,0 +1,133 @@
+"""Every element by an extrapolated central difference with its own bound: small models."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from audits.gradients.localise import ROUNDING_ERROR
+from audits.gradients.noise import measure_noise
+from audits.gradients.probe import DOT_ROUNDING, SMALLEST_RMS
+from audits.gradients.romberg import FIRST_STEP, SHRINK, Estimate, noise_part, romberg, romberg_at
+from audits.gradients.verdicts import Verdict
+from audits.lanes.evaluation import BranchMismatchError, Point, norm
+from audits.outcomes import Outcome
+
+#: Steps tried per element while the bound is too wide for the tensor, largest last.
+STEPS = (FIRST_STEP, 6e-2, 0.5)
+
+
+def richardson(function: Callable[[float], float], step: float, sigma: float) -> Estimate:
+    """Return ``R1 = (4 D(h/2) - D(h)) / 3`` with the bound ``|R1 - D(h/2)|`` plus the noise part: 4 evaluations."""
+    first = (function(step) - function(-step)) / (2 * step)
+    second = (function(step / 2) - function(-step / 2)) / step
+    value = (4 * second - first) / 3
+    noise = noise_part(sigma, 2 * step)
+    return Estimate(value, abs(value - second) + noise, noise, step)
+
+
+def check_exactly(point: Point, names: Sequence[str], *, detection_limit: float) -> dict[str, Verdict]:
+    """Compare every element of every tensor.
+
+    Per element ``r = |D - g_i|`` against its own bound; an exceedance by the four-point formula is judged again by the
+    six-point one, and confirmed at h/8 and h/64.
+
+    Args:
+        point: the problem at theta.
+        names: tensors to check.
+        detection_limit: largest ``||B|| / ||g||`` of a tensor that may pass.
+
+    Returns:
+        A verdict per tensor with the numbers of its worst element; a tensor whose gradient is zero here is ``pass``
+        with cause ``absolute`` when every difference is zero within its bound.
+    """
+    return {name: _check_tensor(point, name, detection_limit) for name in names}
+
+
+def _check_tensor(point: Point, name: str, detection_limit: float) -> Verdict:
+    gradient, theta = point.gradients[name], point.theta(name)
+    flat = None if gradient is None else gradient.reshape(-1).tolist()
+    rms = max(norm(theta) / math.sqrt(theta.numel()), SMALLEST_RMS)
+    sigma = measure_noise(lambda t: point.along_element(name, 0, t * rms), FIRST_STEP, point.problem.roundoff)
+    sigma = max(sigma, point.spread)
+    slope = norm(gradient)
+    worst: tuple[float, float, Estimate | None, int] = (-1.0, 0.0, None, 0)
+    squared_bound, wrong, unconfirmed, rounded = 0.0, [], [], []
+    for index in range(theta.numel()):
+        analytic = 0.0 if flat is None else flat[index]
+        try:
+            estimate, state = _judge(point, name, index, analytic, rms, sigma, slope, detection_limit)
+        except BranchMismatchError as error:
+            cause = f"Python branches on a value near theta: {error}"
+            return Verdict(outcome=Outcome.INCONCLUSIVE, cause=cause, message=f"cannot judge {name!r}: {cause}")
+        squared_bound += estimate.bound**2
+        {"wrong": wrong, "unconfirmed": unconfirmed, "rounding": rounded, "": []}[state].append(index)
+        score = abs(estimate.value - analytic) / estimate.bound if estimate.bound else 0.0
+        if score > worst[0]:
+            worst = (score, analytic, estimate, index)
+    _, analytic, estimate, index = worst
+    assert estimate is not None
+    limit = math.sqrt(squared_bound) / slope if slope > 0 else None
+    count = theta.numel()
+    cause = None
+    if wrong:
+        outcome, cause = Outcome.FAIL, "wrong gradient"
+        message = (
+            f"{len(wrong)} of {count} elements of the gradient of {name!r} are wrong; at element {index} autograd gives "
+            f"{analytic:.6g}, the finite difference {estimate.value:.6g}"
+        )
+    elif unconfirmed:
+        outcome, cause = Outcome.INCONCLUSIVE, "unconfirmed exceedance"
+        message = f"cannot judge {name!r}: element {index} exceeds its bound, and smaller steps do not confirm it"
+    elif limit is None:
+        outcome, cause = Outcome.PASS, "absolute"
+        message = f"the gradient of {name!r} is zero, and so is the derivative of the loss in each of its {count} elements"
+    elif limit > detection_limit:
+        outcome, cause = Outcome.INCONCLUSIVE, "nondeterministic" if point.spread else "unresolved"
+        message = f"the gradient of {name!r} is too small to resolve: an error below {limit:.1e} relative would not show"
+    else:
+        outcome = Outcome.PASS
+        cause = "rounding inside an op" if rounded else None
+        message = f"all {count} elements of the gradient of {name!r} are the derivative of the loss"
+    return Verdict(
+        outcome=outcome, measured=analytic, expected=estimate.value, error=abs(estimate.value - analytic),
+        threshold=estimate.bound, limit=limit, absolute_limit=math.sqrt(squared_bound / count), cause=cause,
+        message=message,
+    )  # fmt: skip
+
+
+def _judge(
+    point: Point, name: str, index: int, analytic: float, rms: float, sigma: float, slope: float, detection_limit: float
+) -> tuple[Estimate, str]:  # fmt: skip
+    """Return the element's estimate (per unit of theta) and what it says."""
+
+    def function(t: float) -> float:
+        return point.along_element(name, index, t * rms)
+
+    def per_unit(estimate: Estimate) -> Estimate:
+        slack = DOT_ROUNDING * point.problem.roundoff * abs(analytic)
+        return Estimate(estimate.value / rms, estimate.bound / rms + slack, estimate.noise / rms, estimate.step)
+
+    def exceeds(estimate: Estimate) -> bool:
+        return not abs(estimate.value - analytic) <= estimate.bound
+
+    wanted = detection_limit * slope / math.sqrt(max(point.theta(name).numel(), 1))
+    best: Estimate | None = None
+    for step in STEPS:
+        estimate = per_unit(richardson(function, step, sigma))
+        if exceeds(estimate):
+            estimate = per_unit(romberg(function, step, sigma))
+        if best is None or estimate.bound < best.bound or exceeds(estimate):
+            best = estimate
+        if exceeds(best) or slope == 0 or best.bound <= wanted:
+            break
+    assert best is not None
+    if not exceeds(best):
+        return best, ""
+    nearer = per_unit(romberg_at(function, best.step / SHRINK, sigma))
+    nearest = per_unit(romberg_at(function, best.step / SHRINK**2, sigma))
+    consistent = exceeds(nearest) or abs(nearest.value - best.value) <= nearest.bound + best.bound
+    if not (exceeds(nearer) and consistent):
+        return best, "unconfirmed"
+    size = max(slope / math.sqrt(point.theta(name).numel()), abs(best.value))
+    return best, "rounding" if abs(best.value - analytic) < ROUNDING_ERROR * size else "wrong"

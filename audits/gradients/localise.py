@@ -1,0 +1,151 @@
+"""After an exceedance: which tensors are wrong, by halving, each judged by probes of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from audits.gradients.probe import Probe, Prober
+from audits.gradients.romberg import SHRINK
+from audits.gradients.verdicts import Verdict
+from audits.lanes.evaluation import BranchMismatchError
+from audits.outcomes import Outcome
+
+#: Confirmations by independent directions before a tensor fails, and how many directions may be tried for them.
+CONFIRMATIONS = 2
+ATTEMPTS = 5
+
+#: A confirmed relative error below this is rounding inside one operator, not a wrong formula (known: torch's float64
+#: hardsigmoid backward multiplies by a float32 1/6, 8.5e-8 off).
+ROUNDING_ERROR = 1e-6
+
+#: Evaluations one failing phase may cost; beyond them the rest is inconclusive, not forgotten.
+BUDGET = 20_000
+
+
+class Localiser:
+    """Judge tensors one by one where a joint probe exceeded its bound."""
+
+    def __init__(self, prober: Prober, step: float, probes: int, detection_limit: float) -> None:
+        self._prober = prober
+        self._step = step
+        self._probes = probes
+        self._detection_limit = detection_limit
+        self._found: dict[str, Verdict] = {}
+        self._deadline = prober.point.evaluations + BUDGET
+
+    def judge(self, names: Sequence[str], exceeded: Probe) -> dict[str, Verdict]:
+        """Return verdicts of the tensors that could be settled; the others stay open (unresolved or zero)."""
+        self._split(list(names), exceeded)
+        return self._found
+
+    def _split(self, names: list[str], exceeded: Probe) -> None:
+        if len(names) == 1:
+            self._leaf(names[0])
+            return
+        middle = len(names) // 2
+        any_exceeded = False
+        clean: list[str] = []
+        for half in (names[middle:], names[:middle]):
+            if self._prober.point.evaluations > self._deadline:
+                self._inconclusive(half, "not judged within the budget of evaluations", exceeded)
+                any_exceeded = True
+                continue
+            probes = self._joint(half)
+            if probes is None:
+                any_exceeded = True
+            elif probes[-1].exceeds:
+                any_exceeded = True
+                self._split(half, probes[-1])
+            else:
+                clean += half
+        if not any_exceeded:
+            self._unconfirmed(clean, exceeded)
+
+    def _joint(self, names: list[str]) -> list[Probe] | None:
+        """Probe until one exceeds; pass verdicts for those a clean group resolves."""
+        scales = self._prober.scales(names, self._step)
+        probes: list[Probe] = []
+        try:
+            for _ in range(self._probes):
+                probes.append(self._prober.probe(scales, self._step))
+                if probes[-1].exceeds:
+                    return probes
+        except BranchMismatchError as error:
+            self._inconclusive(names, f"Python branches on a value near theta: {error}", None)
+            return None
+        for name in names:
+            limit = self._prober.limit(name, scales[name], [probe.bound for probe in probes])
+            if limit <= self._detection_limit:
+                self._found[name] = _verdict(Outcome.PASS, probes[-1], limit=limit, joint=len(names) > 1)
+        return probes
+
+    def _leaf(self, name: str) -> None:
+        """Confirm a tensor's error along fresh directions and smaller steps."""
+        scales = self._prober.scales([name], self._step)
+        confirmed: list[Probe] = []
+        worst: Probe | None = None
+        try:
+            for _ in range(ATTEMPTS):
+                probe = self._prober.probe(scales, self._step)
+                if probe.exceeds:
+                    worst = probe if worst is None or probe.residual > worst.residual else worst
+                    if self._persists(probe):
+                        confirmed.append(probe)
+                if len(confirmed) == CONFIRMATIONS:
+                    break
+        except BranchMismatchError as error:
+            self._inconclusive([name], f"Python branches on a value near theta: {error}", worst)
+            return
+        if len(confirmed) < CONFIRMATIONS:
+            self._inconclusive([name], "unconfirmed exceedance", worst)
+            return
+        slope = scales[name] * self._prober.slope_norms[name]
+        probe = max(confirmed, key=lambda p: p.residual)
+        relative = probe.residual / max(slope, abs(probe.estimate.value))
+        limit = self._prober.limit(name, scales[name], [p.bound for p in confirmed])
+        if relative < ROUNDING_ERROR:
+            self._found[name] = _verdict(
+                Outcome.PASS, probe, limit=ROUNDING_ERROR, cause="rounding inside an op",
+                message=f"the gradient of {name!r} is off by {relative:.1e} relative: rounding inside an operator, not "
+                "a wrong formula",
+            )  # fmt: skip
+            return
+        self._found[name] = _verdict(Outcome.FAIL, probe, limit=limit, cause="wrong gradient")
+
+    def _persists(self, probe: Probe) -> bool:
+        """Whether the residual stays along the same direction at smaller steps: a truncation error would not.
+
+        At h/8 it must exceed again. At h/64 the noise is 64 times larger: it must exceed, or be unable to tell.
+        """
+        nearer = self._prober.again(probe, probe.estimate.step / SHRINK)
+        if not nearer.exceeds:
+            return False
+        nearest = self._prober.again(probe, probe.estimate.step / SHRINK**2)
+        change = abs(nearest.estimate.value - probe.estimate.value)
+        return nearest.exceeds or change <= nearest.bound + probe.bound
+
+    def _unconfirmed(self, names: Sequence[str], exceeded: Probe) -> None:
+        """No half exceeds although the whole did: an error spread thin, or the bound was too small."""
+        slopes = [self._prober.slope_norms[n] * self._prober.scales(names, self._step)[n] for n in names]
+        total = sum(slope**2 for slope in slopes) ** 0.5
+        if total > 0 and exceeded.residual / total < ROUNDING_ERROR:
+            return  # each half was certified by its own probes; what is left is rounding
+        self._inconclusive(names, "unconfirmed exceedance", exceeded)
+
+    def _inconclusive(self, names: Sequence[str], cause: str, probe: Probe | None) -> None:
+        for name in names:
+            message = f"cannot judge {name!r}: {cause}"
+            if probe is None:
+                self._found[name] = Verdict(outcome=Outcome.INCONCLUSIVE, cause=cause, message=message)
+            else:
+                self._found[name] = _verdict(Outcome.INCONCLUSIVE, probe, cause=cause, message=message, joint=True)
+
+
+def _verdict(
+    outcome: Outcome, probe: Probe, *, limit: float | None = None, cause: str | None = None, message: str = "",
+    joint: bool = False,
+) -> Verdict:  # fmt: skip
+    return Verdict(
+        outcome=outcome, measured=probe.expected, expected=probe.estimate.value, error=probe.residual,
+        threshold=probe.bound, limit=limit, cause=cause, message=message, joint=joint,
+    )  # fmt: skip

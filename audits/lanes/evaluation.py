@@ -1,0 +1,262 @@
+"""A loss as a function of named tensors, evaluated around a point on the branch it takes there."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from audits.lanes.program import BranchMismatchError, Free, Program, Recording, Replaying
+from audits.lanes.tape import Tape
+from audits.outcomes import Lane
+
+Tensors = Mapping[str, torch.Tensor]
+
+#: Unit roundoff of the lanes' dtypes: half an ulp of 1.
+UNIT_ROUNDOFF = {Lane.FLOAT64: 2.0**-53, Lane.FLOAT32: 2.0**-24}
+
+#: A replay at theta must give the recorded loss; reordered sums inside frozen operators may differ by this many
+#: roundoffs of |f| (64: the native-dtype check's tolerance for a sum done in another order).
+REPLAY_TOLERANCE = 64.0
+
+
+class LaneError(Exception):
+    """The loss cannot be evaluated in this lane; the text says why."""
+
+
+@dataclass
+class Problem:
+    """A scalar function of named leaf tensors.
+
+    Attributes:
+        tensors: the leaf tensors, changed in place while probing.
+        loss: evaluates the function at their present values.
+        before: puts back whatever an evaluation changes by itself, and seeds.
+        tape: the noise to play back.
+        lane: the arithmetic it runs in.
+    """
+
+    tensors: Tensors
+    loss: Callable[[], torch.Tensor]
+    before: Callable[[], None]
+    tape: Tape = field(default_factory=Tape)
+    lane: Lane = Lane.FLOAT64
+    watch: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
+
+    @property
+    def roundoff(self) -> float:
+        """Unit roundoff u of the lane."""
+        return UNIT_ROUNDOFF[self.lane]
+
+
+def as_real(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a real view: real and imaginary parts of a complex tensor are elements of their own."""
+    dense = tensor.to_dense() if tensor.layout is not torch.strided else tensor
+    return torch.view_as_real(dense.resolve_conj()) if dense.is_complex() else dense
+
+
+class Point:
+    """The problem at one theta: the value, autograd's gradient, and the function around it on theta's branch.
+
+    Attributes:
+        value: f(theta).
+        gradients: autograd's gradient by name, dense and real; None where autograd gives none.
+        program: what the forward did.
+        evaluations: how often f was evaluated so far.
+        spread: largest |f(theta) - f(theta)| over repeats: 0 unless the loss is nondeterministic.
+        slopes_missing: names whose gradient autograd did not produce.
+    """
+
+    def __init__(self, problem: Problem, *, shift: Tensors | None = None) -> None:
+        self.problem = problem
+        self.evaluations = 0
+        self._theta = {name: as_real(t.detach()).clone() for name, t in problem.tensors.items()}
+        if shift is not None:
+            self._original = dict(self._theta)
+            self._theta = {n: t + shift[n] if n in shift else t for n, t in self._theta.items()}
+        else:
+            self._original = self._theta
+        self._moved: set[str] = set(self._theta)
+        self.program = Program()
+        self.value = self._record()
+        self.gradients, self.analytic_value = self._differentiate()
+        self.spread = self._repeat()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The tensors' names."""
+        return tuple(self._theta)
+
+    def theta(self, name: str) -> torch.Tensor:
+        """Return a tensor's value at the point (real view, not to be changed)."""
+        return self._theta[name]
+
+    def along(self, direction: Tensors, step: float) -> float:
+        """Return ``f(theta + step * direction)`` on the branch of theta.
+
+        Raises:
+            BranchMismatchError: Python took another way through the forward there.
+        """
+        self._place(direction, step)
+        return self._replay()
+
+    def along_element(self, name: str, index: int, step: float) -> float:
+        """Return ``f`` with one element of one tensor moved by ``step``."""
+        self._place({}, 0.0)
+        target = as_real(self.problem.tensors[name].data)
+        target.view(-1)[index] += step
+        self._moved.add(name)
+        return self._replay()
+
+    def restore(self) -> None:
+        """Put the tensors back to what they were before the point was made."""
+        for name, value in self._original.items():
+            as_real(self.problem.tensors[name].data).copy_(value)
+
+    def restore_from_theta(self) -> None:
+        """Put the tensors back after another point failed to be made."""
+        self._moved = set(self._theta)
+        self._place({}, 0.0)
+
+    def nearby_gradients(self, size: float, seed: int) -> dict[str, torch.Tensor | None]:
+        """Return autograd's gradients at ``theta (1 + size * normal)``: what of them is rounding changes entirely."""
+        generator = torch.Generator().manual_seed(seed + 29)
+        direction = {
+            name: t * torch.randn(t.shape, generator=generator, dtype=t.dtype).to(t.device)
+            for name, t in self._theta.items()
+        }
+        gradients, _ = self._differentiate(direction, size)
+        return gradients
+
+    def _place(self, direction: Tensors, step: float) -> None:
+        for name in self._moved - direction.keys():
+            as_real(self.problem.tensors[name].data).copy_(self._theta[name])
+        for name, vector in direction.items():
+            torch.add(self._theta[name], vector, alpha=step, out=as_real(self.problem.tensors[name].data))
+        self._moved = set(direction)
+
+    def _replay(self) -> float:
+        self.problem.before()
+        with quiet():
+            if self.program.idle:
+                return self._number(self.problem.loss())
+            mode = Replaying(self.program, self.problem.tape.cursor())
+            with mode:
+                value = self.problem.loss()
+            mode.finish()
+            return self._number(value)
+
+    def _record(self) -> float:
+        self._place({}, 0.0)
+        self.problem.before()
+        program = Program()
+        lift = self.problem.lane is Lane.FLOAT64
+        with quiet(), Recording(program, self.problem.tape.cursor(keep_states=True), lift=lift):
+            loss = self.problem.loss()
+        value = self._number(loss)
+        self.program = program
+        self._mutates = any(not torch.equal(as_real(t.data), self._theta[n]) for n, t in self.problem.tensors.items())
+        if self._mutates:
+            self._moved = set(self._theta)
+        return value
+
+    def _differentiate(
+        self, direction: Tensors | None = None, step: float = 0.0
+    ) -> tuple[dict[str, torch.Tensor | None], float]:
+        self._place(direction or {}, step)
+        self.problem.before()
+        tensors = self.problem.tensors
+        cursor = self.problem.tape.cursor()
+        program = self.program
+        needed = program.random or program.lifted
+        mode = Free(cursor, lift=self.problem.lane is Lane.FLOAT64) if needed else contextlib.nullcontext()
+        with quiet(), mode:
+            loss = self.problem.loss()
+            cursor.by_state_only = True
+            gradients = differentiate(loss, tensors)
+        self._moved = set(self._theta)  # hooks that step the optimizer in the backward have moved everything
+        real = {n: None if g is None else as_real(g.detach()) for n, g in gradients.items()}
+        return real, float(loss.detach().double())
+
+    def _repeat(self) -> float:
+        self._place({}, 0.0)
+        again = self._replay()
+        scale = self.problem.roundoff * max(abs(self.value), abs(again))
+        difference = abs(again - self.value)
+        if not difference > REPLAY_TOLERANCE * scale:
+            return 0.0
+        values = [self._plain() for _ in range(4)]
+        spread = max(values) - min(values)
+        if spread == 0.0:
+            raise LaneError(
+                f"the loss replayed on its own branch is {again!r}, recorded it was {self.value!r}: an operator's "
+                "branch rule does not reproduce it"
+            )
+        return max(spread, difference)
+
+    def _plain(self) -> float:
+        self._place({}, 0.0)
+        self.problem.before()
+        mode = Free(self.problem.tape.cursor(), lift=self.problem.lane is Lane.FLOAT64)
+        with quiet(), mode:
+            loss = self.problem.loss()
+        return self._number(loss)
+
+    def _number(self, loss: torch.Tensor) -> float:
+        self.evaluations += 1
+        if self.problem.lane is Lane.FLOAT64 and loss.dtype is not torch.float64:
+            raise LaneError(f"the loss stays {loss.dtype} in the float64 lane")
+        if getattr(self, "_mutates", False):
+            self._moved = set(self._theta)
+        return float(loss.detach())
+
+
+def differentiate(loss: torch.Tensor, tensors: Tensors) -> dict[str, torch.Tensor | None]:
+    """Return autograd's gradients by a plain backward; gradients of all other leaves are dropped."""
+    if any(getattr(t, "_post_accumulate_grad_hooks", None) for t in tensors.values()):
+        # An optimizer that steps inside the backward would take the gradients away.
+        found = torch.autograd.grad(loss, list(tensors.values()), allow_unused=True)
+        return dict(zip(tensors, found, strict=True))
+    for tensor in tensors.values():
+        tensor.grad = None
+    if not loss.requires_grad:
+        return dict.fromkeys(tensors, None)
+    loss.backward()
+    gradients = {name: tensor.grad for name, tensor in tensors.items()}
+    for tensor in tensors.values():
+        tensor.grad = None
+    return gradients
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Evaluate with gradients on, autocast off, compiled parts eager, warnings held back."""
+    with warnings.catch_warnings(), torch.enable_grad(), torch.compiler.set_stance("force_eager"):
+        warnings.simplefilter("ignore")
+        yield
+
+
+def norm(tensor: torch.Tensor | None) -> float:
+    """Return the Euclidean norm, 0 for no tensor."""
+    return 0.0 if tensor is None or not tensor.numel() else float(torch.linalg.vector_norm(tensor.double()))
+
+
+def dot(first: Tensors | Mapping[str, torch.Tensor | None], second: Tensors) -> tuple[float, float]:
+    """Return ``sum a b`` and ``sum |a b|`` over the tensors of the second."""
+    total, absolute = [], []
+    for name, vector in second.items():
+        gradient = first.get(name)
+        if gradient is None or not vector.numel():
+            continue
+        product = gradient.to(torch.float64).reshape(-1) * vector.to(torch.float64).reshape(-1)
+        total.append(float(product.sum()))
+        absolute.append(float(product.abs_().sum()))
+    return math.fsum(total), math.fsum(absolute)
+
+
+__all__ = ["BranchMismatchError", "LaneError", "Point", "Problem", "as_real", "differentiate", "dot", "norm", "quiet"]

@@ -1,0 +1,101 @@
+"""A subject's phase lifted to float64, in place, and put back."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from audits.lanes.evaluation import LaneError, Problem, quiet
+from audits.lanes.lifting import LIFTED_DTYPE, lift_tensor
+from audits.lanes.program import TapeOnly
+from audits.lanes.tape import Tape
+from audits.outcomes import Lane
+from audits.state import ModuleState, seed_everything
+from audits.structures import map_tensors
+from audits.subject import LivePhase, Subject
+
+
+@contextlib.contextmanager
+def float64_lane(subject: Subject, phase: LivePhase, *, lane: Lane = Lane.FLOAT64) -> Iterator[Problem]:
+    """Lend the phase's loss as a float64 function of the phase's own parameters.
+
+    The model's parameters and buffers keep their identity and get float64 storage (never a copy of the model: patched
+    forwards and hooks would go on pointing at the native one). On leaving, the subject is reset to its native state.
+
+    Args:
+        subject: the open subject.
+        phase: whose loss, and whose optimizer's parameters.
+        lane: ``FLOAT32`` keeps the model's own dtypes, for models without float64 kernels.
+
+    Yields:
+        The problem.
+
+    Raises:
+        LaneError: the native loss is not finite.
+    """
+    tape = _native_tape(subject, phase)
+    previous = torch.get_default_dtype()
+    try:
+        subject.reset()
+        if lane is Lane.FLOAT64:
+            _lift_in_place(subject)
+            torch.set_default_dtype(torch.float64)
+        state = ModuleState(subject.model)
+        batches = [
+            (weight, map_tensors(batch, lift_tensor) if lane is Lane.FLOAT64 else batch)
+            for weight, batch in subject.micro_batches(phase)
+        ]
+
+        def before() -> None:
+            state.restore()
+            seed_everything(subject.seed)
+
+        def loss() -> torch.Tensor:
+            return weighted_loss(subject, phase, batches)
+
+        with _plain_kernels():
+            yield Problem(dict(phase.parameters), loss, before, tape, lane)
+    finally:
+        torch.set_default_dtype(previous)
+        for parameter in subject.model.parameters():
+            parameter.grad = None
+        subject.reset()
+
+
+def weighted_loss(subject: Subject, phase: LivePhase, batches: list[tuple[float, Any]]) -> torch.Tensor:
+    """Return ``sum_i w_i loss(model, batch_i)`` as one number."""
+    total: torch.Tensor | None = None
+    for weight, batch in batches:
+        value = phase.call_loss(subject.model, batch)
+        value = value if weight == 1.0 else value * weight
+        total = value if total is None else total + value
+    assert total is not None
+    return total.reshape(()) if total.dim() else total
+
+
+def _native_tape(subject: Subject, phase: LivePhase) -> Tape:
+    """Record the noise of the native forward."""
+    subject.reset()
+    tape = Tape()
+    with quiet(), subject.autocast(), TapeOnly(tape):
+        value = subject.loss(phase)
+    if not math.isfinite(float(value.detach())):
+        raise LaneError(f"the loss is {float(value.detach())} in the model's own dtype")
+    return tape
+
+
+def _lift_in_place(subject: Subject) -> None:
+    for tensor in (*subject.model.parameters(), *subject.model.buffers()):
+        if tensor.dtype in LIFTED_DTYPE:
+            tensor.data = lift_tensor(tensor.data)
+
+
+@contextlib.contextmanager
+def _plain_kernels() -> Iterator[None]:
+    """Keep opaque fused paths off: TorchScript's fusers would merge operators the modes have to see."""
+    with torch.jit.optimized_execution(False):
+        yield

@@ -1,0 +1,350 @@
+"""Branch rules of operators that pick elements: maxima, order statistics, pooling, norms, scatter-reductions."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from audits.lanes.branches import Bound, Rule, register
+
+Tensor = torch.Tensor
+
+
+def _gather(indices: Tensor, a: Bound) -> tuple[Tensor, Tensor]:
+    x, dim = a["self"], a.get("dim", -1)
+    if x.dim() == 0:
+        return x.clone(), indices.clone()
+    if indices.dim() == x.dim():
+        return x.gather(dim, indices), indices.clone()
+    return x.gather(dim, indices.unsqueeze(dim)).squeeze(dim), indices.clone()
+
+
+register(
+    "topk", "sort", "kthvalue", "mode", "cummax", "cummin",
+    rule=Rule(lambda a, out: out[1].clone(), _gather, tie="the index that is returned"),
+)  # fmt: skip
+
+
+def _whole(a: Bound) -> bool:
+    return a.get("dim") is None
+
+
+def _mask(a: Bound, out: Tensor) -> Tensor:
+    return (a["self"] == out) | (a["self"].isnan() & out.isnan())
+
+
+def _mean_over(mask: Tensor, x: Tensor, dim: Any, keepdim: bool) -> Tensor:
+    dims = list(range(x.dim())) if dim is None or dim == [] or dim == () else dim
+    if x.dim() == 0:
+        return x.clone()
+    picked = torch.where(mask, x, 0.0).sum(dims, keepdim=keepdim)
+    return picked / mask.sum(dims, keepdim=keepdim)
+
+
+def _decide_pick(a: Bound, out: Any) -> Tensor:
+    return out[1].clone() if isinstance(out, (tuple, list)) else _mask(a, out)
+
+
+def _replay_pick(decision: Tensor, a: Bound) -> Any:
+    if _whole(a):
+        return _mean_over(decision, a["self"], None, False)
+    return _gather(decision, a)
+
+
+register(
+    "max", "min", "median", "nanmedian",
+    rule=Rule(_decide_pick, _replay_pick, tie="over all: split evenly; over a dim: the index that is returned"),
+)  # fmt: skip
+
+
+def _decide_extreme(a: Bound, out: Tensor) -> Tensor:
+    dim = a.get("dim")
+    if a.get("keepdim") or not dim:
+        return _mask(a, out)
+    for d in sorted(d % a["self"].dim() for d in dim) if a["self"].dim() else ():
+        out = out.unsqueeze(d)
+    return _mask(a, out)
+
+
+register("amax", "amin", rule=Rule(
+    _decide_extreme, lambda mask, a: _mean_over(mask, a["self"], a["dim"], a["keepdim"]), tie="split evenly"
+))  # fmt: skip
+
+
+def _aminmax_masks(a: Bound, out: Any) -> tuple[Tensor, Tensor]:
+    dim = [] if a["dim"] is None else [a["dim"]]
+    one = {**a, "dim": dim}
+    return _decide_extreme(one, out[0]), _decide_extreme(one, out[1])
+
+
+register("aminmax", rule=Rule(
+    _aminmax_masks,
+    lambda masks, a: tuple(
+        _mean_over(m, a["self"], None if a["dim"] is None else [a["dim"]], a["keepdim"]) for m in masks
+    ),
+    tie="split evenly",
+))  # fmt: skip
+
+
+def _pool(dims: int) -> Rule:
+    def replay(indices: Tensor, a: Bound) -> tuple[Tensor, Tensor]:
+        flat = a["self"].flatten(-dims)
+        return flat.gather(-1, indices.flatten(-dims)).view(indices.shape), indices.clone()
+
+    return Rule(lambda a, out: out[1].clone(), replay, tie="the index that is returned")
+
+
+register("max_pool2d_with_indices", "adaptive_max_pool2d", "fractional_max_pool2d", rule=_pool(2))
+register("max_pool3d_with_indices", "adaptive_max_pool3d", "fractional_max_pool3d", rule=_pool(3))
+
+
+def _norm_of(a: Bound) -> float:
+    return float(a["ord"]) if not isinstance(a["ord"], str) else math.nan
+
+
+def _decide_norm(a: Bound, out: Tensor) -> tuple[Tensor, Tensor | None]:
+    x, order = a["self"], _norm_of(a)
+    sign = x.sgn()
+    if order in (math.inf, -math.inf):
+        return sign, _decide_extreme({"self": x.abs(), "dim": a["dim"], "keepdim": a["keepdim"]}, out)
+    return (out.clone() if order == 0 else sign), None
+
+
+def _replay_norm(decision: tuple[Tensor, Tensor | None], a: Bound) -> Tensor:
+    sign, mask = decision
+    if _norm_of(a) == 0:
+        return sign.clone()
+    values = a["self"] * sign
+    if mask is not None:
+        return _mean_over(mask, values, a["dim"], a["keepdim"])
+    return values.sum() if a["dim"] is None else values.sum(a["dim"], keepdim=a["keepdim"])
+
+
+register("linalg_vector_norm", rule=Rule(
+    _decide_norm, _replay_norm,
+    applies=lambda a: a["self"].is_floating_point() and _norm_of(a) in (0.0, 1.0, math.inf, -math.inf),
+    tie="1: 0 at 0; inf: split evenly; 0: constant",
+))  # fmt: skip
+
+
+def _segments(a: Bound) -> tuple[str, Tensor, Tensor, bool]:
+    """Reduction, index expanded to the source, source, whether self takes part."""
+    dim, index, source = a["dim"], a["index"], a.get("src", a.get("source"))
+    if index.dim() < source.dim():  # index_reduce: one index per slice
+        shape = [1] * source.dim()
+        shape[dim] = -1
+        index = index.view(shape).expand_as(source)
+    return a["reduce"], index, source, bool(a["include_self"])
+
+
+def _decide_scatter(a: Bound, out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    dim = a["dim"]
+    _, index, source, include_self = _segments(a)
+    source = source[tuple(slice(0, n) for n in index.shape)]
+    hit = torch.zeros_like(out, dtype=torch.bool).scatter(dim, index, True)
+    from_self = (a["self"] == out) & (~hit if not include_self else torch.ones_like(hit))
+    from_source = source == out.gather(dim, index)
+    count = from_self.to(out.dtype).scatter_add(dim, index, from_source.to(out.dtype))
+    return from_self, from_source, count
+
+
+def _replay_scatter(decision: tuple[Tensor, Tensor, Tensor], a: Bound) -> Tensor:
+    from_self, from_source, count = decision
+    _, index, source, _ = _segments(a)
+    source = source[tuple(slice(0, n) for n in index.shape)]
+    total = torch.where(from_self, a["self"], 0.0).scatter_add(a["dim"], index, torch.where(from_source, source, 0.0))
+    return total / count
+
+
+register("scatter_reduce", "index_reduce", rule=Rule(
+    _decide_scatter, _replay_scatter,
+    applies=lambda a: a["self"].is_floating_point() and a["reduce"] in ("amax", "amin"),
+    tie="split evenly",
+))  # fmt: skip
+
+
+def _decide_bag(a: Bound, out: Any) -> Any:
+    return tuple(t.clone() for t in out[1:])
+
+
+def _replay_bag(decision: Any, a: Bound) -> Any:
+    picked = decision[2]  # max_indices[bag, d]: which row of the weight gave the maximum; -1 for an empty bag
+    values = a["weight"].gather(0, picked.clamp_min(0))
+    return (torch.where(picked >= 0, values, 0.0), *(t.clone() for t in decision))
+
+
+register("_embedding_bag", rule=Rule(
+    _decide_bag, _replay_bag,
+    applies=lambda a: a["mode"] == 2 and a["weight"].is_floating_point(),
+    tie="the index that is returned",
+))  # fmt: skip
+
+
+def _norms(a: Bound) -> Tensor:
+    others = [d for d in range(a["self"].dim()) if d != a["dim"] % a["self"].dim()]
+    return torch.linalg.vector_norm(a["self"], float(a["p"]), others, keepdim=True)
+
+
+# torch scales rows longer than maxnorm by maxnorm / (norm + 1e-7)
+register("renorm", rule=Rule(
+    lambda a, out: _norms(a) > a["maxnorm"],
+    lambda longer, a: torch.where(longer, a["self"] * (a["maxnorm"] / (_norms(a) + 1e-7)), a["self"]),
+    tie="1 at maxnorm",
+))  # fmt: skip
+
+
+def _segment_lengths(a: Bound) -> Tensor:
+    lengths = a["lengths"] if a["lengths"] is not None else a["offsets"].diff(dim=-1)
+    return torch.repeat_interleave(torch.arange(lengths.shape[-1], device=lengths.device), lengths)
+
+
+def _decide_segment(a: Bound, out: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    owner = _segment_lengths(a)
+    mask = a["data"] == out.index_select(0, owner)
+    count = torch.zeros_like(out).index_add(0, owner, mask.to(out.dtype))
+    return owner, mask, count, out.clone()
+
+
+def _replay_segment(d: tuple[Tensor, Tensor, Tensor, Tensor], a: Bound) -> Tensor:
+    owner, mask, count, at = d
+    total = torch.zeros_like(at).index_add(0, owner, torch.where(mask, a["data"], 0.0))
+    return torch.where(count > 0, total / count.clamp_min(1), at)
+
+
+register("segment_reduce", rule=Rule(
+    _decide_segment, _replay_segment,
+    applies=lambda a: a["data"].is_floating_point()
+    and a["reduce"] in ("max", "min")
+    and a["axis"] == 0
+    and a["initial"] is None
+    and (a["lengths"] if a["lengths"] is not None else a["offsets"]).dim() == 1,
+    tie="split evenly",
+))  # fmt: skip
+
+
+def _cells(a: Bound) -> Any:
+    return a["interpolation_mode"] in (0, 1) and a["input"].is_floating_point()
+
+
+def _coordinates(a: Bound) -> list[tuple[Tensor, int]]:
+    """Return the sampling positions in pixels per axis (x first), with the axis's size; padding not yet applied."""
+    grid, sizes = a["grid"], a["input"].shape[:1:-1]
+    if a["align_corners"]:
+        return [((grid[..., k] + 1) / 2 * (n - 1), n) for k, n in enumerate(sizes)]
+    return [(((grid[..., k] + 1) * n - 1) / 2, n) for k, n in enumerate(sizes)]
+
+
+def _padded_slope(position: Tensor, size: int, a: Bound) -> tuple[Tensor, Tensor]:
+    """Return slope and intercept of the padding's piecewise-affine map at each position."""
+    slope, offset = torch.ones_like(position), torch.zeros_like(position)
+    if a["padding_mode"] == 2:
+        low, span = (0.0, size - 1.0) if a["align_corners"] else (-0.5, float(size))
+        if span <= 0:
+            return torch.zeros_like(position), torch.zeros_like(position)
+        side = torch.where(position - low < 0, -1.0, 1.0)
+        distance = (position - low) * side
+        flips = torch.floor(distance / span)
+        odd = (flips % 2) == 1
+        slope = torch.where(odd, -side, side)
+        offset = torch.where(odd, low + span * (flips + 1), low - span * flips) - side * low * torch.where(odd, -1.0, 1.0)
+    if a["padding_mode"] in (1, 2):
+        value = slope * position + offset
+        # torch: slope 0 on the border itself
+        low_side, high_side = value <= 0, value >= size - 1
+        outside = low_side | high_side
+        slope = torch.where(outside, 0.0, slope)
+        offset = torch.where(low_side, 0.0, torch.where(high_side, size - 1.0, offset))
+    return slope, offset
+
+
+def _decide_grid(a: Bound, out: Tensor) -> Any:
+    decision = []
+    for position, size in _coordinates(a):
+        slope, offset = _padded_slope(position, size, a)
+        value = slope * position + offset
+        cell = torch.round(value) if a["interpolation_mode"] == 1 else torch.floor(value)
+        decision.append((slope, offset, cell))
+    return decision
+
+
+def _replay_grid(decision: Any, a: Bound) -> Tensor:
+    """Multilinear interpolation in the cells of theta."""
+    image, axes = a["input"], _coordinates(a)
+    nearest = a["interpolation_mode"] == 1
+    flat, batch, channels = image.flatten(2), image.shape[0], image.shape[1]
+    out: Tensor | None = None
+    for corner in range(1 if nearest else 2 ** len(axes)):
+        weight: Tensor | float = 1.0
+        inside: Tensor | bool = True
+        index: Tensor | int = 0
+        stride = 1
+        for k, ((position, size), (slope, offset, cell)) in enumerate(zip(axes, decision, strict=True)):
+            upper = (corner >> k) & 1
+            node = cell + upper
+            if not nearest:
+                fraction = slope * position + offset - cell
+                weight = weight * (fraction if upper else 1 - fraction)
+            inside = inside & (node >= 0) & (node <= size - 1)
+            index = index + node.clamp(0, size - 1).long() * stride
+            stride *= size
+        assert isinstance(index, Tensor)
+        assert isinstance(inside, Tensor)
+        places = index.flatten(1).unsqueeze(1).expand(batch, channels, -1)
+        values = flat.gather(2, places).view(batch, channels, *index.shape[1:])
+        term = values * torch.where(inside, torch.as_tensor(weight, dtype=image.dtype), 0.0).unsqueeze(1)
+        out = term if out is None else out + term
+    assert out is not None
+    return out
+
+
+register("grid_sampler_2d", "grid_sampler_3d", "_grid_sampler_2d_cpu_fallback", rule=Rule(
+    _decide_grid, _replay_grid, applies=_cells, tie="the cell that floor gives; 0 on a padded border"
+))  # fmt: skip
+
+
+def _differences(a: Bound) -> Tensor:
+    return a["x1"].unsqueeze(-2) - a["x2"].unsqueeze(-3)
+
+
+def _is_kinked(p: float) -> bool:
+    return p in (0.0, 1.0, math.inf)
+
+
+def _decide_distance(difference: Tensor, p: float) -> tuple[Tensor, Tensor | None]:
+    sign = difference.sgn()
+    if p == math.inf:
+        size = difference.abs()
+        return sign, size == size.amax(-1, keepdim=True)
+    return sign, None
+
+
+def _replay_distance(decision: tuple[Tensor, Tensor | None], difference: Tensor, p: float) -> Tensor:
+    sign, mask = decision
+    values = difference * sign
+    if p == 0:
+        return (sign != 0).to(values.dtype).sum(-1)
+    return values.sum(-1) if mask is None else _mean_over(mask, values, [-1], False)
+
+
+register("_cdist_forward", rule=Rule(
+    lambda a, out: _decide_distance(_differences(a), float(a["p"])),
+    lambda d, a: _replay_distance(d, _differences(a), float(a["p"])),
+    applies=lambda a: a["x1"].is_floating_point() and _is_kinked(float(a["p"])),
+    tie="1: 0 at 0; inf: split evenly",
+))  # fmt: skip
+
+
+def _pairs(a: Bound) -> Tensor:
+    first, second = torch.triu_indices(a["self"].shape[0], a["self"].shape[0], 1, device=a["self"].device)
+    return a["self"][first] - a["self"][second]
+
+
+register("_pdist_forward", rule=Rule(
+    lambda a, out: _decide_distance(_pairs(a), float(a["p"])),
+    lambda d, a: _replay_distance(d, _pairs(a), float(a["p"])),
+    applies=lambda a: a["self"].is_floating_point() and _is_kinked(float(a["p"])),
+    tie="1: 0 at 0; inf: split evenly",
+))  # fmt: skip
+
