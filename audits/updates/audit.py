@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from audits.outcomes import WORST_FIRST, Outcome, ResultRow, Severity
-from audits.subject import Subject
+from audits.subject import LivePhase, Subject
 from audits.updates.claims import UPDATE_CHECKS
 from audits.updates.conduct import conduct_rows
 from audits.updates.gradient_rows import gradient_rows
 from audits.updates.handling import handling_rows, skipped_handling_rows
 from audits.updates.judging import RuleJudge
+from audits.updates.probe import ENVIRONMENT, probe_rows
 from audits.updates.recorder import snapshot
 from audits.updates.registration import registration_rows, tied_rows
 from audits.updates.rows import row
@@ -51,9 +52,31 @@ def check_updates(subject: Subject) -> list[ResultRow]:
     try:
         if subject.settings.wants_check(*_STEP_CHECKS):
             rows = _confirmed(subject)
+        for phase in subject.phases:
+            rows += synthetic_rows(subject, phase)
+        rows = _name_environment(rows)
     finally:
         subject.reset()
     return [r for r in rows if _wanted(subject, r)]
+
+
+def synthetic_rows(subject: Subject, phase: LivePhase) -> list[ResultRow]:
+    """Return the rows of a phase's optimizer on synthetic gradients; failures are confirmed with a second seed."""
+    if not subject.settings.wants_check("optimizer.*", "registration.state-round-trip", "update.rule"):
+        return []
+    rows = probe_rows(subject, phase, subject.seed)
+    return _confirm(rows, lambda: probe_rows(subject, phase, subject.seed + SECOND_SEED))
+
+
+def _name_environment(rows: list[ResultRow]) -> list[ResultRow]:
+    """Give the failing rule rows of a phase the cause that the probe found to be the torch build's."""
+    faulty = {r.phase for r in rows if r.check == "optimizer.probe" and r.cause == ENVIRONMENT}
+    return [
+        dataclasses.replace(r, cause=ENVIRONMENT, message=f"{r.message}; optimizer.probe shows the kernel to be at fault")
+        if r.phase in faulty and r.outcome is Outcome.FAIL and r.check in ("update.rule", "update.state")
+        else r
+        for r in rows
+    ]
 
 
 def _wanted(subject: Subject, r: ResultRow) -> bool:
@@ -64,9 +87,14 @@ def _wanted(subject: Subject, r: ResultRow) -> bool:
 
 def _confirmed(subject: Subject) -> list[ResultRow]:
     rows = run_once(subject, subject.seed)
+    return _confirm(rows, lambda: run_once(subject, subject.seed + SECOND_SEED))
+
+
+def _confirm(rows: list[ResultRow], repeat: Callable[[], list[ResultRow]]) -> list[ResultRow]:
+    """Let a failure stand only where a second seed fails it too."""
     if not any(r.outcome is Outcome.FAIL and r.severity is Severity.FAIL for r in rows):
         return rows
-    again = {_key(r) for r in run_once(subject, subject.seed + SECOND_SEED) if r.outcome is Outcome.FAIL}
+    again = {_key(r) for r in repeat() if r.outcome is Outcome.FAIL}
     return [
         dataclasses.replace(
             r,

@@ -149,7 +149,7 @@ class RuleJudge:
             replay = self._replays.get(lane)
             if replay is None:
                 held = {n: call.before[n] for n in dict.fromkeys(self._phase.recipe.optimizer.names)}
-                replay = self._replays[lane] = Replay(self._phase, held, lane, self._captured)
+                replay = self._replays[lane] = Replay(self._phase.recipe.optimizer, held, lane, self._captured)
             updates = replay.step(call.before, call.gradients, call.options)
             for name in candidates:
                 reference = expected[name]

@@ -10,7 +10,7 @@ from torch import nn
 
 from audits.optimizers import build_optimizer
 from audits.structures import map_tensors
-from audits.subject import LivePhase
+from audits.recipe import OptimizerRecipe
 from audits.updates.compare import real_dtype, to_double
 
 #: Complex counterpart of a real dtype.
@@ -24,25 +24,25 @@ class Replay:
     bfloat16); the same build on float64 copies shows it to 13 digits.
 
     Args:
-        phase: whose optimizer.
+        recipe: the optimizer.
         weights: names and values to start from.
-        dtype: the lane's real dtype.
+        dtype: the lane's real dtype; None keeps each tensor's own.
         state: state to start from, by name; {} for fresh.
         overrides: options that replace the recorded ones in every group (``{"foreach": False}``).
     """
 
     def __init__(
         self,
-        phase: LivePhase,
+        recipe: OptimizerRecipe,
         weights: Mapping[str, torch.Tensor],
-        dtype: torch.dtype,
+        dtype: torch.dtype | None,
         state: Mapping[str, Mapping[str, Any]],
         overrides: Mapping[str, Any] | None = None,
     ) -> None:
         self.dtype = dtype
-        self._native = {name: value.dtype for name, value in weights.items()}
+        self.native = {name: value.dtype for name, value in weights.items()}
         self.copies = {name: nn.Parameter(self._cast(value).clone()) for name, value in weights.items()}
-        self.optimizer = build_optimizer(phase.recipe.optimizer, self.copies, with_state=False)
+        self.optimizer = build_optimizer(recipe, self.copies, with_state=False)
         self._overrides = dict(overrides or {})
         for group in self.optimizer.param_groups:
             group.update(self._overrides)
@@ -65,20 +65,25 @@ class Replay:
             before[name] = to_double(copy)
         names = {id(copy): name for name, copy in self.copies.items()}
         for group in self.optimizer.param_groups:
+            if not options:
+                break
             held = next((names[id(p)] for p in group["params"] if id(p) in names), None)
             if held is not None and held in options:
                 group.update({**self._lane_options(options[held], held), **self._overrides})
-        self.optimizer.step()
+        with torch.enable_grad():
+            self.optimizer.step()
         return {name: to_double(copy) - before[name] for name, copy in self.copies.items()}
 
     def _lane_options(self, options: Mapping[str, Any], name: str) -> dict[str, Any]:
         chosen = dict(options)
         eps = chosen.get("eps")
         if isinstance(eps, tuple) and eps[0] is None:  # Adafactor's default follows the weights' dtype
-            chosen["eps"] = (torch.finfo(real_dtype(self._native[name])).eps, eps[1])
+            chosen["eps"] = (torch.finfo(real_dtype(self.native[name])).eps, eps[1])
         return chosen
 
     def _cast(self, value: torch.Tensor) -> torch.Tensor:
+        if self.dtype is None:
+            return value.detach()
         dtype = _COMPLEX[self.dtype] if value.dtype.is_complex else self.dtype
         return value.detach().to(dtype)
 

@@ -1,0 +1,213 @@
+"""The optimizer build on synthetic gradients: its rule, its implementations against each other, its state saved."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from audits.optimizers import optimizer_class
+from audits.outcomes import Lane, Outcome, ResultRow
+from audits.subject import LivePhase, Subject
+from audits.updates.apply import rule_for
+from audits.updates.compare import THRESHOLDS, deviation, judge, real_dtype, to_double
+from audits.updates.diagnose import explain
+from audits.updates.replay import Replay
+from audits.updates.rows import row
+from audits.updates.rules import Rule
+from audits.updates.synthetic import Synthetic, reference_updates, synthesize
+
+#: Cause of a fault of the torch build's kernels; reported once per environment.
+ENVIRONMENT = "environment"
+
+#: Options that choose an implementation, switched to the plain loop.
+LOOP = {"foreach": False, "fused": False}
+
+#: Step after which the round trip saves.
+SAVED_AFTER = 4
+
+
+@dataclass(frozen=True)
+class ProbeFailure:
+    """The worst departure from the rule in a probe."""
+
+    tensor: str
+    step: int
+    lane: Lane
+    error: float
+    threshold: float
+    because: str
+
+
+def probe_rows(subject: Subject, phase: LivePhase, seed: int) -> list[ResultRow]:
+    """Return ``optimizer.probe``, ``optimizer.parity`` and ``registration.state-round-trip`` of a phase."""
+    wants = subject.settings.wants_check
+    rule = rule_for(subject, phase)
+    synthetic = synthesize(subject, phase, rule, seed)
+    rows: list[ResultRow] = []
+    if not synthetic.native:
+        return [row(subject, "optimizer.probe", Outcome.INCONCLUSIVE, f"the optimizer of phase {phase.name!r} holds no "
+                    "parameter of the model", phase=phase.name, cause="nothing held")]  # fmt: skip
+    if wants("optimizer.probe", "update.rule"):
+        rows.append(_probe(subject, phase, synthetic, rule))
+    if wants("optimizer.parity"):
+        rows.append(_parity(subject, phase, synthetic))
+    if wants("registration.state-round-trip"):
+        rows.append(_round_trip(subject, phase, synthetic))
+    return rows
+
+
+def _probe(subject: Subject, phase: LivePhase, synthetic: Synthetic, rule: Rule | None) -> ResultRow:
+    check = "optimizer.probe"
+    name = phase.recipe.optimizer.class_path
+    common: dict[str, Any] = {"phase": phase.name, "lane": Lane.SYNTHETIC}
+    if rule is None:
+        return row(subject, check, Outcome.SKIPPED, f"there is no reference rule for {name}: see optimizer.invariants",
+                   cause="no reference rule", **common)  # fmt: skip
+    try:
+        worst, failure = run_probe(phase, synthetic, rule)
+    except (RuntimeError, TypeError, ValueError, KeyError) as error:
+        message = f"{name} could not take synthetic gradients: {type(error).__name__}: {error}"
+        return row(subject, check, Outcome.INCONCLUSIVE, message, cause="probe raised", **common)
+    if failure is None:
+        message = f"{name} follows {rule.name}'s rule over 8 synthetic steps"
+        return row(subject, check, Outcome.PASS, message, error=worst[0], threshold=worst[1], **common)
+    dtype = synthetic.native[failure.tensor]
+    message = (f"{name} leaves {rule.name}'s rule at synthetic step {failure.step} on {dtype} weights: error "
+               f"{failure.error:.3g} against {failure.threshold:.3g}")  # fmt: skip
+    cause: str | None = failure.because or None
+    if is_environment_fault(phase, synthetic, rule):
+        used = " and ".join(implementations(phase))
+        message += f"; the plain loop follows it, so the fault is in this torch build's {used} kernel"
+        cause = ENVIRONMENT
+    elif failure.because:
+        message += f"; {failure.because}"
+    return row(subject, check, Outcome.FAIL, message, step=failure.step, error=failure.error,
+               threshold=failure.threshold, dtype=str(dtype), cause=cause, **common)  # fmt: skip
+
+
+def run_probe(
+    phase: LivePhase, synthetic: Synthetic, rule: Rule, overrides: Mapping[str, Any] | None = None
+) -> tuple[tuple[float, float], ProbeFailure | None]:
+    """Run the build over the probe in the native dtypes and in float64.
+
+    Args:
+        phase: whose optimizer.
+        synthetic: the probe's tensors.
+        rule: the rule it should follow.
+        overrides: options that choose another implementation.
+
+    Returns:
+        ((worst error, its threshold), the first failing step's worst tensor or None).
+    """
+    worst, ratio, failure = (0.0, 1.0), -1.0, None
+    overrides = {k: v for k, v in (overrides or {}).items() if any(k in o for o in synthetic.options.values())}
+    for lane, dtype, shown in (("weights", None, Lane.NATIVE), ("wide", torch.float64, Lane.FLOAT64)):
+        references = reference_updates(phase, synthetic, rule, lane)
+        weights = getattr(synthetic, lane)
+        replay = Replay(synthetic.recipe, weights[0], dtype, {}, overrides)
+        # The copies remember which dtype the model's own weights have (Adafactor's default eps follows it).
+        replay.native.update(synthetic.native)
+        for number, reference in enumerate(references, start=1):
+            updates = replay.step(weights[number - 1], synthetic.gradients[number - 1], synthetic.options)
+            for name, (theta, expected, state, options) in reference.items():
+                in_dtype = dtype or real_dtype(synthetic.native[name])
+                if not bool(torch.isfinite(expected).all()):
+                    continue
+                found = judge(deviation(updates[name], expected, theta, in_dtype), rule, in_dtype, options)
+                share = found.error / found.threshold
+                if not found.met and (failure is None or (failure.step == number and share > ratio)):
+                    gradient = synthetic.gradients[number - 1][name]
+                    assert gradient is not None
+                    because = explain(rule, theta, gradient, state, options, updates[name], in_dtype)
+                    failure = ProbeFailure(name, number, shown, found.error, found.threshold, because)
+                if share > ratio:
+                    worst, ratio = (found.error, found.threshold), share
+        if failure is not None:
+            return worst, failure
+    return worst, failure
+
+
+def is_environment_fault(phase: LivePhase, synthetic: Synthetic, rule: Rule) -> bool:
+    """Whether torch's own class fails by its fused or foreach kernel only: the same probe passes as a plain loop."""
+    cls = optimizer_class(phase.recipe.optimizer)
+    own = next((c for c in cls.__mro__ if "step" in vars(c)), cls)
+    if getattr(torch.optim, own.__name__, None) is not own or not implementations(phase):
+        return False
+    return run_probe(phase, synthetic, rule, LOOP)[1] is None
+
+
+def implementations(phase: LivePhase) -> list[str]:
+    """Return which of ``fused`` and ``foreach`` the build runs; empty for the plain loop.
+
+    torch takes foreach by default for CUDA tensors only.
+    """
+    options = [group.options for group in phase.recipe.optimizer.groups]
+    if any(o.get("fused") for o in options):
+        return ["fused"]
+    on_gpu = any(p.is_cuda for p in phase.parameters.values())
+    if any(o.get("foreach") or (on_gpu and "foreach" in o and o["foreach"] is None) for o in options):
+        return ["foreach"]
+    return []
+
+
+def _parity(subject: Subject, phase: LivePhase, synthetic: Synthetic) -> ResultRow:
+    check = "optimizer.parity"
+    common: dict[str, Any] = {"phase": phase.name, "lane": Lane.SYNTHETIC}
+    used = implementations(phase)
+    if not used:
+        return row(subject, check, Outcome.SKIPPED, "this build runs the plain loop", cause="plain loop", **common)
+    overrides = {k: v for k, v in LOOP.items() if any(k in o for o in synthetic.options.values())}
+    try:
+        build, loop = (Replay(synthetic.recipe, synthetic.weights[0], None, {}, o) for o in ({}, overrides))
+        error, at, limit = 0.0, "", THRESHOLDS[torch.float32][0]
+        for number, (weights, gradients) in enumerate(zip(synthetic.weights, synthetic.gradients, strict=True), start=1):
+            one = build.step(weights, gradients, synthetic.options)
+            other = loop.step(weights, gradients, synthetic.options)
+            for name in one:
+                dtype = real_dtype(synthetic.native[name])
+                found = deviation(one[name], other[name], to_double(weights[name]), dtype).l2
+                if found > error:
+                    error, at = found, f"at step {number} on {synthetic.native[name]} weights"
+    except (RuntimeError, TypeError, ValueError) as problem:
+        return row(subject, check, Outcome.INCONCLUSIVE, f"{used[0]} could not be compared: {problem}",
+                   cause="probe raised", **common)  # fmt: skip
+    met = error <= limit
+    message = f"the {used[0]} implementation {'agrees with' if met else 'departs from'} the plain loop {at}"
+    own = phase.recipe.optimizer.class_path.startswith("torch.optim.")
+    return row(subject, check, Outcome.PASS if met else Outcome.FAIL, message.rstrip(), error=error, threshold=limit,
+               cause=ENVIRONMENT if not met and own else None, **common)  # fmt: skip
+
+
+def _round_trip(subject: Subject, phase: LivePhase, synthetic: Synthetic) -> ResultRow:
+    check = "registration.state-round-trip"
+    common: dict[str, Any] = {"phase": phase.name, "lane": Lane.SYNTHETIC}
+    try:
+        going = Replay(synthetic.recipe, synthetic.weights[0], None, {})
+        loaded: Replay | None = None
+        for number, (weights, gradients) in enumerate(zip(synthetic.weights, synthetic.gradients, strict=True), start=1):
+            one = going.step(weights, gradients, synthetic.options)
+            if loaded is not None:
+                other = loaded.step(weights, gradients, synthetic.options)
+                apart = next((n for n in one if not torch.equal(one[n].nan_to_num(), other[n].nan_to_num())), None)
+                if apart is not None:
+                    message = (f"saved after step {SAVED_AFTER} and loaded into a fresh build, the optimizer of phase "
+                               f"{phase.name!r} goes another way at step {number} than one that never stopped: state "
+                               "that state_dict() does not hold, or load_state_dict() does not restore")  # fmt: skip
+                    count = int((one[apart] != other[apart]).sum())
+                    return row(subject, check, Outcome.FAIL, message, measured=float(count), expected=0.0,
+                               step=number, **common)  # fmt: skip
+            if number == SAVED_AFTER:
+                loaded = Replay(synthetic.recipe, weights, None, {})
+                with io.BytesIO() as file:
+                    torch.save(going.optimizer.state_dict(), file)
+                    file.seek(0)
+                    loaded.optimizer.load_state_dict(torch.load(file, weights_only=False))
+    except Exception as problem:
+        message = f"the optimizer's state could not be saved and loaded: {type(problem).__name__}: {problem}"
+        return row(subject, check, Outcome.INCONCLUSIVE, message, cause="probe raised", **common)
+    message = f"saved, loaded and stepped equals stepped for phase {phase.name!r}, bit for bit"
+    return row(subject, check, Outcome.PASS, message, measured=0.0, expected=0.0, **common)
