@@ -38,7 +38,7 @@ def run_demo(folder: Path, *, as_json: bool) -> int:
         _keep_artifacts_in(folder, client)
     with ProgressBar("training") as bar:
         bar.planned(len(DEMO_VERSIONS))
-        register_demo(client, on_progress=bar.trained)
+        register_demo(client, on_progress=lambda done: bar.step(f"{'found' if done.reused else 'trained'}  {done.label}"))
     from flows.demo.verdicts import committed_verdicts, surprises
     from flows.nightly_command import sweep
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from rich import box
 from rich.console import Console, Group
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -33,17 +34,23 @@ def outcome_text(outcome: str) -> Text:
 
 def verdicts_table(summaries: Iterable[AuditSummary], title: str) -> Table:
     """Return one line per version."""
-    table = Table(title=title, title_justify="left", title_style="bold", expand=False)
-    for column in ("model", "version", "outcome", "failed checks", "first parameter", "coverage"):
-        table.add_column(column, justify="right" if column == "coverage" else "left", overflow="fold")
+    table = _table(title)
+    for column in ("model", "version", "outcome"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("failed checks", no_wrap=True)
+    table.add_column("first parameter", overflow="fold")
     for s in summaries:
         first = s["failed_parameters"][0] if s["failed_parameters"] else ""
         more = len(s["failed_parameters"]) - 1
         table.add_row(
             escape(s["model"]), f"v{s['version']}", outcome_text(s["outcome"]), escape("\n".join(s["failed_checks"])),
-            escape(first) + (f" [dim]+{more}[/]" if more > 0 else ""), f"{s['coverage']:.0%}",
+            escape(first) + (f" [dim]+{more}[/]" if more > 0 else ""),
         )  # fmt: skip
     return table
+
+
+def _table(title: str | None = None) -> Table:
+    return Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
 
 
 def report_view(report: AuditReport) -> Group:
@@ -51,7 +58,7 @@ def report_view(report: AuditReport) -> Group:
     parts: list[Table | Text] = [Text(report.headline, style=_STYLES[str(report.outcome)])]
     found = [row for row in report.findings if row.outcome is not Outcome.SKIPPED]
     if found:
-        table = Table(show_header=True, expand=False, title_justify="left")
+        table = _table()
         for column in ("outcome", "check", "parameter", "what was seen"):
             table.add_column(column, overflow="fold")
         for row in found[:SHOWN_FINDINGS]:
@@ -69,7 +76,7 @@ def report_view(report: AuditReport) -> Group:
 
 def checks_table(checks: Iterable[Check]) -> Table:
     """Return one line per check."""
-    table = Table(title="Checks", title_justify="left", title_style="bold")
+    table = _table("Checks")
     for column in ("check", "claim", "severity", "threshold"):
         table.add_column(column, overflow="fold")
     for check in checks:
@@ -117,6 +124,9 @@ class ProgressBar(Listener):
 
     def finished(self, summary: AuditSummary) -> None:
         """Advance, and leave a line behind."""
-        line = Text.assemble(outcome_text(summary["outcome"]), f"  {summary['model']} v{summary['version']}")
-        log_console.print(line)
+        self.step(Text.assemble(outcome_text(summary["outcome"]), f"  {summary['model']} v{summary['version']}"))
+
+    def step(self, line: Text | str) -> None:
+        """Leave a line behind and advance by one."""
+        log_console.print(line, highlight=False, markup=False)
         self._bar.advance(self._task)

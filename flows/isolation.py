@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from audits.errors import InfrastructureError
+from flows.processes import die_with_parent
 
 #: Variables a child may see; everything else, credentials above all, stays out.
 _PASSED = ("PATH", "LANG", "LC_ALL", "TZ", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "LD_LIBRARY_PATH",
@@ -69,13 +70,13 @@ def run_child(request: dict[str, Any], folder: Path, limits: Limits) -> ChildEnd
     environment |= {"HOME": str(home), "TMPDIR": str(home), "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1",
                     "PYTHONSAFEPATH": "1", "PYTHONPATH": _own_root(), "MPLBACKEND": "Agg"}  # fmt: skip
     log = folder / "child.log"
-    began = time.monotonic()
+    began, parent = time.monotonic(), os.getpid()
     try:
         with log.open("wb") as sink:
             process = subprocess.Popen(
                 [sys.executable, "-m", "registry_models.child", str(request_file)],
                 stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, env=environment, cwd=home, close_fds=True,
-                start_new_session=True, preexec_fn=lambda: _set_limits(limits),
+                start_new_session=True, preexec_fn=lambda: _prepare(limits, parent),
             )  # fmt: skip
     except OSError as error:
         raise InfrastructureError(f"an audit's process could not be started: {error}") from error
@@ -111,8 +112,9 @@ def _wait(process: subprocess.Popen[bytes], limits: Limits, began: float) -> tup
     return "crashed", f"the audit's process ended with exit code {code} and gave no answer"
 
 
-def _set_limits(limits: Limits) -> None:
-    """Set in the child, before it runs anything."""
+def _prepare(limits: Limits, parent: int) -> None:
+    """In the child, before it runs anything: die with the parent, and stay within the limits."""
+    die_with_parent(parent)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_FSIZE, (limits.file_bytes, limits.file_bytes))
     cpu = int(limits.seconds * max(1, os.cpu_count() or 1)) + 1

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from typing import Any
 
 from audits.errors import InfrastructureError
 from flows.display import ProgressBar, console, log_console, verdicts_table
+from flows.embedded_prefect import prefect_server
 from flows.progress import listening
 from flows.settings import GradauditSettings
 
@@ -43,9 +45,12 @@ def sweep(settings: GradauditSettings, models: list[str], *, force: bool) -> dic
     """
     os.environ["GRADAUDIT_TRACKING_URI"] = settings.tracking_uri
     os.environ["GRADAUDIT_RESULTS"] = settings.results
-    with log_console.status("starting Prefect"):
-        from flows.nightly import nightly_audit
-    with ProgressBar() as bar, listening(bar):
+    with contextlib.ExitStack() as stack:
+        with log_console.status("starting Prefect"):
+            stack.enter_context(prefect_server())
+            from flows.nightly import nightly_audit
+        bar = stack.enter_context(ProgressBar())
+        stack.enter_context(listening(bar))
         state = nightly_audit(models, force, return_state=True)
     if state.is_completed():
         found: dict[str, Any] = state.result()

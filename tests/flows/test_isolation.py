@@ -1,0 +1,150 @@
+"""The child: scrubbed, limited, ended with everything it started, and gone when its parent is."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+
+from audits.errors import SettingsError
+from flows import isolation
+from flows.isolation import Limits, run_child
+from flows.settings import GradauditSettings
+
+ROOMY = Limits(seconds=60, memory_bytes=2**34, file_bytes=2**30)
+
+
+@pytest.fixture
+def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
+    """Put a program of the test's in the place of the child's module."""
+
+    def install(text: str) -> Path:
+        package = tmp_path / "own" / "registry_models"
+        package.mkdir(parents=True)
+        (package / "__init__.py").write_text("")
+        (package / "child.py").write_text(textwrap.dedent(text))
+        monkeypatch.setattr(isolation, "_own_root", lambda: str(tmp_path / "own"))
+        folder = tmp_path / "work"
+        folder.mkdir()
+        return folder
+
+    return install
+
+
+def alive(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state != "Z"
+
+
+def gone(pid: int, seconds: float = 5.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return not alive(pid)
+
+
+def test_no_secret_reaches_the_child(program, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    for name in ("MLFLOW_TRACKING_TOKEN", "AWS_SECRET_ACCESS_KEY", "PREFECT_API_KEY", "GRADAUDIT_RESULTS", "HOME"):
+        monkeypatch.setenv(name, "planted-secret")
+    folder = program("import os, json; print(json.dumps(dict(os.environ)), open('/proc/self/environ').read())")
+    end = run_child({}, folder, ROOMY)
+    assert end.cause is None
+    assert '"PATH"' in end.log
+    assert "planted-secret" not in end.log
+    assert not (folder / "home").exists(), "the private home is removed"
+
+
+def test_the_request_arrives(program) -> None:  # type: ignore[no-untyped-def]
+    folder = program("import json, sys; print(json.load(open(sys.argv[1]))['x'])")
+    assert run_child({"x": "seen"}, folder, ROOMY).log.strip() == "seen"
+
+
+def test_a_hanging_child_and_what_it_started_are_ended(program) -> None:  # type: ignore[no-untyped-def]
+    folder = program("""
+        import subprocess, sys, time
+        other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+        print(other.pid, flush=True)
+        time.sleep(60)
+    """)
+    end = run_child({}, folder, Limits(seconds=1.5, memory_bytes=2**34, file_bytes=2**30))
+    assert end.cause == "time limit"
+    assert end.seconds < 10
+    assert gone(int(end.log.split()[0]))
+
+
+def test_a_greedy_child_is_ended(program) -> None:  # type: ignore[no-untyped-def]
+    folder = program("import time; held = bytearray(300 * 2**20); print('held', flush=True); time.sleep(60)")
+    end = run_child({}, folder, Limits(seconds=30, memory_bytes=150 * 2**20, file_bytes=2**30))
+    assert end.cause == "memory limit"
+    assert "GiB" in end.message
+
+
+def test_a_child_cannot_fill_the_disk(program) -> None:  # type: ignore[no-untyped-def]
+    folder = program("print('x' * 2**22)")
+    end = run_child({}, folder, Limits(seconds=30, memory_bytes=2**34, file_bytes=2**20))
+    assert end.cause == "crashed"
+    assert (folder / "child.log").stat().st_size <= 2**20
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "SIGSEGV"),
+        ("import sys; sys.exit(3)", "exit code 3"),
+    ],
+)
+def test_a_crash_is_told_with_its_cause(program, text: str, words: str) -> None:  # type: ignore[no-untyped-def]
+    end = run_child({}, program(text), ROOMY)
+    assert end.cause == "crashed"
+    assert words in end.message
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends children with their parent")
+def test_a_killed_parent_takes_its_child_along(tmp_path: Path) -> None:
+    (tmp_path / "own" / "registry_models").mkdir(parents=True)
+    (tmp_path / "own" / "registry_models" / "__init__.py").write_text("")
+    pid_file = tmp_path / "pid"
+    (tmp_path / "own" / "registry_models" / "child.py").write_text(
+        f"import os, time; open({str(pid_file)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+    )
+    script = f"""
+from pathlib import Path
+from flows import isolation
+isolation._own_root = lambda: {str(tmp_path / "own")!r}
+folder = Path({str(tmp_path / "work")!r}); folder.mkdir()
+isolation.run_child({{}}, folder, isolation.Limits(60, 2**34, 2**30))
+"""
+    parent = subprocess.Popen([sys.executable, "-c", script], cwd=Path(__file__).resolve().parents[2])
+    deadline = time.monotonic() + 30
+    while not (pid_file.exists() and pid_file.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    child = int(pid_file.read_text())
+    assert alive(child)
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.wait()
+    assert gone(child)
+
+
+def test_settings_come_from_the_environment_and_name_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRADAUDIT_TIME_LIMIT", "12")
+    monkeypatch.setenv("GRADAUDIT_AUDIT", '{"seed": 3}')
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:1")
+    settings = GradauditSettings.load()
+    assert (settings.time_limit, settings.audit_settings.seed) == (12.0, 3)
+    assert settings.tracking_uri == "http://127.0.0.1:1"
+    monkeypatch.setenv("GRADAUDIT_TIME_LIMIT", "soon")
+    with pytest.raises(SettingsError, match="GRADAUDIT_TIME_LIMIT"):
+        GradauditSettings.load()
+    monkeypatch.delenv("GRADAUDIT_TIME_LIMIT")
+    monkeypatch.setenv("GRADAUDIT_AUDIT", '{"sed": 3}')
+    with pytest.raises(SettingsError, match="did you mean 'seed'"):
+        _ = GradauditSettings.load().audit_settings

@@ -1,0 +1,143 @@
+"""The sweep, for real: embedded Prefect, child processes, a SIGKILL in the middle."""
+
+from __future__ import annotations
+
+import collections
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+from mlflow.tracking import MlflowClient
+
+from audits.results import ResultsStore
+from flows.nightly import choose_due
+from flows.settings import GradauditSettings
+from tests.stores import register_linear
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def start(arguments: list[str], folder: Path, client: MlflowClient) -> subprocess.Popen[str]:
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": client.tracking_uri, "HOME": str(folder / "home"),
+                   "PREFECT_HOME": str(folder / "prefect")}  # fmt: skip
+    return subprocess.Popen([sys.executable, "-m", "flows.cli", *arguments], cwd=folder, env=environment, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+
+
+def committed(folder: Path) -> list[Path]:
+    return list((folder / "results" / "audits").rglob("*.parquet"))
+
+
+@pytest.mark.end_to_end
+def test_a_killed_sweep_is_finished_by_the_next_and_the_third_has_nothing_to_do(client: MlflowClient, tmp_path: Path) -> None:
+    names = ["a", "b", "c", "d"]
+    for name in names:
+        register_linear(name)
+    sweep = start(["nightly"], tmp_path, client)
+    deadline = time.monotonic() + 120
+    while not committed(tmp_path) and time.monotonic() < deadline and sweep.poll() is None:
+        time.sleep(0.05)
+    time.sleep(0.7)  # somewhere inside the second version's audit
+    os.kill(sweep.pid, signal.SIGKILL)
+    sweep.communicate()
+    before = len(committed(tmp_path))
+    assert 1 <= before < len(names), "the kill came in the middle"
+
+    out, err = start(["nightly"], tmp_path, client).communicate(timeout=180)
+    assert f"{len(names) - before} of 4 versions were due" in out, err
+    audits = ResultsStore(tmp_path / "results").read("audits").to_pandas()
+    assert sorted(audits["model_name"]) == names, "every version audited exactly once"
+    rows = pd.read_parquet(tmp_path / "results" / "rows")
+    for name in names:
+        version = client.get_model_version(name, "1")
+        assert version.tags["audit.outcome"] == "pass"
+        audit_id = audits.set_index("model_name").loc[name, "audit_id"]
+        assert (rows["audit_id"] == audit_id).any(), "no mark without rows"
+        run = client.get_run(version.tags["audit.run_id"])
+        assert run.info.status == "FINISHED", "no mark without a finished run"
+        assert run.data.tags["audit.id"] == audit_id
+    experiment = client.get_experiment_by_name("gradaudit")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    assert {run.info.status for run in runs} <= {"FINISHED", "KILLED"}, "nothing is left running"
+    visible = collections.Counter(r.data.tags["audit.id"] for r in runs if "superseded" not in r.data.tags)
+    assert set(visible.values()) == {1}
+    assert list((tmp_path / "results").rglob("*.tmp")) == []
+
+    third = start(["nightly"], tmp_path, client)
+    out, err = third.communicate(timeout=120)
+    assert out.startswith("Nothing is due: 4 versions looked at"), err
+    assert third.returncode == 0
+
+
+def settings_of(folder: Path) -> GradauditSettings:
+    return GradauditSettings.load(results=str(folder / "results"))
+
+
+def commit(folder: Path, name: str, version: int, key: str) -> None:
+    from audits.results import AuditIdentity, audits_table
+
+    line: dict[str, Any] = dict.fromkeys(
+        ("n_pass", "n_warn", "n_fail", "n_inconclusive", "n_skipped", "coverage", "coverage_elements", "seconds"), 0
+    )
+    line |= dict.fromkeys(("outcome", "run_id", "fingerprint", "occasion", "message"), "x")
+    who = AuditIdentity(audit_id=f"{name}{version}", model_name=name, model_version=version)
+    table = audits_table(who, **line, due_key=key)
+    ResultsStore(folder / "results").write("audits", table, date=who.audited_at.date(), audit_id=who.audit_id)
+
+
+def test_what_is_due_is_read_from_the_store_and_never_from_tags(client: MlflowClient, tmp_path: Path) -> None:
+    from flows.one_version import due_key
+    from registry_models.versions import RECIPE_TAG, list_versions
+
+    register_linear("a")
+    register_linear("b")
+    client.set_model_version_tag("a", "1", "audit.outcome", "pass")
+    settings = settings_of(tmp_path)
+
+    def due(**options: Any) -> list[str]:
+        return [v.label for v in choose_due(client, settings, models=options.pop("models", []), **options)[0]]
+
+    assert due() == ["a v1", "b v1"], "a tag is no result; oldest first"
+    assert due(models=["b*"]) == ["b v1"]
+    for version in list_versions(client):
+        commit(tmp_path, version.name, version.version, due_key(version, settings, settings.audit_settings))
+    assert due() == []
+    assert due(force=True) == ["a v1", "b v1"]
+    client.set_model_version_tag("b", "1", RECIPE_TAG, "runs:/1/audit")
+    assert due() == ["b v1"], "another recipe makes a version due again"
+    client.copy_model_version("models:/a/1", "copy")
+    assert "copy v1" in due(), "copied tags are no audit"
+    changed = settings.model_copy(update={"audit": {"seed": 1}})
+    assert len(choose_due(client, changed, models=["a", "b"])[0]) == 2, "other settings make everything due"
+
+
+def test_every_deployment_fits_its_flow() -> None:
+    import importlib
+
+    described = yaml.safe_load((ROOT / "prefect.yaml").read_text())
+    names = set()
+    for deployment in described["deployments"]:
+        module, _, function = deployment["entrypoint"].rpartition(".")
+        flow = getattr(importlib.import_module(module), function)
+        names.add(f"{flow.name}/{deployment['name']}")
+        assert deployment["enforce_parameter_schema"] is True
+        assert set(deployment.get("parameters") or {}) <= set(flow.parameters.properties)
+    assert names == {"nightly-audit/nightly", "audit-versions/nightly", "audit-versions/on-registration"}
+
+
+def test_unknown_parameters_are_refused() -> None:
+    from prefect.exceptions import SignatureMismatchError
+
+    from flows.nightly import nightly_audit
+
+    with pytest.raises((SignatureMismatchError, TypeError)):
+        nightly_audit.validate_parameters({"model": ["x"]})
+        nightly_audit(model=["x"])
