@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import torch
 
-from audits.gradients.localise import Localiser
+from audits.gradients.localise import ROUNDING_LIMIT, Localiser
 from audits.gradients.probe import Probe, Prober
 from audits.gradients.romberg import FIRST_STEP
 from audits.gradients.verdicts import Verdict
@@ -43,20 +43,31 @@ class Certifier:
         Raises:
             LaneError: the loss cannot be evaluated in this lane.
         """
-        point = Point(self._problem)
-        if not math.isfinite(point.value):
-            raise LaneError(f"the loss is {point.value} in this lane")
-        judged = self._refuse_non_finite(point, names)
+        point = self.start()
+        judged = self.refuse_non_finite(point, names)
         try:
             leftover = self._rounds(point, judged, displaced=False)
             if leftover:
-                self._displaced(point, leftover)
+                self.displace(point, leftover)
         finally:
             point.restore()
             self.evaluations += point.evaluations
         return point
 
-    def _refuse_non_finite(self, point: Point, names: Sequence[str]) -> list[str]:
+    def start(self) -> Point:
+        """Return the point at theta.
+
+        Raises:
+            LaneError: the loss there is not finite.
+        """
+        point = Point(self._problem)
+        if not math.isfinite(point.value):
+            point.restore()
+            raise LaneError(f"the loss is {point.value} in this lane")
+        return point
+
+    def refuse_non_finite(self, point: Point, names: Sequence[str]) -> list[str]:
+        """Fail the tensors whose gradient is NaN or infinite; return the others."""
         judged = []
         for name in names:
             gradient = point.gradients[name]
@@ -77,7 +88,8 @@ class Certifier:
         if not names:
             return []
         prober = Prober(point, self._seed + (1 if displaced else 0))
-        open_names, zero = list(names), []
+        open_names = list(names)
+        zero: list[str] = []
         for step in ROUND_STEPS:
             if not open_names:
                 break
@@ -103,7 +115,7 @@ class Certifier:
             bounds = [probe.bound for probe in probes]
             still_open = []
             for name in open_names:
-                limit = prober.limit(name, scales[name], bounds)
+                limit = max(prober.limit(name, scales[name], bounds), ROUNDING_LIMIT)
                 verdict = _joint(probes, scales[name], limit, displaced)
                 self.verdicts[name] = verdict
                 if prober.slope_norms[name] == 0:
@@ -120,7 +132,7 @@ class Certifier:
                 outcome=Outcome.INCONCLUSIVE, cause=cause, displaced=displaced, message=f"cannot judge {name!r}: {cause}"
             )
 
-    def _displaced(self, point: Point, names: list[str]) -> None:
+    def displace(self, point: Point, names: list[str]) -> None:
         """Judge unresolved and zero gradients again a little way off, where they need not vanish."""
         before = {name: self.verdicts.get(name) for name in names}
         nudged = self._rounding_zero(point, names)

@@ -75,23 +75,28 @@ def judge(subject: Subject, problem: Problem, names: list[str]) -> tuple[dict[st
     method = settings.method
     if method == "auto":
         method = "exact" if elements <= settings.exact_limit else "probe"
+    certifier = Certifier(
+        problem, seed=subject.seed, probes=settings.probes, detection_limit=settings.detection_limit
+    )  # fmt: skip
     if method == "probe":
-        certifier = Certifier(
-            problem, seed=subject.seed, probes=settings.probes, detection_limit=settings.detection_limit
-        )
         point = certifier.run(names)
         return certifier.verdicts, point
-    point = Point(problem)
+    point = certifier.start()
+    verdicts = certifier.verdicts
+    finite = certifier.refuse_non_finite(point, names)
     try:
         if method == "elementwise":
-            verdicts = check_elements(
-                point, names, epsilon=settings.elementwise_epsilon, tolerance=settings.elementwise_tolerance,
+            verdicts |= check_elements(
+                point, finite, epsilon=settings.elementwise_epsilon, tolerance=settings.elementwise_tolerance,
                 detection_limit=settings.detection_limit,
             )  # fmt: skip
         elif method == "gradcheck":
-            verdicts = check_with_gradcheck(problem, names)
+            verdicts |= check_with_gradcheck(problem, finite)
         else:
-            verdicts = check_exactly(point, names, detection_limit=settings.detection_limit)
+            verdicts |= check_exactly(point, finite, detection_limit=settings.detection_limit)
+            doubtful = [name for name in finite if verdicts[name].cause in ("absolute", "unresolved")]
+            if doubtful:
+                certifier.displace(point, doubtful)
     finally:
         point.restore()
     return verdicts, point

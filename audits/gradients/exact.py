@@ -52,31 +52,32 @@ def _check_tensor(point: Point, name: str, detection_limit: float) -> Verdict:
     sigma = max(sigma, point.spread)
     slope = norm(gradient)
     worst: tuple[float, float, Estimate | None, int] = (-1.0, 0.0, None, 0)
-    squared_bound, wrong, unconfirmed, rounded = 0.0, [], [], []
+    squared_bound = 0.0
+    found: dict[str, list[int]] = {"wrong": [], "unconfirmed": [], "rounding": [], "": []}
     for index in range(theta.numel()):
         analytic = 0.0 if flat is None else flat[index]
         try:
-            estimate, state = _judge(point, name, index, analytic, rms, sigma, slope, detection_limit)
+            judged, state = _judge(point, name, index, analytic, rms, sigma, slope, detection_limit)
         except BranchMismatchError as error:
-            cause = f"Python branches on a value near theta: {error}"
-            return Verdict(outcome=Outcome.INCONCLUSIVE, cause=cause, message=f"cannot judge {name!r}: {cause}")
-        squared_bound += estimate.bound**2
-        {"wrong": wrong, "unconfirmed": unconfirmed, "rounding": rounded, "": []}[state].append(index)
-        score = abs(estimate.value - analytic) / estimate.bound if estimate.bound else 0.0
+            why = f"Python branches on a value near theta: {error}"
+            return Verdict(outcome=Outcome.INCONCLUSIVE, cause=why, message=f"cannot judge {name!r}: {why}")
+        squared_bound += judged.bound**2
+        found[state].append(index)
+        score = abs(judged.value - analytic) / judged.bound if judged.bound else 0.0
         if score > worst[0]:
-            worst = (score, analytic, estimate, index)
+            worst = (score, analytic, judged, index)
     _, analytic, estimate, index = worst
     assert estimate is not None
-    limit = math.sqrt(squared_bound) / slope if slope > 0 else None
+    limit = max(math.sqrt(squared_bound) / slope, ROUNDING_ERROR) if slope > 0 else None
     count = theta.numel()
-    cause = None
-    if wrong:
+    cause: str | None = None
+    if found["wrong"]:
         outcome, cause = Outcome.FAIL, "wrong gradient"
         message = (
-            f"{len(wrong)} of {count} elements of the gradient of {name!r} are wrong; at element {index} autograd gives "
+            f"{len(found['wrong'])} of {count} elements of the gradient of {name!r} are wrong; at element {index} autograd gives "
             f"{analytic:.6g}, the finite difference {estimate.value:.6g}"
         )
-    elif unconfirmed:
+    elif found["unconfirmed"]:
         outcome, cause = Outcome.INCONCLUSIVE, "unconfirmed exceedance"
         message = f"cannot judge {name!r}: element {index} exceeds its bound, and smaller steps do not confirm it"
     elif limit is None:
@@ -87,7 +88,7 @@ def _check_tensor(point: Point, name: str, detection_limit: float) -> Verdict:
         message = f"the gradient of {name!r} is too small to resolve: an error below {limit:.1e} relative would not show"
     else:
         outcome = Outcome.PASS
-        cause = "rounding inside an op" if rounded else None
+        cause = "rounding inside an op" if found["rounding"] else None
         message = f"all {count} elements of the gradient of {name!r} are the derivative of the loss"
     return Verdict(
         outcome=outcome, measured=analytic, expected=estimate.value, error=abs(estimate.value - analytic),
@@ -124,10 +125,12 @@ def _judge(
     assert best is not None
     if not exceeds(best):
         return best, ""
+    size = max(slope / math.sqrt(point.theta(name).numel()), abs(best.value))
+    if abs(best.value - analytic) < ROUNDING_ERROR * size:
+        return best, "rounding"
     nearer = per_unit(romberg_at(function, best.step / SHRINK, sigma))
     nearest = per_unit(romberg_at(function, best.step / SHRINK**2, sigma))
     consistent = exceeds(nearest) or abs(nearest.value - best.value) <= nearest.bound + best.bound
     if not (exceeds(nearer) and consistent):
         return best, "unconfirmed"
-    size = max(slope / math.sqrt(point.theta(name).numel()), abs(best.value))
-    return best, "rounding" if abs(best.value - analytic) < ROUNDING_ERROR * size else "wrong"
+    return best, "wrong"

@@ -97,5 +97,5 @@ def _lift_in_place(subject: Subject) -> None:
 @contextlib.contextmanager
 def _plain_kernels() -> Iterator[None]:
     """Keep opaque fused paths off: TorchScript's fusers would merge operators the modes have to see."""
-    with torch.jit.optimized_execution(False):
+    with torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
         yield

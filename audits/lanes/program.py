@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from audits.lanes.branches import COMPARISONS, Rule, rule_for
 from audits.lanes.lifting import OperatorTraits, lift_call, lift_result, traits
-from audits.lanes.tape import Tape, TapeCursor, is_random
+from audits.lanes.tape import Tape, TapeCursor, draws
 
 Action = Callable[[Any, tuple[Any, ...], dict[str, Any], TapeCursor], Any]
 
@@ -66,7 +66,7 @@ class Recording(TorchDispatchMode):
             if changed:
                 program.lifted.add(known.name)
                 action = lifted_call
-        if is_random(func):
+        if draws(func, args, kwargs):
             result = self._cursor.call(func, args, kwargs)
             program.random = True
             action = taped_call
@@ -131,7 +131,7 @@ class Free(TorchDispatchMode):
         kwargs = kwargs or {}
         if self._lift:
             args, kwargs, _ = lift_call(func, args, kwargs)
-        result = self._cursor.call(func, args, kwargs) if is_random(func) else func(*args, **kwargs)
+        result = self._cursor.call(func, args, kwargs) if draws(func, args, kwargs) else func(*args, **kwargs)
         return lift_result(func, result)[0] if self._lift else result
 
 
@@ -182,17 +182,16 @@ class ReplayRule:
             args, kwargs, _ = lift_call(func, args, kwargs)
         known = traits(func)
         result = self._rule.replay(self._decision, known.bind(args, kwargs))
-        if not known.written:
-            return result
-        target = kwargs["out"] if "out" in kwargs else args[0]
-        return target.copy_(result)
+        if "out" in kwargs:
+            return kwargs["out"].copy_(result)
+        return args[0].copy_(result) if 0 in known.written else result
 
 
 def record_rule(
     rule: Rule, bound: dict[str, Any], written: frozenset[int | str], func: Any, args: Any, kwargs: Any
 ) -> tuple[Any, Any]:
     """Run an operator and return its result with the decision it took; an in-place one decides on what it had."""
-    if written and "self" in bound and 0 in written:
+    if 0 in written and "self" in bound:
         bound = {**bound, "self": bound["self"].clone()}
     result = func(*args, **kwargs)
     return result, rule.decide(bound, result)

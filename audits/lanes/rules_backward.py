@@ -17,7 +17,7 @@ def _gradient(a: Bound) -> Tensor:
 
 
 def _masked(decide: Any, tie: str) -> Rule:
-    """grad where the mask, else 0."""
+    """Grad where the mask, else 0."""
     return Rule(lambda a, out: decide(a), lambda mask, a: torch.where(mask, _gradient(a), 0.0), tie=tie)
 
 
@@ -64,7 +64,8 @@ def _elu(negative: Tensor, a: Bound) -> Tensor:
         curved = (value + slope) * a["input_scale"]
     else:
         curved = slope * a["input_scale"] * torch.exp(torch.where(negative, value, 0.0) * a["input_scale"])
-    return gradient * torch.where(negative, curved, float(a["scale"]))
+    result: Tensor = gradient * torch.where(negative, curved, float(a["scale"]))
+    return result
 
 
 register("elu_backward", rule=Rule(

@@ -12,10 +12,6 @@ from audits.lanes.branches import Bound, Rule, _self_is_real, register
 Tensor = torch.Tensor
 
 
-def _scalar(value: Any) -> Any:
-    return value.item() if isinstance(value, Tensor) and value.dim() == 0 and not value.requires_grad else value
-
-
 # relu'(0) = 0
 register("relu", rule=Rule(
     lambda a, out: a["self"] > 0,
@@ -70,6 +66,22 @@ register("hardsigmoid", rule=Rule(
     tie="0 at both bounds",
 ))  # fmt: skip
 
+# in training the noise is taped (audits.lanes.tape); in evaluation this is a leaky relu with the mean slope
+register("rrelu_with_noise", rule=Rule(
+    lambda a, out: a["self"] > 0,
+    lambda mask, a: torch.where(mask, a["self"], a["self"] * ((a["lower"] + a["upper"]) / 2)),
+    applies=lambda a: not a["training"] and _self_is_real(a),
+    tie="the negative slope at 0",
+))  # fmt: skip
+
+register("celu", rule=Rule(
+    lambda a, out: a["self"] > 0,
+    lambda mask, a: torch.where(
+        mask, a["self"], a["alpha"] * torch.expm1(torch.where(mask, 0.0, a["self"]) / a["alpha"])
+    ),
+    tie="the same from both sides",
+))  # fmt: skip
+
 register("hardswish", rule=Rule(
     lambda a, out: _sides(a["self"] <= -3, a["self"] >= 3),
     lambda s, a: torch.where(s[0], 0.0, torch.where(s[1], a["self"], a["self"] * (a["self"] / 6 + 0.5))),
@@ -100,11 +112,15 @@ register("softplus", rule=Rule(
 
 def _clamp_sides(a: Bound, out: Any) -> tuple[Tensor | None, Tensor | None]:
     low, high = a.get("min"), a.get("max")
-    return (None if low is None else a["self"] < low), (None if high is None else a["self"] > high)
+    below = None if low is None else a["self"] < low
+    above = None if high is None else a["self"] > high
+    if above is not None and low is not None and high is not None:
+        above = above | torch.as_tensor(high < low).expand_as(above)  # crossed bounds: the upper one wins
+    return below, above
 
 
 def _clamp(sides: tuple[Tensor | None, Tensor | None], a: Bound) -> Tensor:
-    out = a["self"]
+    out: Tensor = a["self"]
     below, above = sides
     if below is not None:
         out = torch.where(below, torch.as_tensor(a["min"], dtype=out.dtype, device=out.device), out)
@@ -113,7 +129,7 @@ def _clamp(sides: tuple[Tensor | None, Tensor | None], a: Bound) -> Tensor:
     return out
 
 
-register("clamp", "clip", "clamp_min", "clamp_max", rule=Rule(_clamp_sides, _clamp, tie="1 at the bounds"))
+register("clamp", "clamp_min", "clamp_max", rule=Rule(_clamp_sides, _clamp, tie="1 at the bounds"))
 
 register("abs", rule=Rule(
     lambda a, out: a["self"].sgn(),
@@ -122,7 +138,7 @@ register("abs", rule=Rule(
 ))  # fmt: skip
 
 #: Piecewise constant: derivative 0 everywhere, so the value of theta is the branch.
-register("sign", "sgn", "floor", "ceil", "round", "trunc", "fix", "floor_divide", "heaviside", rule=Rule(
+register("sign", "sgn", "floor", "ceil", "round", "trunc", "floor_divide", "heaviside", rule=Rule(
     lambda a, out: out.clone(),
     lambda out, a: out.clone(),
     tie="0",
@@ -159,7 +175,7 @@ register("fmod", rule=Rule(
     tie="the side of the quotient",
 ))  # fmt: skip
 
-register("div", "divide", rule=Rule(
+register("div", rule=Rule(
     lambda a, out: out.clone(),
     lambda out, a: out.clone(),
     applies=lambda a: a.get("rounding_mode") is not None and _self_is_real(a),

@@ -32,7 +32,8 @@ def _whole(a: Bound) -> bool:
 
 
 def _mask(a: Bound, out: Tensor) -> Tensor:
-    return (a["self"] == out) | (a["self"].isnan() & out.isnan())
+    result: Tensor = (a["self"] == out) | (a["self"].isnan() & out.isnan())
+    return result
 
 
 def _mean_over(mask: Tensor, x: Tensor, dim: Any, keepdim: bool) -> Tensor:
@@ -119,7 +120,8 @@ def _replay_norm(decision: tuple[Tensor, Tensor | None], a: Bound) -> Tensor:
     values = a["self"] * sign
     if mask is not None:
         return _mean_over(mask, values, a["dim"], a["keepdim"])
-    return values.sum() if a["dim"] is None else values.sum(a["dim"], keepdim=a["keepdim"])
+    result: Tensor = values.sum() if a["dim"] is None else values.sum(a["dim"], keepdim=a["keepdim"])
+    return result
 
 
 register("linalg_vector_norm", rule=Rule(
@@ -129,20 +131,20 @@ register("linalg_vector_norm", rule=Rule(
 ))  # fmt: skip
 
 
-def _segments(a: Bound) -> tuple[str, Tensor, Tensor, bool]:
-    """Reduction, index expanded to the source, source, whether self takes part."""
-    dim, index, source = a["dim"], a["index"], a.get("src", a.get("source"))
+def _segments(a: Bound) -> tuple[Tensor, Tensor, bool]:
+    """Index expanded to the source, source cut to the index, whether self takes part."""
+    dim, index = a["dim"], a["index"]
+    source: Tensor = a["src"] if "src" in a else a["source"]
     if index.dim() < source.dim():  # index_reduce: one index per slice
         shape = [1] * source.dim()
         shape[dim] = -1
         index = index.view(shape).expand_as(source)
-    return a["reduce"], index, source, bool(a["include_self"])
+    return index, source[tuple(slice(0, n) for n in index.shape)], bool(a["include_self"])
 
 
 def _decide_scatter(a: Bound, out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     dim = a["dim"]
-    _, index, source, include_self = _segments(a)
-    source = source[tuple(slice(0, n) for n in index.shape)]
+    index, source, include_self = _segments(a)
     hit = torch.zeros_like(out, dtype=torch.bool).scatter(dim, index, True)
     from_self = (a["self"] == out) & (~hit if not include_self else torch.ones_like(hit))
     from_source = source == out.gather(dim, index)
@@ -152,8 +154,7 @@ def _decide_scatter(a: Bound, out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _replay_scatter(decision: tuple[Tensor, Tensor, Tensor], a: Bound) -> Tensor:
     from_self, from_source, count = decision
-    _, index, source, _ = _segments(a)
-    source = source[tuple(slice(0, n) for n in index.shape)]
+    index, source, _ = _segments(a)
     total = torch.where(from_self, a["self"], 0.0).scatter_add(a["dim"], index, torch.where(from_source, source, 0.0))
     return total / count
 
@@ -184,7 +185,8 @@ register("_embedding_bag", rule=Rule(
 
 def _norms(a: Bound) -> Tensor:
     others = [d for d in range(a["self"].dim()) if d != a["dim"] % a["self"].dim()]
-    return torch.linalg.vector_norm(a["self"], float(a["p"]), others, keepdim=True)
+    result: Tensor = torch.linalg.vector_norm(a["self"], float(a["p"]), others, keepdim=True)
+    return result
 
 
 # torch scales rows longer than maxnorm by maxnorm / (norm + 1e-7)
@@ -248,7 +250,8 @@ def _padded_slope(position: Tensor, size: int, a: Bound) -> tuple[Tensor, Tensor
         flips = torch.floor(distance / span)
         odd = (flips % 2) == 1
         slope = torch.where(odd, -side, side)
-        offset = torch.where(odd, low + span * (flips + 1), low - span * flips) - side * low * torch.where(odd, -1.0, 1.0)
+        shift = torch.where(odd, low + span * (flips + 1), low - span * flips)
+        offset = shift - side * low * torch.where(odd, -1.0, 1.0)
     if a["padding_mode"] in (1, 2):
         value = slope * position + offset
         # torch: slope 0 on the border itself
@@ -299,13 +302,14 @@ def _replay_grid(decision: Any, a: Bound) -> Tensor:
     return out
 
 
-register("grid_sampler_2d", "grid_sampler_3d", "_grid_sampler_2d_cpu_fallback", rule=Rule(
+register("grid_sampler_2d", "grid_sampler_3d", rule=Rule(
     _decide_grid, _replay_grid, applies=_cells, tie="the cell that floor gives; 0 on a padded border"
 ))  # fmt: skip
 
 
 def _differences(a: Bound) -> Tensor:
-    return a["x1"].unsqueeze(-2) - a["x2"].unsqueeze(-3)
+    result: Tensor = a["x1"].unsqueeze(-2) - a["x2"].unsqueeze(-3)
+    return result
 
 
 def _is_kinked(p: float) -> bool:
@@ -316,35 +320,39 @@ def _decide_distance(difference: Tensor, p: float) -> tuple[Tensor, Tensor | Non
     sign = difference.sgn()
     if p == math.inf:
         size = difference.abs()
-        return sign, size == size.amax(-1, keepdim=True)
+        largest = size.amax(-1, keepdim=True)
+        mask = size == largest
+        # torch gives every tied difference the whole slope: the branch is the sum less what is counted too often
+        return torch.where(mask, sign, 0.0), (mask.sum(-1) - 1) * largest.squeeze(-1)
     return sign, None
 
 
 def _replay_distance(decision: tuple[Tensor, Tensor | None], difference: Tensor, p: float) -> Tensor:
-    sign, mask = decision
-    values = difference * sign
+    sign, surplus = decision
     if p == 0:
-        return (sign != 0).to(values.dtype).sum(-1)
-    return values.sum(-1) if mask is None else _mean_over(mask, values, [-1], False)
+        return (sign != 0).to(difference.dtype).sum(-1)
+    total = (difference * sign).sum(-1)
+    return total if surplus is None else total - surplus
 
 
 register("_cdist_forward", rule=Rule(
     lambda a, out: _decide_distance(_differences(a), float(a["p"])),
     lambda d, a: _replay_distance(d, _differences(a), float(a["p"])),
     applies=lambda a: a["x1"].is_floating_point() and _is_kinked(float(a["p"])),
-    tie="1: 0 at 0; inf: split evenly",
+    tie="1: 0 at 0; inf: the whole slope to each tied difference",
 ))  # fmt: skip
 
 
 def _pairs(a: Bound) -> Tensor:
     first, second = torch.triu_indices(a["self"].shape[0], a["self"].shape[0], 1, device=a["self"].device)
-    return a["self"][first] - a["self"][second]
+    result: Tensor = a["self"][first] - a["self"][second]
+    return result
 
 
 register("_pdist_forward", rule=Rule(
     lambda a, out: _decide_distance(_pairs(a), float(a["p"])),
     lambda d, a: _replay_distance(d, _pairs(a), float(a["p"])),
     applies=lambda a: a["self"].is_floating_point() and _is_kinked(float(a["p"])),
-    tie="1: 0 at 0; inf: split evenly",
+    tie="1: 0 at 0; inf: the whole slope to each tied difference",
 ))  # fmt: skip
 

@@ -7,6 +7,7 @@ marks fused attention, whose taped output would freeze the attention itself.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,10 +31,18 @@ MIXING = frozenset({"native_dropout", "rrelu_with_noise", "_fused_dropout"})
 IMPLICIT = frozenset({"_standard_gamma", "_sample_dirichlet"})
 
 
-def is_random(func: Any) -> bool:
-    """Whether the operator draws random numbers that the tape knows how to play back."""
-    base = traits(func).base
-    return base in DRAWING or base in MIXING or base in IMPLICIT
+_RANDOM = DRAWING | MIXING | IMPLICIT
+
+
+@functools.cache
+def may_draw(func: Any) -> bool:
+    """Whether the operator is one that draws."""
+    return traits(func).base in _RANDOM
+
+
+def draws(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether this call draws random numbers that the tape knows how to play back."""
+    return may_draw(func) and (traits(func).base != "rrelu_with_noise" or _training(args, kwargs))
 
 
 @dataclass
@@ -121,7 +130,9 @@ def _noise_of(base: str, before: Any, args: tuple[Any, ...], result: Any, *, sha
 def _apply(base: str, noise: Any, before: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> Any:
     if base == "rrelu_with_noise":
         args[1].copy_(noise)
-        return torch.where(before > 0, before, before * noise.to(before.dtype)) if _training(args, kwargs) else result
+        if result is args[0]:
+            return result.copy_(before * noise)
+        return before * noise.to(before.dtype)
     if base in ("native_dropout", "_fused_dropout"):
         probability = args[1] if base == "native_dropout" else 1 - args[1]
         keep = 1.0 - probability
@@ -136,14 +147,13 @@ def _apply(base: str, noise: Any, before: Any, args: tuple[Any, ...], kwargs: di
         total = at.sum(-1, keepdim=True).expand_as(at)
         shift = torch._dirichlet_grad(sample, at, total) * (before - at)
         return (sample + shift - sample * shift.sum(-1, keepdim=True)).to(result.dtype)
-    if traits_written(args, result):
+    if _in_place(args, result):
         args[0].copy_(noise)
         return args[0]
     return noise.to(result.dtype).clone()
 
 
-def traits_written(args: tuple[Any, ...], result: Any) -> bool:
-    """Whether the operator wrote into its first argument."""
+def _in_place(args: tuple[Any, ...], result: Any) -> bool:
     return bool(args) and result is args[0]
 
 
