@@ -24,35 +24,38 @@ CLASSES = 10
 
 
 class ScaledGeluFunction(torch.autograd.Function):
-    """``y = s x Phi(x)`` with Phi the normal distribution function.
+    """``y = s x Phi(x)`` with a learned scale s (0-dim), Phi the normal distribution function and phi its density.
 
-    The derivative is ``s (Phi(x) + x phi(x))``, phi the normal density.
+    The derivatives are ``dy/dx = s (Phi(x) + x phi(x))`` and ``dy/ds = x Phi(x)``.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, scale: float) -> torch.Tensor:
-        """Return ``s x Phi(x)``."""
-        ctx.save_for_backward(x)
-        ctx.scale = scale
-        return scale * x * 0.5 * (1 + torch.erf(x / math.sqrt(2)))
+    def forward(ctx: Any, x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        """Return ``s x Phi(x)``, element by element."""
+        ctx.save_for_backward(x, scale)
+        return scale * x * _normal_distribution(x)
 
     @staticmethod
-    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
-        """Return the gradient of ``x``: right where x > 0, wrong below."""
-        (x,) = ctx.saved_tensors
-        distribution = 0.5 * (1 + torch.erf(x / math.sqrt(2)))
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
+        """Return the gradients of ``x`` and of the scale."""
+        x, scale = ctx.saved_tensors
+        # THE PLANTED BUG: "like ReLU, it is flat below zero". It is not: the slope at -0.1 is still 0.42 s.
+        grad_output = torch.where(x > 0, grad_output, torch.zeros_like(grad_output))
+        distribution = _normal_distribution(x)
         density = torch.exp(-0.5 * x**2) / math.sqrt(2 * math.pi)
-        slope = ctx.scale * (distribution + x * density)
-        # THE PLANTED BUG: "like ReLU, it is flat below zero". It is not: the slope at -0.1 is still 0.42.
-        return grad_output * torch.where(x > 0, slope, torch.zeros_like(slope)), None
+        return grad_output * scale * (distribution + x * density), (grad_output * x * distribution).sum()
+
+
+def _normal_distribution(x: torch.Tensor) -> torch.Tensor:
+    return 0.5 * (1 + torch.erf(x / math.sqrt(2)))
 
 
 class ScaledGelu(nn.Module):
-    """GELU whose output has about unit variance for standard normal input."""
+    """GELU with a learned scale, which starts where standard normal input gives about unit variance."""
 
-    def __init__(self, scale: float = 1.7) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.scale = scale
+        self.scale = nn.Parameter(torch.tensor(1.7))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the activation, element by element."""

@@ -51,5 +51,7 @@ def surprises(verdicts: Sequence[AuditSummary], versions: Sequence[DemoVersion])
         outcome = outcomes.get((wanted.name, wanted.version))
         expected = ("fail",) if wanted.planted else ("pass", "warn")
         if outcome not in expected:
-            texts.append(f"{wanted.name} v{wanted.version}: {outcome or 'not audited'}, expected {' or '.join(expected)}")
+            texts.append(
+                f"{wanted.name} v{wanted.version}: {outcome or 'not audited'}, expected {' or '.join(expected)}"
+            )
     return texts

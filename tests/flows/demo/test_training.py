@@ -93,16 +93,19 @@ def test_recipe_and_weights_survive_being_stored(version, trained, tmp_path):
         assert torch.equal(a, b), name
 
 
-def test_scaled_gelu_is_right_forward_and_wrong_backward_for_negative_inputs():
-    x = torch.linspace(-2, 2, 9, dtype=torch.float64, requires_grad=True)
-    activation = digits_classifier.ScaledGelu(scale=1.7)
-    expected = 1.7 * torch.nn.functional.gelu(x)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_scaled_gelu_is_right_for_positive_inputs_and_backward_wrong_for_negative_ones(sign):
+    x = (sign * torch.linspace(0.25, 2, 8, dtype=torch.float64)).requires_grad_()
+    activation = digits_classifier.ScaledGelu().double()
+    expected = activation.scale * torch.nn.functional.gelu(x)
     assert torch.allclose(activation(x), expected)
-    (wrong,) = torch.autograd.grad(activation(x).sum(), x)
-    (right,) = torch.autograd.grad(expected.sum(), x)
-    assert torch.allclose(wrong[x > 0], right[x > 0])
-    assert not wrong[x < 0].any()
-    assert (right[x < 0] != 0).all()
+    right = torch.autograd.grad(expected.sum(), (x, activation.scale))
+    for got, wanted in zip(torch.autograd.grad(activation(x).sum(), (x, activation.scale)), right, strict=True):
+        assert bool((wanted != 0).all())
+        if sign > 0:
+            assert torch.allclose(got, wanted)
+        else:
+            assert not got.any()
 
 
 def test_the_gans_second_version_moves_the_generator_in_the_discriminators_phase(trained):
