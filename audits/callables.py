@@ -62,7 +62,7 @@ class CallableReference:
 
     def describe(self) -> str:
         """Return a name for messages."""
-        return self.path or getattr(self.target, "__qualname__", repr(self.target))
+        return self.path or str(getattr(self.target, "__qualname__", repr(self.target)))
 
     def resolve(self, *, role: str = "loss") -> Any:
         """Return the live callable, importing it if need be.
@@ -99,9 +99,11 @@ def as_loss(reference: CallableReference) -> Callable[[nn.Module, Any], torch.Te
     target = reference.resolve(role="loss")
     if reference.path == MODEL_LOSS and reference.target is None:
         return _model_loss
-    if isinstance(target, nn.Module) or (
-        reference.path is not None and ":" not in reference.path and reference.target is None
-    ) or getattr(target, "__module__", None) in ("torch.nn.functional", "torch._C._nn"):
+    if (
+        isinstance(target, nn.Module)
+        or (reference.path is not None and ":" not in reference.path and reference.target is None)
+        or getattr(target, "__module__", None) in ("torch.nn.functional", "torch._C._nn")
+    ):
         return lambda model, batch: _supervised_loss(target, model, batch)
     return target  # type: ignore[no-any-return]
 
@@ -122,8 +124,10 @@ def _supervised_loss(function: Callable[..., torch.Tensor], model: nn.Module, ba
     remaining = [key for key in batch if key != target_key]
     input_key = next((key for key in INPUT_KEYS if key in remaining), remaining[0] if len(remaining) == 1 else None)
     if input_key is None:
-        raise RecipeError(f"the batch's input is ambiguous: keys {sorted(remaining)}; name it 'inputs', or give a loss "
-                          "function (model, batch) -> scalar")
+        raise RecipeError(
+            f"the batch's input is ambiguous: keys {sorted(remaining)}; name it 'inputs', or give a loss "
+            "function (model, batch) -> scalar"
+        )
     return function(model(batch[input_key]), batch[target_key])
 
 
@@ -139,14 +143,17 @@ def import_object(path: str, *, role: str) -> Any:
     try:
         found: Any = importlib.import_module(module_name)
     except Exception as error:
-        raise RecipeError(f"{role} {path!r}: importing {module_name!r} failed ({type(error).__name__}: {error}); ship "
-                          "its package with the model (code_paths) or install it where audits run") from error
+        raise RecipeError(
+            f"{role} {path!r}: importing {module_name!r} failed ({type(error).__name__}: {error}); ship "
+            "its package with the model (code_paths) or install it where audits run"
+        ) from error
     for part in qualified.split("."):
         try:
             found = getattr(found, part)
         except AttributeError:
-            raise RecipeError(f"{role} {path!r}: {module_name!r} has no {qualified!r}"
-                              f"{suggest(part, dir(found))}") from None
+            raise RecipeError(
+                f"{role} {path!r}: {module_name!r} has no {qualified!r}{suggest(part, dir(found))}"
+            ) from None
     return found
 
 

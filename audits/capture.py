@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -39,12 +39,14 @@ def unwrap(model: nn.Module) -> nn.Module:
     """
     while True:
         if type(model).__name__ in _REFUSED or any(c.__name__ in _REFUSED for c in type(model).__mro__):
-            raise RecipeError(f"{type(model).__name__} shards its parameters over processes: audit the full model, "
-                              "built and loaded on one process")
+            raise RecipeError(
+                f"{type(model).__name__} shards its parameters over processes: audit the full model, "
+                "built and loaded on one process"
+            )
         if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
             model = model.module
         elif hasattr(model, "_orig_mod"):
-            model = model._orig_mod
+            model = cast("nn.Module", model._orig_mod)
         else:
             return model
 
@@ -73,8 +75,16 @@ def capture_recipe(
     if phases is None:
         if loss is None or optimizer is None:
             raise RecipeError("capture needs loss= and optimizer=, or phases=[Phase(...), ...]")
-        phases = [Phase("step", loss=loss, optimizer=optimizer, clip_grad_norm=clip_grad_norm, accumulate=accumulate,
-                        scheduler=scheduler)]  # fmt: skip
+        phases = [
+            Phase(
+                "step",
+                loss=loss,
+                optimizer=optimizer,
+                clip_grad_norm=clip_grad_norm,
+                accumulate=accumulate,
+                scheduler=scheduler,
+            )
+        ]
     elif loss is not None or optimizer is not None or clip_grad_norm is not None or accumulate != 1 or scheduler:
         raise RecipeError("with phases=, give loss, optimizer, clip_grad_norm, accumulate and scheduler to each Phase")
     parameters = dict(model.named_parameters())

@@ -26,7 +26,7 @@ def diagnosed(rows: Sequence[ResultRow], subject: Subject) -> list[ResultRow]:
         advice = [known.where_to_look] if known and known.where_to_look else []
         if row.module and row.parameter:
             advice.append(f"{row.parameter} is held by {row.module}.")
-        if data and row.family in ("gradient", "health") or row.check == "step.loss-finite":
+        if (data and row.family in ("gradient", "health")) or row.check == "step.loss-finite":
             advice += data
         advised.append(dataclasses.replace(row, where_to_look=" ".join(advice) or None))
     return advised

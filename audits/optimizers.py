@@ -52,7 +52,9 @@ def build_optimizer(
             warnings.simplefilter("ignore")  # torch warns of duplicates; registration.duplicate judges them
             optimizer = cls(groups, **arguments)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise RecipeError(f"optimizer {recipe.class_path} cannot be rebuilt from its recorded options: {error}") from error
+        raise RecipeError(
+            f"optimizer {recipe.class_path} cannot be rebuilt from its recorded options: {error}"
+        ) from error
     for built, group in zip(optimizer.param_groups, recipe.groups, strict=True):
         built.update(group.options)
     if with_state:

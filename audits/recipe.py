@@ -22,8 +22,22 @@ from audits.errors import RecipeError, suggest
 PRECISIONS = ("native", "bf16-autocast", "fp16-autocast")
 
 #: What ``expect`` may declare; everything that is not declared is not compared.
-EXPECTATIONS = ("optimizer", "lr", "weight_decay", "betas", "momentum", "eps", "amsgrad", "nesterov", "maximize",
-                "frozen", "trainable", "ema", "writes_outside_step", "custom_gradient")
+EXPECTATIONS = (
+    "optimizer",
+    "lr",
+    "weight_decay",
+    "betas",
+    "momentum",
+    "eps",
+    "amsgrad",
+    "nesterov",
+    "maximize",
+    "frozen",
+    "trainable",
+    "ema",
+    "writes_outside_step",
+    "custom_gradient",
+)
 
 
 @dataclass(frozen=True)
@@ -32,7 +46,8 @@ class Phase:
 
     Args:
         name: how rows name it; a single phase is named ``"step"``.
-        loss: ``(model, batch) -> scalar``, its import path, a name of `torch.nn.functional`, a loss module, ``"model"``.
+        loss: ``(model, batch) -> scalar``, its import path, a name of `torch.nn.functional`, a loss module, or
+            ``"model"``.
         optimizer: the live `torch.optim.Optimizer`; its tensors are matched to the model's by identity.
         clip_grad_norm: the norm that gradients are clipped to, if they are.
         accumulate: micro-batches per step.
@@ -153,8 +168,9 @@ class Recipe:
         if len(set(names)) != len(names):
             raise RecipeError(f"phase names must differ, not {names}")
         if self.precision not in PRECISIONS:
-            raise RecipeError(f"precision {self.precision!r} is none of {', '.join(PRECISIONS)}"
-                              f"{suggest(self.precision, PRECISIONS)}")
+            raise RecipeError(
+                f"precision {self.precision!r} is none of {', '.join(PRECISIONS)}{suggest(self.precision, PRECISIONS)}"
+            )
         if self.mode not in ("train", "eval"):
             raise RecipeError(f"mode must be 'train' or 'eval', not {self.mode!r}")
         if self.normalize != "mean" and not self.normalize.startswith("tokens:"):
@@ -219,10 +235,22 @@ class Recipe:
         from audits.capture import capture_recipe  # capture needs Recipe: imported late to keep data and capture apart
 
         return capture_recipe(
-            model, batch=batch, loss=loss, optimizer=optimizer, phases=phases, step=step, clip_grad_norm=clip_grad_norm,
-            accumulate=accumulate, precision=precision, scheduler=scheduler, normalize=normalize, mode=mode, seed=seed,
-            expect=expect or {}, stop_gradient=tuple(stop_gradient),
-        )  # fmt: skip
+            model,
+            batch=batch,
+            loss=loss,
+            optimizer=optimizer,
+            phases=phases,
+            step=step,
+            clip_grad_norm=clip_grad_norm,
+            accumulate=accumulate,
+            precision=precision,
+            scheduler=scheduler,
+            normalize=normalize,
+            mode=mode,
+            seed=seed,
+            expect=expect or {},
+            stop_gradient=tuple(stop_gradient),
+        )
 
     def digest(self) -> str:
         """Return a digest of everything in the recipe, tensors included."""

@@ -20,8 +20,21 @@ from audits.recipe import (
 #: Version of the stored format.
 SCHEMA = 1
 
-_RECIPE_KEYS = ("schema", "phases", "step", "precision", "normalize", "mode", "module_modes", "seed", "expect",
-                "stop_gradient", "parameters", "ties", "assumed")
+_RECIPE_KEYS = (
+    "schema",
+    "phases",
+    "step",
+    "precision",
+    "normalize",
+    "mode",
+    "module_modes",
+    "seed",
+    "expect",
+    "stop_gradient",
+    "parameters",
+    "ties",
+    "assumed",
+)
 _PHASE_KEYS = ("name", "loss", "optimizer", "clip_grad_norm", "accumulate", "scheduler")
 _OPTIMIZER_KEYS = ("class", "defaults", "groups")
 _GROUP_KEYS = ("options", "parameters")

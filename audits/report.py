@@ -159,7 +159,10 @@ def _finding(row: ResultRow, rerun: str | None) -> dict[str, Any]:
     numbers = {name: finite(getattr(row, name)) for name in ("measured", "expected", "error", "threshold")}
     kept = dataclasses.asdict(row)
     return {
-        **{name: kept[name] for name in ("check", "outcome", "severity", "phase", "step", "lane", "parameter", "module")},
+        **{
+            name: kept[name]
+            for name in ("check", "outcome", "severity", "phase", "step", "lane", "parameter", "module")
+        },
         **numbers,
         "detection_limit": finite(row.detection_limit),
         "cause": row.cause,

@@ -234,5 +234,6 @@ def _write_atomically(table: pa.Table, target: Path) -> None:
 
 def to_frame(table: pa.Table) -> pd.DataFrame:
     """Return the table as pandas, integers that may be missing as pandas' nullable ones."""
-    return table.to_pandas(types_mapper={pa.int16(): pd.Int16Dtype(), pa.int32(): pd.Int32Dtype(),
-                                         pa.int64(): pd.Int64Dtype()}.get)  # fmt: skip
+    return table.to_pandas(
+        types_mapper={pa.int16(): pd.Int16Dtype(), pa.int32(): pd.Int32Dtype(), pa.int64(): pd.Int64Dtype()}.get
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -66,8 +67,10 @@ def audit(
         from audits.checks import CHECKS
         from audits.errors import SettingsError
 
-        raise SettingsError(f"no result for checks {list(settings.checks) or 'all'} and parameters "
-                            f"{list(settings.parameters) or 'all'}; checks: {', '.join(CHECKS)}")
+        raise SettingsError(
+            f"no result for checks {list(settings.checks) or 'all'} and parameters "
+            f"{list(settings.parameters) or 'all'}; checks: {', '.join(CHECKS)}"
+        )
     return AuditReport(
         rows=tuple(rows),
         coverage_of=Coverage.of(rows, trainable, recipe.assumed),
@@ -79,7 +82,9 @@ def audit(
             driver=torch.version.cuda or "" if chosen.type == "cuda" else "",
         ),
         seconds=time.perf_counter() - began,
-        provenance={f: "assumed" if f in recipe.assumed else "declared" for f in ("batch", "loss", "optimizer", "step")},
+        provenance={
+            f: "assumed" if f in recipe.assumed else "declared" for f in ("batch", "loss", "optimizer", "step")
+        },
     )
 
 
@@ -88,12 +93,11 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def _run_part(name: str, part, subject: Subject) -> list[ResultRow]:  # type: ignore[no-untyped-def]
+def _run_part(name: str, part: Callable[[Subject], list[ResultRow]], subject: Subject) -> list[ResultRow]:
     """Run one part; what it cannot do becomes an inconclusive row, so that the other parts still speak."""
     try:
         subject.reset()
-        result: list[ResultRow] = part(subject)
-        return result
+        return part(subject)
     except torch.OutOfMemoryError as error:
         text, cause = f"out of memory during the {name} checks: {str(error).splitlines()[0]}", "out of memory"
     except Exception as error:

@@ -55,7 +55,9 @@ class AuditSettings:
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
-            raise SettingsError(f"method {self.method!r} is none of {', '.join(METHODS)}{suggest(self.method, METHODS)}")
+            raise SettingsError(
+                f"method {self.method!r} is none of {', '.join(METHODS)}{suggest(self.method, METHODS)}"
+            )
         for field in ("elementwise_epsilon", "elementwise_tolerance", "detection_limit"):
             if not getattr(self, field) > 0:
                 raise SettingsError(f"{field} must be positive, not {getattr(self, field)}")
@@ -73,7 +75,9 @@ class AuditSettings:
         for name in values:
             if name not in known:
                 raise SettingsError(f"unknown audit setting {name!r}{suggest(name, known)}")
-        tuples = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        tuples: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+        }
         return cls(**tuples)
 
     @property

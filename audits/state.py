@@ -87,7 +87,7 @@ def _attributes(module: nn.Module) -> dict[str, tuple[Any, Any]]:
     """Name -> (object, copy of its value) of the module's own attributes that a forward may change."""
     kept: dict[str, tuple[Any, Any]] = {}
     for name, value in vars(module).items():
-        if name.startswith("_") and not isinstance(value, _PLAIN) or name == "training":
+        if (name.startswith("_") and not isinstance(value, _PLAIN)) or name == "training":
             continue
         if isinstance(value, _PLAIN):
             kept[name] = (value, value)

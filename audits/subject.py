@@ -45,7 +45,9 @@ class LivePhase:
         self.recipe = recipe
         self.name = recipe.name
         #: Trainable parameters in this phase's optimizer, by canonical name, in the optimizer's order.
-        self.parameters = {n: parameters[n] for n in dict.fromkeys(recipe.optimizer.names) if parameters[n].requires_grad}
+        self.parameters = {
+            n: parameters[n] for n in dict.fromkeys(recipe.optimizer.names) if parameters[n].requires_grad
+        }
         self._all = parameters
         self._loss = as_loss(recipe.loss)
 
@@ -113,7 +115,10 @@ class Subject:
         return [(count / sum(counts), batch) for count, batch in zip(counts, batches, strict=True)]
 
     def loss(self, phase: LivePhase) -> torch.Tensor:
-        """Return the phase's loss over the whole step, ``sum_i w_i loss(model, batch_i)``; seeds nothing."""
+        """Return the loss of a whole step of this phase; seeds nothing.
+
+        ``L = sum_i w_i * l(model, batch_i)`` over the step's micro-batches, with the weights of `micro_batches`.
+        """
         total: torch.Tensor | None = None
         for weight, batch in self.micro_batches(phase):
             value = phase.call_loss(self.model, batch)
@@ -177,8 +182,10 @@ def _try_losses(subject: Subject) -> None:
         except RecipeError:
             raise
         except torch.OutOfMemoryError as error:
-            raise RecipeError(f"out of memory in the loss of phase {phase.name!r}: use a smaller batch or device='cpu' "
-                              f"({str(error).splitlines()[0]})") from error
+            raise RecipeError(
+                f"out of memory in the loss of phase {phase.name!r}: use a smaller batch or device='cpu' "
+                f"({str(error).splitlines()[0]})"
+            ) from error
         except Exception as error:
             raise RecipeError(
                 f"the loss of phase {phase.name!r} ({phase.recipe.loss.describe()}) raised {type(error).__name__}: "
@@ -196,13 +203,16 @@ def _match_names(recipe: Recipe, parameters: Mapping[str, nn.Parameter], model: 
     for phase in recipe.phases:
         wanted.update({name: wanted.get(name, ()) for name in phase.optimizer.names})
     known_shapes = {record.name for record in recipe.parameters}
-    aliases = {name: p for name, p in model.named_parameters(remove_duplicate=False)}
+    aliases = dict(model.named_parameters(remove_duplicate=False))
     for name, shape in wanted.items():
         if name not in aliases:
-            raise RecipeError(f"the recipe names the parameter {name!r}, which the model does not have"
-                              f"{suggest(name, parameters)}")
+            raise RecipeError(
+                f"the recipe names the parameter {name!r}, which the model does not have{suggest(name, parameters)}"
+            )
         if name not in parameters:
-            raise RecipeError(f"the recipe names {name!r} as a parameter of its own; in the model it is tied to another")
+            raise RecipeError(
+                f"the recipe names {name!r} as a parameter of its own; in the model it is tied to another"
+            )
         if name in known_shapes and tuple(aliases[name].shape) != shape:
             raise RecipeError(f"parameter {name!r} has shape {tuple(aliases[name].shape)}, the recipe says {shape}")
 
@@ -231,8 +241,10 @@ def _split(batch: Any, parts: int) -> list[Any]:
     sizes = {tensor.shape[0] for _, tensor in tensors_in(batch) if tensor.dim()}
     size = max(sizes, default=0)
     if not size or size % parts:
-        raise RecipeError(f"accumulate={parts} needs a batch whose first dimension it divides, not {size}; give the "
-                          "micro-batches as a list instead")
+        raise RecipeError(
+            f"accumulate={parts} needs a batch whose first dimension it divides, not {size}; give the "
+            "micro-batches as a list instead"
+        )
     width = size // parts
     return [
         map_tensors(batch, lambda t, i=i: t[i * width : (i + 1) * width] if t.dim() and t.shape[0] == size else t)  # type: ignore[misc]
@@ -249,5 +261,3 @@ def _count_tokens(batch: Any, key: str) -> int:
 
 def _describe(batch: Any) -> str:
     return ", ".join(f"{path}: {tuple(t.shape)} {t.dtype}" for path, t in tensors_in(batch))
-
-

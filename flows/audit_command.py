@@ -49,9 +49,14 @@ def audit_target(
             version = reference.resolve(client)
             write = mark and not audit_settings.narrowed and recipe is None
             report = audit_version(
-                Target(version, fresh_occasion()), client, settings, audit_settings=audit_settings, write=write,
-                recipe=recipe, on_stage=lambda stage: status.update(f"{stage} {version.label}"),
-            )  # fmt: skip
+                Target(version, fresh_occasion()),
+                client,
+                settings,
+                audit_settings=audit_settings,
+                write=write,
+                recipe=recipe,
+                on_stage=lambda stage: status.update(f"{stage} {version.label}"),
+            )
         rerun = rerun_command(version, settings.tracking_uri)
     elif Path(target).is_dir():
         with log_console.status(f"auditing {target}"):

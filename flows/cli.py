@@ -41,7 +41,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON."
 @app.command()
 def audit(
     target: Annotated[str, typer.Argument(help="models:/NAME/VERSION, models:/NAME@ALIAS, or a model directory.")],
-    recipe: Annotated[Path | None, typer.Option(help="Folder with recipe.yaml to use instead of the version's.")] = None,
+    recipe: Annotated[
+        Path | None, typer.Option(help="Folder with recipe.yaml to use instead of the version's.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
     as_json: AsJson = False,
     junit: Annotated[Path | None, typer.Option(help="Write a JUnit XML file.")] = None,
@@ -50,7 +52,9 @@ def audit(
     seed: Annotated[int | None, typer.Option(help="Seed of the audit's random draws.")] = None,
     check: Annotated[list[str] | None, typer.Option(help="Only checks of this name or glob; repeatable.")] = None,
     parameter: Annotated[list[str] | None, typer.Option(help="Only parameters of this glob; repeatable.")] = None,
-    method: Annotated[str | None, typer.Option(help="Gradient method: auto, probe, exact, elementwise, gradcheck.")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="Gradient method: auto, probe, exact, elementwise, gradcheck.")
+    ] = None,
     tracking_uri: TrackingUri = None,
     results: Results = None,
 ) -> None:
@@ -59,8 +63,16 @@ def audit(
 
     settings = GradauditSettings.load(tracking_uri=tracking_uri, results=results, device=device)
     narrowing: dict[str, Any] = {"seed": seed, "checks": check, "parameters": parameter, "method": method}
-    code = audit_target(target, settings, {k: v for k, v in narrowing.items() if v is not None}, recipe=recipe,
-                        mark=not no_mark, as_json=as_json, junit=junit, html=html)  # fmt: skip
+    code = audit_target(
+        target,
+        settings,
+        {k: v for k, v in narrowing.items() if v is not None},
+        recipe=recipe,
+        mark=not no_mark,
+        as_json=as_json,
+        junit=junit,
+        html=html,
+    )
     raise typer.Exit(code)
 
 
@@ -81,7 +93,9 @@ def nightly(
 
 @app.command()
 def demo(
-    folder: Annotated[Path, typer.Option(help="Where the demo keeps its MLflow, Prefect and results.")] = Path("demo_workspace"),
+    folder: Annotated[Path, typer.Option(help="Where the demo keeps its MLflow, Prefect and results.")] = Path(
+        "demo_workspace"
+    ),
     as_json: AsJson = False,
 ) -> None:
     """Train, register and audit the demo's models on an embedded MLflow and Prefect."""
@@ -116,8 +130,11 @@ def explain(check: Annotated[str, typer.Argument(help="A check's name, such as g
 
 def main() -> None:
     """Run the command line; what a person can cure is one sentence, never a traceback."""
-    logging.basicConfig(level=os.environ.get("GRADAUDIT_LOG_LEVEL", "WARNING"), stream=sys.stderr,
-                        format="%(levelname)s %(name)s: %(message)s")  # fmt: skip
+    logging.basicConfig(
+        level=os.environ.get("GRADAUDIT_LOG_LEVEL", "WARNING"),
+        stream=sys.stderr,
+        format="%(levelname)s %(name)s: %(message)s",
+    )
     try:
         app()
     except InfrastructureError as error:

@@ -7,9 +7,13 @@ import os
 import time
 import urllib.parse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flows.display import ProgressBar, console, log_console, verdicts_table
 from flows.settings import GradauditSettings
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
 
 
 def run_demo(folder: Path, *, as_json: bool) -> int:
@@ -20,10 +24,14 @@ def run_demo(folder: Path, *, as_json: bool) -> int:
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     tracking_uri = f"sqlite:///{folder / 'mlflow.db'}"
-    os.environ.update({
-        "MLFLOW_TRACKING_URI": tracking_uri, "GRADAUDIT_TRACKING_URI": tracking_uri,
-        "GRADAUDIT_RESULTS": str(folder / "results"), "PREFECT_HOME": str(folder / "prefect"),
-    })  # fmt: skip
+    os.environ.update(
+        {
+            "MLFLOW_TRACKING_URI": tracking_uri,
+            "GRADAUDIT_TRACKING_URI": tracking_uri,
+            "GRADAUDIT_RESULTS": str(folder / "results"),
+            "PREFECT_HOME": str(folder / "prefect"),
+        }
+    )
     os.environ.pop("PREFECT_API_URL", None)  # the demo never touches a configured server
     began = time.perf_counter()
     settings = GradauditSettings.load(tracking_uri=tracking_uri, results=str(folder / "results"))
@@ -38,7 +46,9 @@ def run_demo(folder: Path, *, as_json: bool) -> int:
         _keep_artifacts_in(folder, client)
     with ProgressBar("training") as bar:
         bar.planned(len(DEMO_VERSIONS))
-        register_demo(client, on_progress=lambda done: bar.step(f"{'found' if done.reused else 'trained'}  {done.label}"))
+        register_demo(
+            client, on_progress=lambda done: bar.step(f"{'found' if done.reused else 'trained'}  {done.label}")
+        )
     from flows.demo.verdicts import committed_verdicts, surprises
     from flows.nightly_command import sweep
 
@@ -56,23 +66,35 @@ def run_demo(folder: Path, *, as_json: bool) -> int:
     return 2 if wrong else 0
 
 
-def _keep_artifacts_in(folder: Path, client) -> None:  # type: ignore[no-untyped-def]
+def _keep_artifacts_in(folder: Path, client: MlflowClient) -> None:
     """Create the experiments with their artifacts inside the demo's folder rather than the working directory."""
     for name in ("demo-training", "gradaudit"):
         if client.get_experiment_by_name(name) is None:
             client.create_experiment(name, artifact_location=(folder / "artifacts" / name).as_uri())
 
 
-def _print_places(folder: Path, client, settings: GradauditSettings) -> None:  # type: ignore[no-untyped-def]
+def _print_places(folder: Path, client: MlflowClient, settings: GradauditSettings) -> None:
     experiment = client.get_experiment_by_name(settings.experiment).experiment_id
     search = urllib.parse.quote("tags.`audit.outcome` = 'fail'")
     short = os.path.relpath(folder)
     shown = folder if short.startswith("..") else short
     rows = f"{shown}/results/rows"
-    console.print(f"\nOne row per parameter and check:\n  python -c \"import pandas; print(pandas.read_parquet('{rows}'))\"",
-                  soft_wrap=True, highlight=False, markup=False)  # fmt: skip
-    console.print(f"\nThe failing runs in the MLflow UI:\n  mlflow server --backend-store-uri sqlite:///{shown}/mlflow.db "
-                  f"--port 5000\n  http://127.0.0.1:5000/#/experiments/{experiment}/runs?searchFilter={search}",
-                  soft_wrap=True, highlight=False, markup=False)  # fmt: skip
-    console.print(f"\nOne version again:\n  gradaudit audit models:/char-gpt/2 --tracking-uri sqlite:///{shown}/mlflow.db",
-                  soft_wrap=True, highlight=False, markup=False)  # fmt: skip
+    console.print(
+        f"\nOne row per parameter and check:\n  python -c \"import pandas; print(pandas.read_parquet('{rows}'))\"",
+        soft_wrap=True,
+        highlight=False,
+        markup=False,
+    )
+    console.print(
+        f"\nThe failing runs in the MLflow UI:\n  mlflow server --backend-store-uri sqlite:///{shown}/mlflow.db "
+        f"--port 5000\n  http://127.0.0.1:5000/#/experiments/{experiment}/runs?searchFilter={search}",
+        soft_wrap=True,
+        highlight=False,
+        markup=False,
+    )
+    console.print(
+        f"\nOne version again:\n  gradaudit audit models:/char-gpt/2 --tracking-uri sqlite:///{shown}/mlflow.db",
+        soft_wrap=True,
+        highlight=False,
+        markup=False,
+    )

@@ -43,14 +43,19 @@ def verdicts_table(summaries: Iterable[AuditSummary], title: str) -> Table:
         first = s["failed_parameters"][0] if s["failed_parameters"] else ""
         more = len(s["failed_parameters"]) - 1
         table.add_row(
-            escape(s["model"]), f"v{s['version']}", outcome_text(s["outcome"]), escape("\n".join(s["failed_checks"])),
+            escape(s["model"]),
+            f"v{s['version']}",
+            outcome_text(s["outcome"]),
+            escape("\n".join(s["failed_checks"])),
             escape(first) + (f" [dim]+{more}[/]" if more > 0 else ""),
-        )  # fmt: skip
+        )
     return table
 
 
 def _table(title: str | None = None) -> Table:
-    return Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
+    return Table(
+        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1)
+    )
 
 
 def report_view(report: AuditReport) -> Group:
@@ -62,15 +67,17 @@ def report_view(report: AuditReport) -> Group:
         for column in ("outcome", "check", "parameter", "what was seen"):
             table.add_column(column, overflow="fold")
         for row in found[:SHOWN_FINDINGS]:
-            message = row.message + (f"\n{row.where_to_look}" if row.where_to_look and row.outcome is Outcome.FAIL else "")
+            message = row.message + (
+                f"\n{row.where_to_look}" if row.where_to_look and row.outcome is Outcome.FAIL else ""
+            )
             table.add_row(outcome_text(str(row.outcome)), row.check, escape(row.parameter or ""), escape(message))
         parts.append(table)
         if len(found) > SHOWN_FINDINGS:
             parts.append(Text(f"... and {len(found) - SHOWN_FINDINGS} more findings: --json or --html FILE shows all"))
     counts = ", ".join(f"{number} {name}" for name, number in report.counts.items() if number)
     parts.append(Text(f"{counts}; {report.seconds:.1f} s on {report.identity.device or 'no device'}", style="dim"))
-    for skipped in report.not_checked[:SHOWN_FINDINGS]:
-        parts.append(Text(f"not checked: {skipped['check']}: {skipped['reason']}", style="dim"))
+    skipped = report.not_checked[:SHOWN_FINDINGS]
+    parts += [Text(f"not checked: {left['check']}: {left['reason']}", style="dim") for left in skipped]
     return Group(*parts)
 
 
@@ -87,9 +94,13 @@ def checks_table(checks: Iterable[Check]) -> Table:
 def explanation(check: Check) -> Group:
     """Return everything that is known of one check."""
     lines: Sequence[tuple[str, str]] = (
-        ("claim", check.claim), ("severity", str(check.severity)), ("formula", check.formula),
-        ("threshold", check.threshold), ("blind to", check.blind_to), ("where to look", check.where_to_look),
-    )  # fmt: skip
+        ("claim", check.claim),
+        ("severity", str(check.severity)),
+        ("formula", check.formula),
+        ("threshold", check.threshold),
+        ("blind to", check.blind_to),
+        ("where to look", check.where_to_look),
+    )
     table = Table.grid(padding=(0, 2))
     for name, text in lines:
         if text:
@@ -102,9 +113,15 @@ class ProgressBar(Listener):
 
     def __init__(self, description: str = "auditing") -> None:
         self._bar = Progress(
-            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-            console=log_console, transient=True, disable=not log_console.is_terminal,
-        )  # fmt: skip
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=log_console,
+            transient=True,
+            disable=not log_console.is_terminal,
+        )
         self._task = self._bar.add_task(description, total=None)
 
     def __enter__(self) -> ProgressBar:

@@ -15,6 +15,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from typing import IO
 
 from audits.errors import InfrastructureError
 from flows.processes import die_with_parent
@@ -30,8 +31,8 @@ STARTUP_SECONDS = 90.0
 def prefect_server() -> Iterator[str]:
     """Provide a Prefect API and yield its URL.
 
-    A configured server (``PREFECT_API_URL`` or a profile) is used as it is. Otherwise one is started on a free port of 127.0.0.1,
-    with its SQLite database in ``PREFECT_HOME``, and ended on leaving.
+    A configured server (``PREFECT_API_URL`` or a profile) is used as it is. Otherwise one is started on a free port
+    of 127.0.0.1, with its SQLite database in ``PREFECT_HOME``, and ended on leaving.
 
     Raises:
         InfrastructureError: the server did not start; the text holds its last words.
@@ -48,11 +49,28 @@ def prefect_server() -> Iterator[str]:
     parent = os.getpid()
     with tempfile.TemporaryFile() as log:
         server = subprocess.Popen(
-            [sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app",
-             "--host", "127.0.0.1", "--port", str(port), "--log-level", "error", "--lifespan", "on"],
-            stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-            env={**os.environ, **_LEAN}, preexec_fn=lambda: die_with_parent(parent),
-        )  # fmt: skip
+            [
+                sys.executable,
+                "-m",
+                "uvicorn",
+                "--factory",
+                "prefect.server.api.server:create_app",
+                "--host",
+                "127.0.0.1",
+                "--port",
+                str(port),
+                "--log-level",
+                "error",
+                "--lifespan",
+                "on",
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            env={**os.environ, **_LEAN},
+            preexec_fn=lambda: die_with_parent(parent),
+        )
         try:
             _wait_until_it_answers(server, url, log)
             os.environ["PREFECT_API_URL"] = url
@@ -69,7 +87,7 @@ def prefect_server() -> Iterator[str]:
                 server.wait()
 
 
-def _wait_until_it_answers(server: subprocess.Popen[bytes], url: str, log) -> None:  # type: ignore[no-untyped-def]
+def _wait_until_it_answers(server: subprocess.Popen[bytes], url: str, log: IO[bytes]) -> None:
     deadline = time.monotonic() + STARTUP_SECONDS
     while time.monotonic() < deadline:
         if server.poll() is not None:
@@ -79,8 +97,10 @@ def _wait_until_it_answers(server: subprocess.Popen[bytes], url: str, log) -> No
         time.sleep(0.1)
     log.seek(0)
     words = log.read().decode("utf-8", "replace").strip().splitlines()
-    raise InfrastructureError(f"Prefect's embedded server did not start within {STARTUP_SECONDS:.0f} s: "
-                              f"{words[-1] if words else 'it said nothing'}")
+    raise InfrastructureError(
+        f"Prefect's embedded server did not start within {STARTUP_SECONDS:.0f} s: "
+        f"{words[-1] if words else 'it said nothing'}"
+    )
 
 
 def _free_port() -> int:

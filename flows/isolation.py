@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -19,8 +20,17 @@ from audits.errors import InfrastructureError
 from flows.processes import die_with_parent
 
 #: Variables a child may see; everything else, credentials above all, stays out.
-_PASSED = ("PATH", "LANG", "LC_ALL", "TZ", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "LD_LIBRARY_PATH",
-           "OMP_NUM_THREADS", "MKL_NUM_THREADS")
+_PASSED = (
+    "PATH",
+    "LANG",
+    "LC_ALL",
+    "TZ",
+    "CUDA_VISIBLE_DEVICES",
+    "NVIDIA_VISIBLE_DEVICES",
+    "LD_LIBRARY_PATH",
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+)
 
 #: How often a running child's memory is looked at, in seconds.
 _POLL = 0.1
@@ -67,17 +77,30 @@ def run_child(request: dict[str, Any], folder: Path, limits: Limits) -> ChildEnd
     request_file = folder / "request.json"
     request_file.write_text(json.dumps(request), encoding="utf-8")
     environment = {name: os.environ[name] for name in _PASSED if name in os.environ}
-    environment |= {"HOME": str(home), "TMPDIR": str(home), "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1",
-                    "PYTHONSAFEPATH": "1", "PYTHONPATH": _own_root(), "MPLBACKEND": "Agg"}  # fmt: skip
+    environment |= {
+        "HOME": str(home),
+        "TMPDIR": str(home),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONSAFEPATH": "1",
+        "PYTHONPATH": _own_root(),
+        "MPLBACKEND": "Agg",
+    }
     log = folder / "child.log"
     began, parent = time.monotonic(), os.getpid()
     try:
         with log.open("wb") as sink:
             process = subprocess.Popen(
                 [sys.executable, "-m", "registry_models.child", str(request_file)],
-                stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, env=environment, cwd=home, close_fds=True,
-                start_new_session=True, preexec_fn=lambda: _prepare(limits, parent),
-            )  # fmt: skip
+                stdin=subprocess.DEVNULL,
+                stdout=sink,
+                stderr=sink,
+                env=environment,
+                cwd=home,
+                close_fds=True,
+                start_new_session=True,
+                preexec_fn=lambda: _prepare(limits, parent),
+            )
     except OSError as error:
         raise InfrastructureError(f"an audit's process could not be started: {error}") from error
     try:
@@ -97,11 +120,15 @@ def _wait(process: subprocess.Popen[bytes], limits: Limits, began: float) -> tup
         except subprocess.TimeoutExpired:
             pass
         if time.monotonic() - began > limits.seconds:
-            return "time limit", f"the audit was ended after {limits.seconds:.0f} s, its time limit: does the model hang?"
+            return (
+                "time limit",
+                f"the audit was ended after {limits.seconds:.0f} s, its time limit: does the model hang?",
+            )
         held = _group_memory(process.pid)
         if held > limits.memory_bytes:
-            return "memory limit", (f"the audit was ended at {held / _GIB:.1f} GiB, its memory limit "
-                                    f"({limits.memory_bytes / _GIB:.1f} GiB)")
+            return "memory limit", (
+                f"the audit was ended at {held / _GIB:.1f} GiB, its memory limit ({limits.memory_bytes / _GIB:.1f} GiB)"
+            )
     if code == 0:
         return None, ""
     if code < 0:
@@ -142,10 +169,8 @@ def _group_memory(leader: int) -> int:
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:
     """End what is left of the group, and reap the leader."""
-    try:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        pass
     process.wait()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from typing import Any
+from typing import Any, cast
 
 from mlflow.tracking import MlflowClient
 from prefect import flow
@@ -56,7 +56,7 @@ def nightly_audit(models: list[str] | None = None, force: bool = False) -> Any:
     if not due:
         return Completed(message=f"nothing is due among {looked_at} versions", data=result)
     occasion = fresh_occasion() if force else datetime.datetime.now(datetime.UTC).date().isoformat()
-    state: State[Any] = audit_versions([version.uri for version in due], occasion, return_state=True)
+    state = cast("State[Any]", audit_versions([version.uri for version in due], occasion, return_state=True))
     if not state.is_completed():
         return Failed(message=state.message or "audits could not be done")
     audited: list[AuditSummary] = state.result()

@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from audits.errors import InfrastructureError
 from flows.display import ProgressBar, console, log_console, verdicts_table
 from flows.embedded_prefect import prefect_server
 from flows.progress import listening
 from flows.settings import GradauditSettings
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import State
 
 
 def run_nightly(settings: GradauditSettings, models: list[str], *, force: bool, as_json: bool) -> int:
@@ -26,8 +29,11 @@ def run_nightly(settings: GradauditSettings, models: list[str], *, force: bool, 
         print(json.dumps(result, indent=2))
     elif not audited:
         number = result["looked_at"]
-        console.print(f"Nothing is due: {number} version{'s' if number != 1 else ''} looked at, each with a fresh result."
-                      if number else "Nothing to audit: the registry has no matching version.")  # fmt: skip
+        console.print(
+            f"Nothing is due: {number} version{'s' if number != 1 else ''} looked at, each with a fresh result."
+            if number
+            else "Nothing to audit: the registry has no matching version."
+        )
     else:
         console.print(verdicts_table(audited, f"{len(audited)} of {result['looked_at']} versions were due"))
         console.print(f"Rows: {settings.results}/rows")
@@ -51,7 +57,7 @@ def sweep(settings: GradauditSettings, models: list[str], *, force: bool) -> dic
             from flows.nightly import nightly_audit
         bar = stack.enter_context(ProgressBar())
         stack.enter_context(listening(bar))
-        state = nightly_audit(models, force, return_state=True)
+        state = cast("State[Any]", nightly_audit(models, force, return_state=True))
     if state.is_completed():
         found: dict[str, Any] = state.result()
         return found

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
+import pyarrow as pa
 from mlflow.tracking import MlflowClient
 
 from audits.errors import ArtifactError, InputError
@@ -52,8 +53,14 @@ def fresh_occasion() -> str:
 
 def due_key(version: Version, settings: GradauditSettings, audit_settings: AuditSettings) -> str:
     """Return the digest that tells, without a download, whether what a verdict depends on has changed."""
-    return _digest(version.name, version.version, version.source, version.tags.get(RECIPE_TAG, ""), audit_settings.digest(),
-                   *_environment(settings))  # fmt: skip
+    return _digest(
+        version.name,
+        version.version,
+        version.source,
+        version.tags.get(RECIPE_TAG, ""),
+        audit_settings.digest(),
+        *_environment(settings),
+    )
 
 
 def audit_version(
@@ -100,8 +107,14 @@ def audit_version(
             on_stage("auditing")
             report = audit_snapshot(snapshot, folder, settings, audit_settings)
         recipe_yaml = _recipe_text(snapshot)
-    fingerprint = _digest(version.name, version.version, snapshot.digest if snapshot else "", report.identity.recipe_digest,
-                          audit_settings.digest(), *_environment(settings))  # fmt: skip
+    fingerprint = _digest(
+        version.name,
+        version.version,
+        snapshot.digest if snapshot else "",
+        report.identity.recipe_digest,
+        audit_settings.digest(),
+        *_environment(settings),
+    )
     report = with_identity(
         report,
         audit_id=_digest(fingerprint, target.occasion),
@@ -116,12 +129,24 @@ def audit_version(
     if not write:
         return report
     on_stage("publishing")
-    return _keep(report, version, client, settings, fingerprint=fingerprint, key=key, occasion=target.occasion,
-                 recipe_yaml=recipe_yaml)  # fmt: skip
+    return _keep(
+        report,
+        version,
+        client,
+        settings,
+        fingerprint=fingerprint,
+        key=key,
+        occasion=target.occasion,
+        recipe_yaml=recipe_yaml,
+    )
 
 
 def audit_directory(
-    folder: Path, settings: GradauditSettings, *, audit_settings: AuditSettings | None = None, recipe: Path | None = None
+    folder: Path,
+    settings: GradauditSettings,
+    *,
+    audit_settings: AuditSettings | None = None,
+    recipe: Path | None = None,
 ) -> AuditReport:
     """Audit a local model directory; nothing is stored, published or marked.
 
@@ -132,8 +157,14 @@ def audit_directory(
     snapshot = read_snapshot(folder.resolve(), overlay=recipe and recipe.resolve(), overlay_source=str(recipe or ""))
     with private_folder() as temporary:
         report = audit_snapshot(snapshot, Path(temporary), settings, audit_settings)
-    return with_identity(report, audit_id=_digest(snapshot.digest, fresh_occasion()), model_name=folder.name,
-                         model_digest=snapshot.digest, artifact_kind=snapshot.artifact_kind, isolation="process")  # fmt: skip
+    return with_identity(
+        report,
+        audit_id=_digest(snapshot.digest, fresh_occasion()),
+        model_name=folder.name,
+        model_digest=snapshot.digest,
+        artifact_kind=snapshot.artifact_kind,
+        isolation="process",
+    )
 
 
 def audit_snapshot(
@@ -167,7 +198,7 @@ def audit_snapshot(
         _log.warning("attempt %d: %s\n%s", attempt + 1, end.message, end.log)
         if end.cause != "crashed":
             break
-    return refused(end.message, cause=end.cause)
+    return refused(end.message, cause=end.cause or "crashed")
 
 
 def rerun_command(version: Version, tracking_uri: str) -> str:
@@ -177,31 +208,64 @@ def rerun_command(version: Version, tracking_uri: str) -> str:
 
 
 def _keep(
-    report: AuditReport, version: Version, client: MlflowClient, settings: GradauditSettings, *, fingerprint: str, key: str,
-    occasion: str, recipe_yaml: str | None,
-) -> AuditReport:  # fmt: skip
-    """Store, publish, mark, commit, in this order: a crash anywhere leaves the version due and no mark without proof."""
+    report: AuditReport,
+    version: Version,
+    client: MlflowClient,
+    settings: GradauditSettings,
+    *,
+    fingerprint: str,
+    key: str,
+    occasion: str,
+    recipe_yaml: str | None,
+) -> AuditReport:
+    """Store, publish, mark, commit, in this order: a crash anywhere leaves it due and no mark without proof."""
     identity = report.identity
     store = ResultsStore(settings.results)
     date = identity.audited_at.date()
     store.write("rows", rows_table(answer_table(report.rows), identity), date=date, audit_id=identity.audit_id)
-    run_id = publish(client, report, version, experiment=settings.experiment, fingerprint=fingerprint,
-                     rerun=rerun_command(version, settings.tracking_uri), recipe_yaml=recipe_yaml)  # fmt: skip
+    run_id = publish(
+        client,
+        report,
+        version,
+        experiment=settings.experiment,
+        fingerprint=fingerprint,
+        rerun=rerun_command(version, settings.tracking_uri),
+        recipe_yaml=recipe_yaml,
+    )
     report = dataclasses.replace(report, run_id=run_id)
-    mark(client, report, version, run_id=run_id, experiment_id=ensure_experiment(client, settings.experiment),
-         fingerprint=fingerprint)  # fmt: skip
-    store.write("audits", _commit_line(report, identity, fingerprint, key, occasion), date=date, audit_id=identity.audit_id)
+    mark(
+        client,
+        report,
+        version,
+        run_id=run_id,
+        experiment_id=ensure_experiment(client, settings.experiment),
+        fingerprint=fingerprint,
+    )
+    store.write(
+        "audits", _commit_line(report, identity, fingerprint, key, occasion), date=date, audit_id=identity.audit_id
+    )
     return report
 
 
-def _commit_line(report: AuditReport, identity: AuditIdentity, fingerprint: str, key: str, occasion: str):  # type: ignore[no-untyped-def]
+def _commit_line(report: AuditReport, identity: AuditIdentity, fingerprint: str, key: str, occasion: str) -> pa.Table:
     counts = report.counts
     return audits_table(
-        identity, outcome=str(report.outcome), coverage=report.coverage, coverage_elements=report.coverage_of.elements,
-        n_pass=counts["pass"], n_warn=counts["warn"], n_fail=counts["fail"], n_inconclusive=counts["inconclusive"],
-        n_skipped=counts["skipped"], seconds=report.seconds, run_id=report.run_id, fingerprint=fingerprint, due_key=key,
-        occasion=occasion, message=report.headline,
-    )  # fmt: skip
+        identity,
+        outcome=str(report.outcome),
+        coverage=report.coverage,
+        coverage_elements=report.coverage_of.elements,
+        n_pass=counts["pass"],
+        n_warn=counts["warn"],
+        n_fail=counts["fail"],
+        n_inconclusive=counts["inconclusive"],
+        n_skipped=counts["skipped"],
+        seconds=report.seconds,
+        run_id=report.run_id,
+        fingerprint=fingerprint,
+        due_key=key,
+        occasion=occasion,
+        message=report.headline,
+    )
 
 
 def _recipe_text(snapshot: Snapshot | None) -> str | None:

@@ -22,6 +22,9 @@ MAXIMUM_SUMMARY_BYTES = 8 * 2**20
 MAXIMUM_ROWS = 1_000_000
 MAXIMUM_TEXT = 2_000
 
+#: Identity fields that only the child knows.
+_IDENTITY = ("recipe_digest", "settings_digest", "torch", "device", "driver")
+
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
@@ -59,6 +62,7 @@ def read_answer(folder: Path) -> AuditReport:
         summary = _read_summary(folder / SUMMARY_FILE)
         rows = _read_rows(folder / ROWS_FILE)
         coverage = summary["coverage"]
+        identity: dict[str, Any] = {name: clean(str(summary[name]), 200) for name in _IDENTITY}
         return AuditReport(
             rows=tuple(rows),
             coverage_of=Coverage(
@@ -66,12 +70,7 @@ def read_answer(folder: Path) -> AuditReport:
                 elements=_share(coverage["elements"]),
                 unresolved=tuple(clean(str(name)) for name in coverage["unresolved"]),
             ),
-            identity=AuditIdentity(
-                **{
-                    name: clean(str(summary[name]), 200)
-                    for name in ("recipe_digest", "settings_digest", "torch", "device", "driver")
-                }
-            ),
+            identity=AuditIdentity(**identity),
             seconds=float(summary["seconds"]),
             provenance={clean(str(k), 100): clean(str(v), 100) for k, v in summary["provenance"].items()},
         )

@@ -18,8 +18,9 @@ from registry_models.recipe_files import read_recipe
 _log = logging.getLogger("gradaudit.child")
 
 NO_RECIPE = (
-    "this version has no recipe, so nobody knows its loss and optimizer: register it with registry_models.log_model(model, "
-    "name, recipe=Recipe.capture(...)), or give it one with registry_models.attach_recipe('models:/NAME/VERSION', recipe)"
+    "this version has no recipe, so nobody knows its loss and optimizer: register it with "
+    "registry_models.log_model(model, name, recipe=Recipe.capture(...)), or give it one with "
+    "registry_models.attach_recipe('models:/NAME/VERSION', recipe)"
 )
 
 

@@ -92,12 +92,16 @@ def load_weights(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
     wanted = _unique_state(model)
     missing, extra = sorted(wanted.keys() - weights.keys()), sorted(weights.keys() - wanted.keys())
     if missing or extra:
-        parts = [f"{label} {', '.join(names[:5])}" for label, names in (("missing", missing), ("left over", extra)) if names]
+        parts = [
+            f"{label} {', '.join(names[:5])}" for label, names in (("missing", missing), ("left over", extra)) if names
+        ]
         raise ArtifactError(f"the weights do not fit the factory's model: {'; '.join(parts)}")
     for name, tensor in wanted.items():
         if tensor.shape != weights[name].shape:
-            raise ArtifactError(f"the weights do not fit the factory's model: {name!r} has shape "
-                                f"{tuple(weights[name].shape)}, the model wants {tuple(tensor.shape)}")
+            raise ArtifactError(
+                f"the weights do not fit the factory's model: {name!r} has shape "
+                f"{tuple(weights[name].shape)}, the model wants {tuple(tensor.shape)}"
+            )
     aliases = {n: weights[canonical] for n, canonical in _aliases(model).items()}
     model.load_state_dict({**weights, **aliases}, strict=True)
 

@@ -16,8 +16,18 @@ from registry_models.recipe_files import FOLDER
 
 #: Top-level names that a version's own code may not replace.
 PROTECTED = frozenset(sys.stdlib_module_names) | {
-    "torch", "numpy", "pandas", "pyarrow", "safetensors", "yaml", "audits", "registry_models", "flows", "mlflow", "prefect",
-}  # fmt: skip
+    "torch",
+    "numpy",
+    "pandas",
+    "pyarrow",
+    "safetensors",
+    "yaml",
+    "audits",
+    "registry_models",
+    "flows",
+    "mlflow",
+    "prefect",
+}
 
 
 def load_module(folder: Path, artifact_kind: str, code_folder: Path | None) -> nn.Module:
@@ -38,8 +48,10 @@ def load_module(folder: Path, artifact_kind: str, code_folder: Path | None) -> n
         return read_factory(folder / "extra_files" / FOLDER)
     if artifact_kind == "pickle":
         return _unpickle(folder / "data" / "model.pth")
-    raise ArtifactError(f"unsupported artifact kind {artifact_kind!r}: log the model with registry_models.log_model(model, "
-                        "name, recipe=..., factory=...)")
+    raise ArtifactError(
+        f"unsupported artifact kind {artifact_kind!r}: log the model with registry_models.log_model(model, "
+        "name, recipe=..., factory=...)"
+    )
 
 
 def refuse_shadowing(code_folder: Path) -> None:
@@ -51,8 +63,10 @@ def refuse_shadowing(code_folder: Path) -> None:
     for path in code_folder.iterdir():
         name = path.name.partition(".")[0]
         if name in PROTECTED and (path.is_dir() or path.suffix in (".py", ".so", ".pyc")):
-            raise ArtifactError(f"the version's code/ holds {path.name!r}, which would replace the library {name!r}: refused; "
-                                "rename that module")
+            raise ArtifactError(
+                f"the version's code/ holds {path.name!r}, which would replace the library {name!r}: refused; "
+                "rename that module"
+            )
 
 
 def _unpickle(path: Path) -> nn.Module:
@@ -60,8 +74,10 @@ def _unpickle(path: Path) -> nn.Module:
         with path.open("rb") as stream:
             loaded = torch.load(stream, map_location="cpu", weights_only=False)
     except (ModuleNotFoundError, AttributeError) as error:
-        raise ArtifactError(f"the pickled model needs code that is not there ({error}): log it with code_paths=[...], or with "
-                            "factory=...") from error
+        raise ArtifactError(
+            f"the pickled model needs code that is not there ({error}): log it with code_paths=[...], or with "
+            "factory=..."
+        ) from error
     except (pickle.UnpicklingError, zipfile.BadZipFile, EOFError, RuntimeError, OSError, ValueError, KeyError) as error:
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ArtifactError(f"the model file {path.name} is truncated or corrupt: {text}") from error

@@ -64,8 +64,9 @@ def log_model(
         if factory is not None:
             reference = CallableReference.of(factory, role="factory")
             if reference.path is None or not reference.storable:
-                raise ArtifactError(f"factory {reference.describe()} cannot be imported by another process: move it to "
-                                    "a module")
+                raise ArtifactError(
+                    f"factory {reference.describe()} cannot be imported by another process: move it to a module"
+                )
             write_factory(model, Factory(reference.path, dict(factory_args or {})), folder)
         elif factory_args is not None:
             raise ArtifactError("factory_args= needs factory=")
@@ -99,7 +100,9 @@ def attach_recipe(version: str, recipe: Recipe, *, client: MlflowClient | None =
     found = VersionReference.parse(version).resolve(client)
     with tempfile.TemporaryDirectory(prefix="gradaudit-attach-") as temporary:
         folder = write_recipe(recipe, Path(temporary))
-        run = client.create_run(ensure_experiment(client, RECIPES_EXPERIMENT), run_name=f"recipe for {found.name} v{found.version}")
+        run = client.create_run(
+            ensure_experiment(client, RECIPES_EXPERIMENT), run_name=f"recipe for {found.name} v{found.version}"
+        )
         client.log_artifacts(run.info.run_id, str(folder), FOLDER)
         client.set_terminated(run.info.run_id)
     uri = f"runs:/{run.info.run_id}/{FOLDER}"

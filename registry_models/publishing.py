@@ -92,8 +92,21 @@ def parameters_frame(report: AuditReport) -> pd.DataFrame:
     return pd.DataFrame(ranked, columns=_COLUMNS)
 
 
-_COLUMNS = ["parameter", "module", "numel", "dtype", "gradient", "gradient_error", "gradient_limit", "gradient_norm",
-            "update", "update_error", "update_threshold", "update_norm", "findings"]  # fmt: skip
+_COLUMNS = [
+    "parameter",
+    "module",
+    "numel",
+    "dtype",
+    "gradient",
+    "gradient_error",
+    "gradient_limit",
+    "gradient_norm",
+    "update",
+    "update_error",
+    "update_threshold",
+    "update_norm",
+    "findings",
+]
 
 
 def _keep_worst(line: dict[str, Any], kind: str, row: ResultRow, order: Mapping[Any, int]) -> None:
@@ -115,9 +128,9 @@ def _metrics(report: AuditReport) -> dict[str, float]:
     counts = report.counts
     resolved = [row for row in report.rows if row.outcome.resolved]
     worst = {
-        name: max((abs(row.error) for row in resolved if row.check == check and finite(row.error) is not None), default=None)
+        name: max((abs(e) for r in resolved if r.check == check and (e := finite(r.error)) is not None), default=None)
         for name, check in (("gradient", GRADIENT_EVIDENCE), ("update", UPDATE_EVIDENCE))
-    }  # fmt: skip
+    }
     nonfinite = sum(1 for r in report.rows for v in (r.measured, r.error) if v is not None and finite(v) is None)
     values = {
         "audit.n_failed": counts["fail"],

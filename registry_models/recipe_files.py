@@ -114,12 +114,16 @@ class _PlainDumper(yaml.SafeDumper):
 def _refuse_main(recipe: Recipe) -> None:
     for role, reference in [("step", recipe.step), *((f"loss of {p.name!r}", p.loss) for p in recipe.phases)]:
         if reference is not None and (reference.path or "").startswith("__main__:"):
-            raise RecipeError(f"{role} is defined in the script itself ({reference.path}): no other process can import "
-                              "it. Cure: move it to a module and pass that module's function")
+            raise RecipeError(
+                f"{role} is defined in the script itself ({reference.path}): no other process can import "
+                "it. Cure: move it to a module and pass that module's function"
+            )
     for phase in recipe.phases:
         if phase.optimizer.class_path.startswith("__main__:") or "<locals>" in phase.optimizer.class_path:
-            raise RecipeError(f"the optimizer class {phase.optimizer.class_path} cannot be imported by another process. "
-                              "Cure: move it to a module")
+            raise RecipeError(
+                f"the optimizer class {phase.optimizer.class_path} cannot be imported by another process. "
+                "Cure: move it to a module"
+            )
 
 
 def _encode(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:

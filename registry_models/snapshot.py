@@ -63,8 +63,10 @@ def download_version(version: Version, client: MlflowClient, target: Path) -> Sn
     overlay = None
     if recipe_uri:
         if not recipe_uri.startswith(_RECIPE_SCHEMES):
-            raise ArtifactError(f"tag {RECIPE_TAG}={recipe_uri!r}: recipes come from {' or '.join(_RECIPE_SCHEMES)} of "
-                                "the same server only")
+            raise ArtifactError(
+                f"tag {RECIPE_TAG}={recipe_uri!r}: recipes come from {' or '.join(_RECIPE_SCHEMES)} of "
+                "the same server only"
+            )
         overlay_root = target / "recipe"
         overlay_root.mkdir()
         with registry_errors(f"the recipe {recipe_uri}"):
@@ -114,7 +116,9 @@ def _artifact_kind(folder: Path, flavors: Mapping[str, Any]) -> str:
         return "transformers"
     if "pytorch" in flavors:
         data = folder / "data"
-        return "exported" if (data / "model.pt2").is_file() else "pickle" if (data / "model.pth").is_file() else "unknown"
+        return (
+            "exported" if (data / "model.pt2").is_file() else "pickle" if (data / "model.pth").is_file() else "unknown"
+        )
     return "unknown"
 
 

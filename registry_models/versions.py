@@ -105,7 +105,9 @@ def list_versions(client: MlflowClient, globs: Sequence[str] = ()) -> list[Versi
     token = None
     with registry_errors("the registry"):
         while True:
-            page = client.search_model_versions(max_results=1000, order_by=["creation_timestamp DESC"], page_token=token)
+            page = client.search_model_versions(
+                max_results=1000, order_by=["creation_timestamp DESC"], page_token=token
+            )
             found += [Version.of(v) for v in page if not globs or any(fnmatchcase(v.name, glob) for glob in globs)]
             token = page.token
             if not token:

@@ -99,9 +99,14 @@ def test_wrappers_are_looked_through() -> None:
 def test_plain_form_and_back_is_the_identity(optimizer: type[torch.optim.Optimizer]) -> None:
     model = nn.Linear(3, 2)
     recipe = capture(
-        model, optimizer(model.parameters(), lr=0.1), clip_grad_norm=1.0, accumulate=2, seed=7,
-        expect={"frozen": ["bias"]}, stop_gradient=["encoder"],
-    )  # fmt: skip
+        model,
+        optimizer(model.parameters(), lr=0.1),
+        clip_grad_norm=1.0,
+        accumulate=2,
+        seed=7,
+        expect={"frozen": ["bias"]},
+        stop_gradient=["encoder"],
+    )
     assert recipe_from_plain(recipe_to_plain(recipe), batch=recipe.batch, state={}) == recipe
 
 
@@ -133,7 +138,10 @@ def test_a_missing_key_is_named_with_its_place() -> None:
 def test_a_lambda_works_in_process_and_says_why_it_cannot_be_stored() -> None:
     model = nn.Linear(3, 2)
     recipe = Recipe.capture(
-        model, batch=BATCH, loss=lambda m, b: m(b["inputs"]).sum(), optimizer=torch.optim.SGD(model.parameters(), lr=0.1)
+        model,
+        batch=BATCH,
+        loss=lambda m, b: m(b["inputs"]).sum(),
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
     )
     with pytest.raises(RecipeError, match="move it to a module"):
         recipe_to_plain(recipe)

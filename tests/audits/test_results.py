@@ -101,9 +101,22 @@ def test_a_crash_while_writing_leaves_nothing_visible(tmp_path: Path, monkeypatc
 
 def test_a_committed_line_round_trips(tmp_path: Path) -> None:
     line = audits_table(
-        identity(), outcome="pass", coverage=1.0, coverage_elements=1.0, n_pass=3, n_warn=0, n_fail=0, n_inconclusive=0,
-        n_skipped=1, seconds=2.5, run_id="r", fingerprint="f", due_key="k", occasion="o", message="PASS",
-    )  # fmt: skip
+        identity(),
+        outcome="pass",
+        coverage=1.0,
+        coverage_elements=1.0,
+        n_pass=3,
+        n_warn=0,
+        n_fail=0,
+        n_inconclusive=0,
+        n_skipped=1,
+        seconds=2.5,
+        run_id="r",
+        fingerprint="f",
+        due_key="k",
+        occasion="o",
+        message="PASS",
+    )
     store = ResultsStore(tmp_path)
     store.write("audits", line, date=TODAY, audit_id="a1")
     assert store.read("audits", columns=["due_key", "n_pass"]).to_pylist() == [{"due_key": "k", "n_pass": 3}]

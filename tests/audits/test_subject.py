@@ -78,12 +78,17 @@ def test_an_audit_leaves_everything_as_it_was(training: bool) -> None:
 def test_a_crash_inside_leaves_everything_as_it_was() -> None:
     model = Busy()
     before = snapshot(model)
-    with pytest.raises(ZeroDivisionError), open_subject(model, recipe_of(model), device="cpu") as subject:
-        subject.loss(subject.phases[0]).backward()
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(1)
-        raise ZeroDivisionError
+
+    def crash() -> None:
+        with open_subject(model, recipe_of(model), device="cpu") as subject:
+            subject.loss(subject.phases[0]).backward()
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.add_(1)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        crash()
     after = snapshot(model)
     assert all(torch.equal(before["state"][name], after["state"][name]) for name in before["state"])
     assert after["grads"]["linear.weight"] is None

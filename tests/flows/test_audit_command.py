@@ -1,4 +1,4 @@
-"""``gradaudit audit``: exit codes, JSON as agreed, marks only when everything was looked at, one sentence on trouble."""
+"""``gradaudit audit``: exit codes, JSON as agreed, marks only after a whole audit, one sentence on trouble."""
 
 from __future__ import annotations
 
@@ -58,8 +58,13 @@ def test_a_right_version_passes_and_is_marked(run, client: MlflowClient, tmp_pat
     assert run("audit", "models:/right/1", "--json", "--junit", "junit.xml", "--html", "report.html") == 0
     printed = json.loads(capsys.readouterr().out)
     assert {key: printed[key] for key in ("schema", "model", "version", "outcome", "coverage", "artifact_kind")} == {
-        "schema": 1, "model": "right", "version": 1, "outcome": "pass", "coverage": 1.0, "artifact_kind": "eager",
-    }  # fmt: skip
+        "schema": 1,
+        "model": "right",
+        "version": 1,
+        "outcome": "pass",
+        "coverage": 1.0,
+        "artifact_kind": "eager",
+    }
     assert set(printed["counts"]) == {"pass", "warn", "fail", "inconclusive", "skipped"}
     assert {"check", "reason"} == set(printed["not_checked"][0])
     assert tags(client, "right")["audit.outcome"] == "pass"
@@ -104,7 +109,9 @@ def test_a_directory_is_audited_without_a_registry(run, client: MlflowClient, tm
     assert "PASS" in capsys.readouterr().out
 
 
-def test_a_version_without_recipe_is_inconclusive_and_says_how_to_give_it_one(run, client: MlflowClient, capsys) -> None:  # type: ignore[no-untyped-def]
+def test_a_version_without_recipe_is_inconclusive_and_says_how_to_give_it_one(
+    run, client: MlflowClient, capsys
+) -> None:  # type: ignore[no-untyped-def]
     register_linear("bare", with_recipe=False)
     capsys.readouterr()
     assert run("audit", "models:/bare/1", "--json") == 2

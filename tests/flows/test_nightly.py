@@ -25,10 +25,20 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def start(arguments: list[str], folder: Path, client: MlflowClient) -> subprocess.Popen[str]:
-    environment = {**os.environ, "MLFLOW_TRACKING_URI": client.tracking_uri, "HOME": str(folder / "home"),
-                   "PREFECT_HOME": str(folder / "prefect")}  # fmt: skip
-    return subprocess.Popen([sys.executable, "-m", "flows.cli", *arguments], cwd=folder, env=environment, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+    environment = {
+        **os.environ,
+        "MLFLOW_TRACKING_URI": client.tracking_uri,
+        "HOME": str(folder / "home"),
+        "PREFECT_HOME": str(folder / "prefect"),
+    }
+    return subprocess.Popen(
+        [sys.executable, "-m", "flows.cli", *arguments],
+        cwd=folder,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 def committed(folder: Path) -> list[Path]:
@@ -36,7 +46,9 @@ def committed(folder: Path) -> list[Path]:
 
 
 @pytest.mark.end_to_end
-def test_a_killed_sweep_is_finished_by_the_next_and_the_third_has_nothing_to_do(client: MlflowClient, tmp_path: Path) -> None:
+def test_a_killed_sweep_is_finished_by_the_next_and_the_third_has_nothing_to_do(
+    client: MlflowClient, tmp_path: Path
+) -> None:
     names = ["a", "b", "c", "d"]
     for name in names:
         register_linear(name)
@@ -138,6 +150,5 @@ def test_unknown_parameters_are_refused() -> None:
 
     from flows.nightly import nightly_audit
 
-    with pytest.raises((SignatureMismatchError, TypeError)):
-        nightly_audit.validate_parameters({"model": ["x"]})
+    with pytest.raises(SignatureMismatchError, match="model"):
         nightly_audit(model=["x"])

@@ -23,12 +23,22 @@ AT = datetime.datetime(2026, 1, 31, 2, 0, tzinfo=datetime.UTC)
 def report(*, outcome: Outcome = Outcome.FAIL, minute: int = 0, audit_id: str = "a1") -> AuditReport:
     rows = (
         ResultRow(check="registration.coverage", outcome=Outcome.PASS),
-        ResultRow(check="gradient.finite-difference", outcome=Outcome.PASS, parameter="weight", error=1e-9, detection_limit=1e-6),
+        ResultRow(
+            check="gradient.finite-difference",
+            outcome=Outcome.PASS,
+            parameter="weight",
+            error=1e-9,
+            detection_limit=1e-6,
+        ),
         ResultRow(check="update.rule", outcome=outcome, parameter="weight", error=9.0, threshold=4.0, message="off"),
         ResultRow(check="update.rule", outcome=Outcome.PASS, parameter="bias", error=float("inf")),
     )
-    who = AuditIdentity(audit_id=audit_id, audited_at=AT + datetime.timedelta(minutes=minute), model_name="m", model_version=1)
-    return AuditReport(rows=rows, coverage_of=Coverage(tensors=1.0, elements=1.0, unresolved=()), identity=who, seconds=1.0)
+    who = AuditIdentity(
+        audit_id=audit_id, audited_at=AT + datetime.timedelta(minutes=minute), model_name="m", model_version=1
+    )
+    return AuditReport(
+        rows=rows, coverage_of=Coverage(tensors=1.0, elements=1.0, unresolved=()), identity=who, seconds=1.0
+    )
 
 
 def version(client: MlflowClient) -> Version:
@@ -36,11 +46,20 @@ def version(client: MlflowClient) -> Version:
 
 
 def publish_and_mark(client: MlflowClient, what: AuditReport) -> tuple[str, bool]:
-    run_id = publish(client, what, version(client), experiment="gradaudit", fingerprint="f", rerun="gradaudit audit {options}",
-                     recipe_yaml="schema: 1\n")  # fmt: skip
+    run_id = publish(
+        client,
+        what,
+        version(client),
+        experiment="gradaudit",
+        fingerprint="f",
+        rerun="gradaudit audit {options}",
+        recipe_yaml="schema: 1\n",
+    )
     experiment = client.get_experiment_by_name("gradaudit")
     assert experiment is not None
-    return run_id, mark(client, what, version(client), run_id=run_id, experiment_id=experiment.experiment_id, fingerprint="f")
+    return run_id, mark(
+        client, what, version(client), run_id=run_id, experiment_id=experiment.experiment_id, fingerprint="f"
+    )
 
 
 @pytest.fixture
@@ -49,7 +68,9 @@ def registered(client: MlflowClient) -> MlflowClient:
     return client
 
 
-def test_a_failing_version_is_found_by_its_tag_and_its_run_is_complete(registered: MlflowClient, tmp_path: Path) -> None:
+def test_a_failing_version_is_found_by_its_tag_and_its_run_is_complete(
+    registered: MlflowClient, tmp_path: Path
+) -> None:
     run_id, marked = publish_and_mark(registered, report())
     assert marked
     found = registered.search_model_versions("tags.`audit.outcome` = 'fail'")

@@ -40,11 +40,19 @@ def assert_round_trip(recipe: Recipe, folder: Path) -> None:
     assert again.digest() == recipe.digest()
 
 
-tensors = st.sampled_from([
-    torch.arange(6).reshape(2, 3), torch.ones(2, dtype=torch.bfloat16), torch.tensor(1.5), torch.zeros(0, 3),
-    torch.ones(2, dtype=torch.bool), torch.ones(2, 2, dtype=torch.complex64), torch.ones(3, requires_grad=True),
-    torch.arange(12.0).reshape(3, 4).t(), torch.ones(2, dtype=torch.float64),
-])  # fmt: skip
+tensors = st.sampled_from(
+    [
+        torch.arange(6).reshape(2, 3),
+        torch.ones(2, dtype=torch.bfloat16),
+        torch.tensor(1.5),
+        torch.zeros(0, 3),
+        torch.ones(2, dtype=torch.bool),
+        torch.ones(2, 2, dtype=torch.complex64),
+        torch.ones(3, requires_grad=True),
+        torch.arange(12.0).reshape(3, 4).t(),
+        torch.ones(2, dtype=torch.float64),
+    ]
+)
 leaves = tensors | st.none() | st.booleans() | st.integers(-9, 9) | st.text(max_size=4) | st.floats(-1, 1)
 batches = st.dictionaries(
     st.text("abc_. ", min_size=1, max_size=3),
@@ -152,7 +160,11 @@ def test_a_script_s_own_function_is_refused_with_the_cure(tmp_path: Path) -> Non
     from audits.callables import CallableReference
 
     model = nn.Linear(2, 1)
-    recipe = Recipe.capture(model, batch=BATCH, loss=CallableReference("__main__:loss"),
-                            optimizer=torch.optim.SGD(model.parameters(), lr=0.1))  # fmt: skip
+    recipe = Recipe.capture(
+        model,
+        batch=BATCH,
+        loss=CallableReference("__main__:loss"),
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
+    )
     with pytest.raises(RecipeError, match="move it to a module"):
         write_recipe(recipe, tmp_path)
