@@ -6,13 +6,15 @@ import dataclasses
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import pyarrow as pa
 
 from audits.outcomes import WORST_FIRST, Coverage, Outcome, ResultRow, Severity, finite, verdict
 from audits.results import AuditIdentity, answer_table, rows_table, to_frame
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 #: Version of `AuditReport.to_dict`.
 JSON_SCHEMA = 1
@@ -139,6 +141,8 @@ class AuditReport:
     def _repr_html_(self) -> str:
         """Show the report in a notebook."""
         import html
+
+        import pandas as pd
 
         columns = ["check", "outcome", "phase", "step", "parameter", "module", "error", "threshold", "message"]
         found = [row for row in self.findings if row.outcome is not Outcome.SKIPPED]

@@ -16,9 +16,8 @@ import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
@@ -26,6 +25,9 @@ from pyarrow import fs
 
 from audits.errors import InfrastructureError
 from audits.outcomes import ResultRow
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 #: Version of the result format. Columns are only ever added; a changed meaning needs a new number.
 SCHEMA_VERSION = 1
@@ -234,6 +236,8 @@ def _write_atomically(table: pa.Table, target: Path) -> None:
 
 def to_frame(table: pa.Table) -> pd.DataFrame:
     """Return the table as pandas, integers that may be missing as pandas' nullable ones."""
+    import pandas as pd  # half a second that an audit's child need not wait for
+
     return table.to_pandas(
         types_mapper={pa.int16(): pd.Int16Dtype(), pa.int32(): pd.Int32Dtype(), pa.int64(): pd.Int64Dtype()}.get
     )

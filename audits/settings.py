@@ -23,7 +23,7 @@ class AuditSettings:
     Attributes:
         method: ``auto`` takes ``exact`` up to `exact_limit` trainable elements and ``probe`` beyond; ``elementwise``
             is the tutorial's loop over every element; ``gradcheck`` runs `torch.autograd.gradcheck`.
-        seed: seed of every random draw of the audit, added to the recipe's own seed.
+        seed: seed of every random draw of the audit; the recipe's own when None.
         checks: globs of check names; empty means all.
         parameters: globs of parameter names; empty means all.
         elementwise_epsilon: step of the tutorial's central difference.
@@ -39,7 +39,7 @@ class AuditSettings:
     """
 
     method: str = "auto"
-    seed: int = 0
+    seed: int | None = None
     checks: tuple[str, ...] = ()
     parameters: tuple[str, ...] = ()
     elementwise_epsilon: float = 1e-7

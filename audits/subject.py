@@ -68,7 +68,7 @@ class Subject:
         parameters: every parameter by canonical name, frozen ones included.
         trainable: names of those with ``requires_grad``.
         phases: the live phases in the step's order.
-        seed: the recipe's seed plus the settings'.
+        seed: the settings' seed, or the recipe's.
     """
 
     def __init__(self, model: nn.Module, recipe: Recipe, settings: AuditSettings, device: torch.device) -> None:
@@ -76,7 +76,7 @@ class Subject:
         self.recipe = recipe
         self.settings = settings
         self.device = device
-        self.seed = recipe.seed + settings.seed
+        self.seed = recipe.seed if settings.seed is None else settings.seed
         self.parameters: dict[str, nn.Parameter] = dict(model.named_parameters())
         _match_names(recipe, self.parameters, model)
         for record in recipe.parameters:

@@ -45,6 +45,9 @@ def register_linear(name: str, *, pickled: bool = False, with_recipe: bool = Tru
 
     mlflow.set_experiment("models")
     model = nn.Linear(2, 1)
+    with torch.no_grad():  # near the solution: from a random start one step moves the weights by their own size
+        model.weight.copy_(torch.tensor([[1.05, 1.0]]))
+        model.bias.fill_(0.1)
     recipe = linear_recipe(model) if with_recipe else None
     factory = {} if pickled else {"factory": "torch.nn:Linear", "factory_args": {"in_features": 2, "out_features": 1}}
     return int(log_model(model, name, recipe=recipe, **factory).registered_model_version)

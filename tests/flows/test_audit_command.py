@@ -88,7 +88,7 @@ def test_a_wrong_version_fails_naming_the_parameter(run, client: MlflowClient, c
     assert missing["parameter"] == "2.weight"
     assert "2.weight" in missing["message"]
     assert missing["rerun"].startswith("gradaudit audit models:/wrong/1 --tracking-uri sqlite:///")
-    assert missing["rerun"].endswith("--check registration.coverage --parameter 2.weight")
+    assert missing["rerun"].endswith("--check registration.coverage --parameter 2.weight --seed 0")
     assert "audit.outcome" in tags(client, "wrong")
     assert [v.name for v in client.search_model_versions("tags.`audit.outcome` = 'fail'")] == ["wrong"]
 

@@ -146,9 +146,9 @@ def test_every_deployment_fits_its_flow() -> None:
 
 
 def test_unknown_parameters_are_refused() -> None:
-    from prefect.exceptions import SignatureMismatchError
+    from prefect.exceptions import ParameterBindError
 
     from flows.nightly import nightly_audit
 
-    with pytest.raises(SignatureMismatchError, match="model"):
+    with pytest.raises(ParameterBindError, match="'model'"):
         nightly_audit(model=["x"])
