@@ -34,7 +34,9 @@ EXPECTATIONS = (
     "maximize",
     "frozen",
     "trainable",
+    "shared",
     "ema",
+    "clip_grad_value",
     "writes_outside_step",
     "custom_gradient",
 )

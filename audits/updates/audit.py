@@ -7,10 +7,16 @@ from collections.abc import Callable, Iterable
 
 from audits.outcomes import WORST_FIRST, Outcome, ResultRow, Severity
 from audits.subject import LivePhase, Subject
+from audits.updates.apply import is_lbfgs, rule_for
+from audits.updates.buffers import batch_norm_rows, declared_shadows, ema_rows
 from audits.updates.claims import UPDATE_CHECKS
+from audits.updates.closures import ClosureJudge, closure_probe_rows
 from audits.updates.conduct import conduct_rows
+from audits.updates.cut import cut_rows
+from audits.updates.fresh import FreshState
 from audits.updates.gradient_rows import gradient_rows
 from audits.updates.handling import handling_rows, skipped_handling_rows
+from audits.updates.invariants import invariant_rows
 from audits.updates.judging import RuleJudge
 from audits.updates.probe import ENVIRONMENT, probe_rows
 from audits.updates.recorder import snapshot
@@ -64,8 +70,14 @@ def synthetic_rows(subject: Subject, phase: LivePhase) -> list[ResultRow]:
     """Return the rows of a phase's optimizer on synthetic gradients; failures are confirmed with a second seed."""
     if not subject.settings.wants_check("optimizer.*", "registration.state-round-trip", "update.rule"):
         return []
-    rows = probe_rows(subject, phase, subject.seed)
-    return _confirm(rows, lambda: probe_rows(subject, phase, subject.seed + SECOND_SEED))
+    if not is_lbfgs(phase) and rule_for(subject, phase) is None:
+
+        def unknown(seed: int) -> list[ResultRow]:
+            return [*probe_rows(subject, phase, seed), *invariant_rows(subject, phase, seed)]
+
+        return _confirm(unknown(subject.seed), lambda: unknown(subject.seed + SECOND_SEED))
+    probe = closure_probe_rows if is_lbfgs(phase) else probe_rows
+    return _confirm(probe(subject, phase, subject.seed), lambda: probe(subject, phase, subject.seed + SECOND_SEED))
 
 
 def _name_environment(rows: list[ResultRow]) -> list[ResultRow]:
@@ -117,7 +129,8 @@ def run_once(subject: Subject, seed: int) -> list[ResultRow]:
     rows: list[ResultRow] = []
     subject.reset(seed=seed)
     start = snapshot(subject.parameters)
-    judges = {phase.name: RuleJudge(subject, phase) for phase in subject.phases}
+    judges = {p.name: ClosureJudge(subject, p) if is_lbfgs(p) else RuleJudge(subject, p) for p in subject.phases}
+    fresh = {p.name: FreshState(subject, p) for p in subject.phases if p.recipe.optimizer.state and not is_lbfgs(p)}
     steps: list[TrainingStep] = []
     for step in training_steps(subject, seed=seed):
         steps.append(step)
@@ -125,14 +138,25 @@ def run_once(subject: Subject, seed: int) -> list[ResultRow]:
             rows.append(_raised(subject, step))
         for call in step.calls:
             rows += judges[call.phase.name].rows(call)
+            if call.phase.name in fresh:
+                rows += fresh[call.phase.name].rows(call)
         rows += gradient_rows(subject, steps, step)
         rows += conduct_rows(subject, step, start)
-        if subject.recipe.step is not None and step.error is None:
+        own = subject.recipe.step is not None
+        if own and step.error is None:
             rows += handling_rows(subject, step)
+        assert step.buffers is not None
+        rows += batch_norm_rows(subject, step.buffers, step.number, step.reference_forwards if own else None)
+        if own and step.before and step.error is None:
+            rows += ema_rows(subject, step.before, step.number)
+    rows = list(cut_rows(subject, rows, seed))
     if subject.recipe.ties and subject.settings.wants_check("registration.tied"):
         rows += [r for r in tied_rows(subject, "after the training steps") if r.outcome is Outcome.FAIL]
     if subject.recipe.step is None:
         rows += skipped_handling_rows(subject)
+        if declared_shadows(subject):
+            rows.append(row(subject, "buffers.ema", Outcome.SKIPPED, "the canonical step updates no EMA",
+                            cause="canonical step"))  # fmt: skip
     return worst(rows)
 
 

@@ -18,8 +18,18 @@ THRESHOLDS: Mapping[torch.dtype, tuple[float, float]] = {
     torch.float16: (3.0, 25.0),
 }
 
+#: Independent roundings of one arithmetic scatter alike; four times one draw's scatter bounds another's.
+NOISE_FACTOR = 4.0
+
 #: A term of the rule is resolved when a hundredth of it would be seen.
 RESOLUTION = 1e-2
+
+#: A rule whose own arithmetic is coarse can only show that a term is there at all: half of it missing would be seen.
+COARSE_RESOLUTION = 0.5
+
+#: A term that makes up less of the update than this (the decay in Adam's scale-free first step) is no part of what
+#: the step's row claims; the probe and the second step judge it.
+IMMATERIAL = 1e-6
 
 
 @dataclass(frozen=True)
@@ -98,34 +108,49 @@ class Judged:
     met: bool
 
 
-def judge(found: Deviation, rule: Rule, dtype: torch.dtype, options: Mapping[str, Any]) -> Judged:
-    """Apply the threshold of a rule in a dtype; ``error`` and ``threshold`` of the result share a unit."""
+def judge(
+    found: Deviation, rule: Rule, dtype: torch.dtype, options: Mapping[str, Any], noise: float = 0.0
+) -> Judged:
+    """Apply the threshold of a rule in a dtype; ``error`` and ``threshold`` of the result share a unit.
+
+    Args:
+        found: the deviation.
+        rule: the rule.
+        dtype: dtype of the lane's weights.
+        options: the group's options.
+        noise: scatter of the rule's own coarse arithmetic, from `Rule.noise`.
+    """
     dtype = real_dtype(dtype)
-    tolerance = relative_tolerance(rule, dtype, options)
-    if tolerance is not None:
-        l2, peak = THRESHOLDS[dtype]
-        # What the weights' own dtype cannot hold is no error of the rule.
-        close = found.l2 <= l2 and found.peak <= peak
-        turned = rule.cosine is not None and found.cosine < rule.cosine
-        met = close or (found.relative <= tolerance and not turned)
-        error = 0.0 if close else found.relative
-        return Judged(found, max(error, 0.0) if not turned or close else max(error, tolerance * 2), tolerance, met)
     l2, peak = THRESHOLDS[dtype]
     # One error stands for both measures: the larger share of its threshold, in units of L2.
     error = max(found.l2, found.peak * l2 / peak)
-    return Judged(found, error, l2, bool(error <= l2))
+    tolerance = relative_tolerance(rule, dtype, options, noise)
+    if tolerance is None or error <= l2:  # what the weights' own dtype cannot hold is no error of the rule
+        return Judged(found, error, l2, bool(error <= l2))
+    turned = rule.cosine is not None and found.cosine < min(rule.cosine, 1.0 - tolerance**2)
+    error = max(found.relative, 2.0 * tolerance) if turned else found.relative
+    return Judged(found, error, tolerance, bool(error <= tolerance))
 
 
-def relative_tolerance(rule: Rule, dtype: torch.dtype, options: Mapping[str, Any]) -> float | None:
+def relative_tolerance(
+    rule: Rule, dtype: torch.dtype, options: Mapping[str, Any], noise: float = 0.0
+) -> float | None:
     """Return the relative tolerance of a rule whose own arithmetic is coarser than the weights' dtype, or None."""
     if options.get("capturable") or options.get("differentiable"):
         # Bias corrections in float32 tensors: healthy worst 1e-5.
         return 1e-4 if dtype in (torch.float32, torch.float64) else None
-    return None if rule.relative is None else rule.relative.get(dtype)
+    tolerance = None if rule.relative is None else rule.relative.get(dtype)
+    return None if tolerance is None else max(tolerance, NOISE_FACTOR * noise)
 
 
 def resolution(
-    rule: Rule, dtype: torch.dtype, options: Mapping[str, Any], theta: float, full: float, term: float
+    rule: Rule,
+    dtype: torch.dtype,
+    options: Mapping[str, Any],
+    theta: float,
+    full: float,
+    term: float,
+    noise: float = 0.0,
 ) -> float:
     """Return the smallest relative error of a term of the rule that a lane would find.
 
@@ -138,10 +163,11 @@ def resolution(
         theta: rms of the weights.
         full: rms of the reference update.
         term: rms of the term's part in it.
+        noise: scatter of the rule's own arithmetic.
     """
     if not term:
         return float("inf")
     dtype = real_dtype(dtype)
-    tolerance = relative_tolerance(rule, dtype, options)
+    tolerance = relative_tolerance(rule, dtype, options, noise)
     rounding = THRESHOLDS[dtype][0] * torch.finfo(dtype).eps * (theta + full) / term
     return rounding if tolerance is None else max(rounding, tolerance * full / term)

@@ -11,18 +11,27 @@ import torch
 from audits.outcomes import Lane, Outcome, ResultRow
 from audits.subject import LivePhase, Subject
 from audits.updates.apply import COUNTERS, copy_state, reference_state, reference_update, rule_for, rule_options
-from audits.updates.compare import RESOLUTION, Judged, deviation, judge, real_dtype, relative_tolerance, resolution, rms
+from audits.updates.compare import (
+    COARSE_RESOLUTION,
+    IMMATERIAL,
+    RESOLUTION,
+    Judged,
+    deviation,
+    judge,
+    real_dtype,
+    resolution,
+    rms,
+)
 from audits.updates.compare import to_double as double
 from audits.updates.diagnose import explain
 from audits.updates.recorder import Call
 from audits.updates.replay import Replay
-from audits.updates.rows import norm, row
+from audits.updates.rows import norm, row, wide
 from audits.updates.rules import Rule, State
 
 #: Share of vanished updates above which `update.lost-to-rounding` warns.
 LOST_SHARE = 0.5
 
-_LANES = {torch.float64: Lane.FLOAT64, torch.float32: Lane.FLOAT32}
 _LOW = (torch.bfloat16, torch.float16)
 
 
@@ -35,6 +44,17 @@ class Expected:
     terms: dict[str, float]
     before: State
     options: Mapping[str, Any]
+    noise: float = 0.0
+
+
+@dataclass
+class Finding:
+    """How an update was judged: in which lane last, how far off, and what each term's smallest visible error is."""
+
+    lane: Lane
+    judged: Judged
+    limits: dict[str, float]
+    scaled: bool = False
 
 
 class RuleJudge:
@@ -52,9 +72,8 @@ class RuleJudge:
         self.rule = rule_for(subject, phase)
         self._captured = phase.recipe.optimizer.state if with_state else {}
         self._state: dict[str, State] = {}
-        self._replays: dict[torch.dtype, Replay] = {}
-        #: Deviation of failing rows, for whoever looks for the cause.
-        self.failed: list[str] = []
+        self._history: list[Call] = []
+        self._replays: dict[torch.dtype, tuple[Replay, int]] = {}
 
     def rows(self, call: Call) -> Iterator[ResultRow]:
         """Yield the rows of one call."""
@@ -63,37 +82,37 @@ class RuleJudge:
             name = self._phase.recipe.optimizer.class_path
             for parameter in wanted:
                 message = f"there is no reference rule for {name}: see optimizer.invariants"
-                yield self._row(
-                    "update.rule", Outcome.INCONCLUSIVE, message, call, parameter, cause="no reference rule"
-                )
+                yield self._row("update.rule", Outcome.INCONCLUSIVE, message, call, parameter, cause="no reference rule")
             return
-        expected = {name: self._expect(self.rule, call, name) for name in wanted}
-        judged: dict[str, tuple[torch.dtype, Judged, dict[str, float]]] = {}
+        self._history.append(call)
+        expected = {n: e for n in wanted if (e := self._expect(self.rule, call, n, self._state)) is not None}
+        found: dict[str, Finding] = {}
         for name, reference in expected.items():
-            if reference is not None:
-                dtype = real_dtype(call.before[name].dtype)
-                actual = double(call.moved(name)) - reference.theta
-                judged[name] = self._judge(dtype, actual, reference)
-        open_names = [n for n, (d, j, r) in judged.items() if j.met and not self._resolved(d, expected[n], r)]
-        self._resolve_in_other_lanes(call, open_names, expected, judged)
-        for name, reference in expected.items():
-            if reference is None:
+            actual = double(call.moved(name)) - reference.theta
+            found[name] = self._find(Lane.NATIVE, real_dtype(call.before[name].dtype), actual, reference)
+        self._look_closer(call, expected, found)
+        for name in wanted:
+            if name not in expected:
                 yield self._without_gradient(call, name)
                 continue
-            yield self._rule_row(call, name, reference, *judged[name])
-            yield from self._state_rows(call, name, reference)
-            yield self._rounding_row(call, name, reference)
+            yield self._rule_row(call, name, expected[name], found[name])
+            yield from self._state_rows(call, name, expected[name])
+            yield self._rounding_row(call, name, expected[name])
 
-    def _expect(self, rule: Rule, call: Call, name: str) -> Expected | None:
+    def _expect(
+        self, rule: Rule, call: Call, name: str, states: dict[str, State], theta: torch.Tensor | None = None
+    ) -> Expected | None:
         gradient = call.gradients.get(name)
         if gradient is None:
             return None
-        state = self._state.setdefault(name, reference_state(self._captured.get(name)))
-        theta = double(call.before[name])
+        state = states.setdefault(name, reference_state(self._captured.get(name)))
+        theta = double(call.before[name]) if theta is None else theta
         options = rule_options(self._phase, call.options[name], real_dtype(call.before[name].dtype))
         before = copy_state(state)
         update = reference_update(rule, theta, gradient, state, options)
-        return Expected(theta, update, self._terms(rule, theta, gradient, before, options, update), before, options)
+        terms = self._terms(rule, theta, gradient, before, options, update)
+        noise = rule.noise(theta, double(gradient), before, options) if rule.noise else 0.0
+        return Expected(theta, update, terms, before, options, noise)
 
     def _terms(
         self, rule: Rule, theta: torch.Tensor, gradient: torch.Tensor, state: State, options: Mapping[str, Any],
@@ -108,97 +127,135 @@ class RuleJudge:
         if state.get("step", state.get("momentum_buffer")) is not None and _remembers(options, rule):
             bare = reference_update(rule, theta, gradient, copy_state(state), {**options, **rule.momentum})
             terms["momentum"] = rms(update - bare)
-        return terms
+        return {t: size for t, size in terms.items() if size > IMMATERIAL * rms(update)}
 
-    def _judge(
-        self, dtype: torch.dtype, actual: torch.Tensor, reference: Expected
-    ) -> tuple[torch.dtype, Judged, dict[str, float]]:
+    def _find(self, lane: Lane, dtype: torch.dtype, actual: torch.Tensor, reference: Expected) -> Finding:
         assert self.rule is not None
-        found = judge(deviation(actual, reference.update, reference.theta, dtype), self.rule, dtype, reference.options)
+        judged = judge(
+            deviation(actual, reference.update, reference.theta, dtype), self.rule, dtype, reference.options,
+            reference.noise,
+        )  # fmt: skip
         theta, full = rms(reference.theta), rms(reference.update)
         limits = {
-            term: resolution(self.rule, dtype, reference.options, theta, full, size)
+            term: resolution(self.rule, dtype, reference.options, theta, full, size, reference.noise)
             for term, size in reference.terms.items()
-            if size or term == "gradient"
         }
-        return dtype, found, limits
+        return Finding(lane, judged, limits)
 
-    def _resolved(self, dtype: torch.dtype, reference: Expected | None, limits: Mapping[str, float]) -> bool:
-        """Whether every term of the rule would have shown a hundredth of itself."""
+    def _unresolved(self, reference: Expected, finding: Finding) -> list[str]:
+        """Return the terms of the rule of which a hundredth (half, for a coarse rule) would not have shown."""
         assert self.rule is not None
-        assert reference is not None
-        if not rms(reference.update):  # the rule says: stay; that is exact in every lane
-            return True
-        tolerance = relative_tolerance(self.rule, dtype, reference.options)
-        coarse = tolerance if tolerance is not None and tolerance > RESOLUTION else RESOLUTION
-        return all(limit <= coarse for limit in limits.values())
+        if self.rule.noise is not None:
+            # How momentum enters is below the scatter of Newton-Schulz on gradients that resemble each other; the
+            # buffer itself is judged exactly by update.state, its use by the probe's unlike gradients.
+            return [t for t, least in finding.limits.items() if t != "momentum" and not least <= COARSE_RESOLUTION]
+        return [term for term, smallest in finding.limits.items() if not smallest <= RESOLUTION]
 
-    def _resolve_in_other_lanes(
-        self, call: Call, names: list[str], expected: dict[str, Expected | None],
-        judged: dict[str, tuple[torch.dtype, Judged, dict[str, float]]],
-    ) -> None:  # fmt: skip
-        """Judge what the native dtype cannot resolve on float32 and float64 copies, in place in ``judged``."""
-        assert self.rule is not None
-        for lane in (torch.float32, torch.float64):
-            candidates = [n for n in names if lane is torch.float64 or judged[n][0] in _LOW]
-            # Every held parameter is replayed in every step, so that the lane's own state runs on.
-            if not any(real_dtype(call.before[n].dtype) in _LOW or lane is torch.float64 for n in call.options):
+    def _look_closer(self, call: Call, expected: dict[str, Expected], found: dict[str, Finding]) -> None:
+        """Judge what a lane cannot resolve in the next one; a term is resolved when it is in any lane.
+
+        float32 copies for low-precision weights, float64 copies, and last float64 copies scaled down to the size of the
+        update, where even an update of 1e-18 shows all its digits (but not its decay, which the others show).
+        """
+
+        def still_open() -> list[str]:
+            return [n for n, f in found.items() if f.judged.met and self._unresolved(expected[n], f)]
+
+        for lane, dtype in ((Lane.FLOAT32, torch.float32), (Lane.FLOAT64, torch.float64)):
+            names = [n for n in still_open() if dtype is torch.float64 or real_dtype(call.before[n].dtype) in _LOW]
+            if not names:
                 continue
-            if not candidates and lane not in self._replays and call.step > 1:
-                continue
-            replay = self._replays.get(lane)
-            if replay is None:
-                held = {n: call.before[n] for n in dict.fromkeys(self._phase.recipe.optimizer.names)}
-                replay = self._replays[lane] = Replay(self._phase.recipe.optimizer, held, lane, self._captured)
+            updates = self._replayed(dtype)
+            for name in names:
+                self._merge(found, name, self._find(lane, dtype, updates[name], expected[name]))
+        if names := still_open():
+            updates, references = self._replayed_small()
+            for name in names:
+                finding = self._find(Lane.FLOAT64, torch.float64, updates[name], references[name])
+                finding.scaled = True
+                self._merge(found, name, finding)
+
+    def _merge(self, found: dict[str, Finding], name: str, closer: Finding) -> None:
+        before = found[name].limits
+        for term, limit in before.items():
+            closer.limits[term] = min(limit, closer.limits.get(term, limit))
+        closer.limits = {t: limit for t, limit in closer.limits.items() if t in before}
+        found[name] = closer
+
+    def _replayed(self, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        """Return the last call's updates in a lane, having replayed the earlier calls there first."""
+        if dtype not in self._replays:
+            self._replays[dtype] = (Replay(self._phase.recipe.optimizer, self._held(), dtype, self._captured), 0)
+        replay, done = self._replays[dtype]
+        updates: dict[str, torch.Tensor] = {}
+        for call in self._history[done:]:
             updates = replay.step(call.before, call.gradients, call.options)
-            for name in candidates:
-                reference = expected[name]
-                assert reference is not None
-                # The lane's weights carry less rounding than the native ones, whose reference this is.
-                in_lane = self._judge(lane, updates[name], reference)
-                judged[name] = in_lane
-            names = [
-                n for n in names if judged[n][1].met and not self._resolved(judged[n][0], expected[n], judged[n][2])
-            ]
+        self._replays[dtype] = (replay, len(self._history))
+        return updates
 
-    def _rule_row(
-        self, call: Call, name: str, reference: Expected, dtype: torch.dtype, found: Judged, limits: dict[str, float]
-    ) -> ResultRow:
+    def _replayed_small(self) -> tuple[dict[str, torch.Tensor], dict[str, Expected]]:
+        """Return the last call's updates on scaled weights, and the references for those weights."""
+        assert self.rule is not None
+        replay = Replay(self._phase.recipe.optimizer, self._held(), torch.float64, self._captured)
+        sizes: dict[str, State] = {}
+        states: dict[str, State] = {}
+        updates: dict[str, torch.Tensor] = {}
+        references: dict[str, Expected] = {}
+        for call in self._history:
+            weights, references = dict(call.before), {}
+            for name in call.options:
+                size = self._expect(self.rule, call, name, sizes)
+                if size is None:
+                    continue
+                scale = min(1.0, rms(size.update) / rms(size.theta)) if rms(size.theta) else 1.0
+                if self.rule.noise is not None and size.terms.get("decay"):
+                    # A coarse rule's decay shows where it is as large as the rest of the update.
+                    scale = size.terms.get("gradient", 0.0) / size.terms["decay"]
+                weights[name] = call.before[name].to(wide(call.before[name].dtype)) * scale
+                reference = self._expect(self.rule, call, name, states, double(weights[name]))
+                assert reference is not None
+                references[name] = reference
+            updates = replay.step(weights, call.gradients, call.options)
+        return updates, references
+
+    def _held(self) -> dict[str, torch.Tensor]:
+        return {n: self._history[0].before[n] for n in dict.fromkeys(self._phase.recipe.optimizer.names)}
+
+    def _rule_row(self, call: Call, name: str, reference: Expected, finding: Finding) -> ResultRow:
         assert self.rule is not None
         native = real_dtype(call.before[name].dtype)
-        lane = Lane.NATIVE if dtype is native else _LANES[dtype]
         gradient = call.gradients[name]
         assert gradient is not None
-        length = rms(reference.update)
+        judged, limits = finding.judged, finding.limits
+        length, actual = rms(reference.update), double(call.moved(name)) - reference.theta
         numbers: dict[str, Any] = {
-            "measured": norm(call.moved(name).to(torch.complex128 if call.moved(name).is_complex() else torch.float64)
-                             - call.before[name]),
+            "measured": norm(actual),
             "expected": norm(reference.update),
-            "error": found.error,
-            "threshold": found.threshold,
-            "detection_limit": max(limits.values()) if length else None,
+            "error": judged.error,
+            "threshold": judged.threshold,
+            "detection_limit": max(limits.values()) if length and limits else None,
             "parameter_norm": norm(call.before[name]),
             "gradient_norm": norm(gradient),
             "update_norm": norm(reference.update),
-            "lane": lane,
-        }  # fmt: skip
-        where = f"step {call.step}" + ("" if lane is Lane.NATIVE else f", {lane} copy of the weights")
-        if not found.met:
-            self.failed.append(name)
-            actual = double(call.moved(name)) - reference.theta
+            "lane": finding.lane,
+        }
+        where = f"step {call.step}"
+        if finding.lane is not Lane.NATIVE:
+            where += f", {finding.lane} copy of the weights" + (" scaled to the update's size" if finding.scaled else "")
+        if not judged.met:
             message = (f"{name} did not move as {self.rule.name}'s rule says ({where}): the update's norm is "
                        f"{numbers['measured']:.3g}, the rule's {numbers['expected']:.3g}, error "
-                       f"{found.error:.3g} against {found.threshold:.3g}")  # fmt: skip
+                       f"{judged.error:.3g} against {judged.threshold:.3g}")  # fmt: skip
+            if finding.lane is not Lane.NATIVE:
+                dtype = torch.float32 if finding.lane is Lane.FLOAT32 else torch.float64
+                actual, native = self._replayed(dtype).get(name, actual), dtype
             because = explain(self.rule, reference.theta, gradient, reference.before, reference.options, actual, native)
             return self._row("update.rule", Outcome.FAIL, f"{message}; {because}" if because else message, call, name,
                              cause=because or None, **numbers)  # fmt: skip
-        if not length and rms(double(gradient.to_dense())) and not reference.options.get("lr"):
+        if not length and norm(gradient) and not reference.options.get("lr"):
             return self._row("update.rule", Outcome.INCONCLUSIVE, f"{name}: the learning rate is 0, no update to judge",
                              call, name, cause="lr is 0", **numbers)  # fmt: skip
-        unresolved = (
-            [] if self._resolved(dtype, reference, limits) else [t for t, r in limits.items() if r > RESOLUTION]
-        )
-        if unresolved:
+        if unresolved := self._unresolved(reference, finding):
             message = (f"{name}: the {' and '.join(unresolved)} term of {self.rule.name}'s rule is too small to be seen "
                        f"({where}): an error of {max(limits[t] for t in unresolved):.2g} of it would pass")  # fmt: skip
             return self._row("update.rule", Outcome.INCONCLUSIVE, message, call, name, cause="unresolved", **numbers)
@@ -209,7 +266,6 @@ class RuleJudge:
     def _without_gradient(self, call: Call, name: str) -> ResultRow:
         moved = name in call.after
         if moved:
-            self.failed.append(name)
             message = f"{name} received no gradient in step {call.step} and was moved all the same"
             return self._row("update.rule", Outcome.FAIL, message, call, name, lane=Lane.NATIVE, expected=0.0,
                              measured=norm(call.moved(name) - call.before[name]))  # fmt: skip

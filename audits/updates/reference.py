@@ -87,6 +87,9 @@ def reference_gradient(
     if scale != 1.0:
         for gradients in (weighted, plain or {}):
             gradients.update({n: None if g is None else g / scale for n, g in gradients.items()})
+    if (bound := subject.recipe.expect.get("clip_grad_value")) is not None:
+        for gradients in (weighted, plain or {}):
+            gradients.update({n: None if g is None else g.clamp(-bound, bound) for n, g in gradients.items()})
     own = [weighted[name] for name in phase.parameters]
     norm = total_norm([g for g in own if g is not None])
     limit = phase.recipe.clip_grad_norm if clip_norm is None else clip_norm

@@ -10,6 +10,7 @@ from audits.capture import ties_of
 from audits.outcomes import Outcome, ResultRow
 from audits.recipe import UnknownTensor
 from audits.subject import Subject
+from audits.updates.buffers import declared_shadows
 from audits.updates.hyperparameters import hyperparameter_rows
 from audits.updates.rows import row
 
@@ -170,7 +171,6 @@ def tied_rows(subject: Subject, moment: str) -> list[ResultRow]:
 
 
 def ema_shadows(subject: Subject) -> set[str]:
-    """Return the parameters that are declared EMA shadows: keys of ``expect["ema"]`` are path prefixes or globs."""
-    declared = subject.recipe.expect.get("ema") or {}
-    globs = [g for key in declared for g in (key, f"{key}.*")]
-    return {name for name in subject.parameters if matches(name, globs)}
+    """Return the parameters that are EMA shadows, declared in ``expect["ema"]`` or held by an `AveragedModel`."""
+    prefixes = tuple(prefix for prefix, _, _ in declared_shadows(subject))
+    return {name for name in subject.parameters if prefixes and name.startswith(prefixes)}

@@ -11,6 +11,7 @@ import torch
 from audits.state import ModuleState, RandomState
 from audits.structures import map_tensors
 from audits.subject import LivePhase, Subject
+from audits.updates.buffers import BufferWatch, declared_shadows, tensors_of
 from audits.updates.context import INITIAL_SCALE, StepContext, build_context
 from audits.updates.recorder import Call, OutsideWrite, Recorder
 from audits.updates.reference import Reference, Start, reference_gradient
@@ -32,8 +33,11 @@ class TrainingStep:
         calls: the optimizer steps in order.
         outside: parameters written outside of them.
         clipping: calls of torch's norm clipping, by the phase whose optimizer stepped next.
+        buffers: what BatchNorms were fed.
+        reference_forwards: train-mode forwards of each BatchNorm in the declared losses alone.
+        before: parameters and buffers before the step, where shadows are declared.
         modes: modules that ran in a mode other than the declared one: path -> mode.
-        skipped_by_scaler: phases whose step the loss scaler skipped for an overflow.
+        overflowed: the loss scaler met an overflow and skipped a step.
         error: what the step function raised.
     """
 
@@ -44,7 +48,9 @@ class TrainingStep:
     modes: dict[str, bool] = field(default_factory=dict)
     overflowed: bool = False
     error: Exception | None = None
-    watch: Any = None
+    buffers: BufferWatch | None = None
+    reference_forwards: dict[str, int] = field(default_factory=dict)
+    before: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def of(self, phase: LivePhase) -> list[Call]:
         """Return the calls of one phase."""
@@ -101,6 +107,7 @@ class _Runner:
         self._reference = reference
         self._starts: list[Start] = []
         self._watch = Watch(subject)
+        self._buffers = BufferWatch(subject)
         self.recorder = Recorder(subject, context.optimizers, self._at_the_door)
         self._step_function = None if subject.recipe.step is None else subject.recipe.step.resolve(role="step")
 
@@ -109,7 +116,8 @@ class _Runner:
         self.recorder.begin(number)
         self._starts = [self._start()]
         scale = self.context.scaler.get_scale()
-        with self._watch.listening(), torch.enable_grad():
+        step.before = tensors_of(self.subject.model) if declared_shadows(self.subject) else {}
+        with self._watch.listening(), self._buffers.listening(), torch.enable_grad():
             try:
                 if self._step_function is not None:
                     self._step_function(self.subject.model, self._batch(), self.context)
@@ -121,7 +129,7 @@ class _Runner:
         step.calls, step.outside = self.recorder.calls, self.recorder.outside
         step.modes = dict(self._watch.wrong_modes)
         step.clipping = self._watch.clipping
-        step.watch = self._watch.statistics
+        step.buffers, step.reference_forwards = self._buffers, self._buffers.declared
         step.overflowed = self.context.scaler.get_scale() < scale
         return step
 
@@ -141,9 +149,10 @@ class _Runner:
         found: Reference | None = None
         problem = None
         limit = clipping[0].max_norm if clipping and call.phase.recipe.clip_grad_norm is None else None
-        with self._watch.paused():
+        with self._watch.paused(), self._buffers.counting():
             # The phase's forward began where the last optimizer step ended, or shares what the step drew at its start.
             for start in reversed(self._starts):
+                self._buffers.begin_trial()
                 try:
                     tried = reference_gradient(
                         self.subject, call.phase, start, scale=self.context.scaler.get_scale(), clip_norm=limit
@@ -155,6 +164,7 @@ class _Runner:
                     found = tried
                 if found.same_draws or not found.draws or len(self._starts) == 1:
                     break
+            self._buffers.end_trial()
             self._starts = [self._starts[0], self._start()]
         return Door(found, problem, clipping)
 

@@ -31,7 +31,6 @@ class Watch:
         self._pending: list[ClippingCall] = []
         self.clipping: dict[str, list[ClippingCall]] = {}
         self.wrong_modes: dict[str, bool] = {}
-        self.statistics: Any = None
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:

@@ -28,6 +28,7 @@ class Rule:
         relative: relative error that replaces the eps measure, by dtype, for rules whose own arithmetic is coarser
             than the weights' dtype.
         cosine: least cosine between update and reference, where ``relative`` is coarse.
+        noise: relative scatter that the rule's own coarse arithmetic makes on this very gradient.
         matrices: the rule takes only two-dimensional tensors.
         sparse: the rule takes only sparse gradients.
     """
@@ -37,6 +38,7 @@ class Rule:
     momentum: Options
     relative: Mapping[torch.dtype, float] | None = None
     cosine: float | None = None
+    noise: Callable[[torch.Tensor, torch.Tensor, State, Options], float] | None = None
     matrices: bool = False
     sparse: bool = False
 

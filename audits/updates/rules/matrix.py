@@ -37,13 +37,26 @@ def adafactor(theta: torch.Tensor, gradient: torch.Tensor, state: State, options
     return -alpha * u / max(1.0, float(u.square().mean().sqrt()) / float(options["d"])) + decoupled(theta, options)
 
 
-def muon(theta: torch.Tensor, gradient: torch.Tensor, state: State, options: Options) -> torch.Tensor:
+def muon(
+    theta: torch.Tensor,
+    gradient: torch.Tensor,
+    state: State,
+    options: Options,
+    store: torch.dtype = torch.float64,
+) -> torch.Tensor:
     """Return ``-lr * s * O``, O the Newton-Schulz orthogonalisation of the momentum.
 
     ``b = momentum * b + (1 - momentum) * g`` (torch's code keeps a mean where its documentation prints a sum);
     Nesterov takes ``(1 - momentum) g + momentum b``. ``X = B / max(|B|, eps)``, then ns_steps of
     ``A = X X^T, X = a X + (b A + c A^2) X``. ``s = sqrt(max(1, rows / columns))``, or
     ``0.2 sqrt(max(rows, columns))`` for "match_rms_adamw".
+
+    Args:
+        theta: weights, float64.
+        gradient: as received, float64.
+        state: ``momentum_buffer``.
+        options: the group's options.
+        store: dtype that X is rounded to after every iteration; the published code runs in bfloat16.
 
     Reference: Jordan et al. 2024, Muon; Liu et al. 2025, Muon is scalable for LLM training.
     """
@@ -53,17 +66,30 @@ def muon(theta: torch.Tensor, gradient: torch.Tensor, state: State, options: Opt
     step = (1.0 - momentum) * g + momentum * b if options["nesterov"] else b
     rows, columns = theta.shape
     x = step.T if rows > columns else step
-    x = x / max(float(torch.linalg.vector_norm(x)), float(options["eps"]))
+    x = (x / max(float(torch.linalg.vector_norm(x)), float(options["eps"]))).to(store).double()
     c1, c2, c3 = (float(c) for c in options["ns_coefficients"])
     for _ in range(int(options["ns_steps"])):
         a = x @ x.T
-        x = c1 * x + (c2 * a + c3 * a @ a) @ x
+        x = (c1 * x + (c2 * a + c3 * a @ a) @ x).to(store).double()
     x = x.T if rows > columns else x
     if options.get("adjust_lr_fn") == "match_rms_adamw":
         scale = 0.2 * max(rows, columns) ** 0.5
     else:
         scale = max(1.0, rows / columns) ** 0.5
     return -float(options["lr"]) * scale * x + decoupled(theta, options)
+
+
+def muon_noise(theta: torch.Tensor, gradient: torch.Tensor, state: State, options: Options) -> float:
+    """Return the relative scatter of bfloat16 iterations on this momentum.
+
+    Newton-Schulz lifts small singular values by up to ``c1^ns_steps`` (485), and their rounding with them: a gradient
+    of low rank scatters far more than a random one.
+    """
+    bare = {**options, "weight_decay": 0.0}
+    exact = muon(theta, gradient, dict(state), bare)
+    rounded = muon(theta, gradient, dict(state), bare, torch.bfloat16)
+    size = float(torch.linalg.vector_norm(exact))
+    return float(torch.linalg.vector_norm(rounded - exact)) / size if size else 0.0
 
 
 ADAFACTOR = Rule("Adafactor", adafactor, {})
@@ -74,5 +100,6 @@ MUON = Rule(
     {"momentum": 0.0},
     relative=dict.fromkeys((torch.float64, torch.float32, torch.bfloat16, torch.float16), 0.05),
     cosine=0.995,
+    noise=muon_noise,
     matrices=True,
 )
