@@ -8,6 +8,7 @@ from audits.gradients.certify import Certifier
 from audits.gradients.claims import FINITE_DIFFERENCE
 from audits.gradients.elementwise import check_elements
 from audits.gradients.exact import check_exactly
+from audits.gradients.explain import explain
 from audits.gradients.rows import parameter_row, skipped_row
 from audits.gradients.second_opinion import check_with_gradcheck
 from audits.gradients.verdicts import Verdict
@@ -50,6 +51,8 @@ def _finite_differences(subject: Subject, phase: LivePhase) -> list[ResultRow]:
         try:
             with float64_lane(subject, phase) as problem:
                 verdicts, point = judge(subject, problem, judged)
+                if subject.settings.method != "gradcheck":
+                    verdicts = explain(subject, phase, problem, point, verdicts)
                 rows = [parameter_row(subject, phase, n, verdicts[n], point, problem.lane, dtypes[n]) for n in judged]
         except (LaneError, BranchMismatchError, RuntimeError, NotImplementedError, TypeError, ValueError) as error:
             _log.debug("the float64 lane failed", exc_info=True)

@@ -96,9 +96,10 @@ class Localiser:
                 probes.append(probe)
                 if probe.exceeds:
                     worst = probe if worst is None or probe.residual > worst.residual else worst
-                    if probe.residual >= 2 * ROUNDING_ERROR * slope and self._persists(probe):
+                    if self._persists(probe):
                         confirmed.append(probe)
-                if len(confirmed) == CONFIRMATIONS:
+                clear = all(p.residual > ROUNDING_LIMIT * slope for p in confirmed)
+                if len(confirmed) == CONFIRMATIONS and clear:
                     break
         except BranchMismatchError as error:
             self._inconclusive([name], f"Python branches on a value near theta: {error}", worst)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from audits.gradients.claims import FINITE_DIFFERENCE
-from audits.gradients.verdicts import Verdict
+from audits.gradients.verdicts import Verdict, describe
 from audits.lanes.evaluation import Point, norm
 from audits.outcomes import Lane, Outcome, ResultRow, finite
 from audits.subject import LivePhase, Subject
@@ -34,7 +34,7 @@ def parameter_row(
         gradient_norm=finite(norm(gradient)) if known else None,
         seed=subject.seed,
         cause=verdict.cause,
-        message=verdict.message or _message(name, verdict),
+        message=verdict.message or describe(name, verdict),
         where_to_look=verdict.where_to_look,
     )
 
@@ -44,17 +44,3 @@ def skipped_row(subject: Subject, phase: LivePhase, name: str, cause: str, messa
     return parameter_row(
         subject, phase, name, Verdict(outcome=Outcome.SKIPPED, cause=cause, message=message), None, Lane.FLOAT64, dtype
     )
-
-
-def _message(name: str, verdict: Verdict) -> str:
-    along = "a random direction through all tensors" if verdict.joint else "a random direction"
-    where = f" at a displaced point, along {along}" if verdict.displaced else f" along {along}"
-    if verdict.outcome is Outcome.FAIL and verdict.measured is not None and verdict.expected is not None:
-        text = f"the gradient of {name!r} is wrong: autograd gives {verdict.measured:.6g}{where}"
-        return f"{text}, the loss's derivative is {verdict.expected:.6g} (bound {verdict.threshold:.2g})"
-    if verdict.outcome is Outcome.PASS:
-        limit = f"; an error of {verdict.limit:.1e} relative would have shown" if verdict.limit is not None else ""
-        return f"the gradient of {name!r} is the loss's derivative{where}{limit}"
-    if verdict.limit is not None:
-        return f"the gradient of {name!r} is too small to resolve: an error below {verdict.limit:.1e} would not show"
-    return f"cannot judge {name!r}: {verdict.cause}"

@@ -34,3 +34,18 @@ class Verdict:
     cause: str | None = None
     message: str = ""
     where_to_look: str | None = None
+
+
+def describe(name: str, verdict: Verdict) -> str:
+    """Say in a sentence what was found, for verdicts that bring no message of their own."""
+    along = "a random direction through all tensors" if verdict.joint else "a random direction"
+    where = f" at a displaced point, along {along}" if verdict.displaced else f" along {along}"
+    if verdict.outcome is Outcome.FAIL and verdict.measured is not None and verdict.expected is not None:
+        text = f"the gradient of {name!r} is wrong: autograd gives {verdict.measured:.6g}{where}"
+        return f"{text}, the loss's derivative is {verdict.expected:.6g} (bound {verdict.threshold:.2g})"
+    if verdict.outcome is Outcome.PASS:
+        limit = f"; an error of {verdict.limit:.1e} relative would have shown" if verdict.limit is not None else ""
+        return f"the gradient of {name!r} is the loss's derivative{where}{limit}"
+    if verdict.limit is not None:
+        return f"the gradient of {name!r} is too small to resolve: an error below {verdict.limit:.1e} would not show"
+    return f"cannot judge {name!r}: {verdict.cause}"

@@ -7,7 +7,6 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
@@ -39,6 +38,7 @@ class Problem:
         before: puts back whatever an evaluation changes by itself, and seeds.
         tape: the noise to play back.
         lane: the arithmetic it runs in.
+        at_point: called before the first evaluation at a new theta.
     """
 
     tensors: Tensors
@@ -46,7 +46,7 @@ class Problem:
     before: Callable[[], None]
     tape: Tape = field(default_factory=Tape)
     lane: Lane = Lane.FLOAT64
-    watch: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
+    at_point: Callable[[], None] | None = None
 
     @property
     def roundoff(self) -> float:
@@ -82,6 +82,7 @@ class Point:
         else:
             self._original = self._theta
         self._moved: set[str] = set(self._theta)
+        self._mutates = False
         self.program = Program()
         self.value = self._record()
         self.gradients, self.analytic_value = self._differentiate()
@@ -152,6 +153,22 @@ class Point:
             return self._number(value)
 
     def _record(self) -> float:
+        if self.problem.at_point is not None:
+            self.problem.at_point()
+        value = self._record_once()
+        changed = [n for n, t in self.problem.tensors.items() if not torch.equal(as_real(t.data), self._theta[n])]
+        if changed:
+            # The forward rewrites parameters itself (an embedding's max_norm): autograd's gradient is taken at what it
+            # leaves behind, so that is the point.
+            if self._original is self._theta:
+                self._original = dict(self._theta)
+            self._theta |= {n: as_real(self.problem.tensors[n].data).clone() for n in changed}
+            self._mutates = True
+            value = self._record_once()
+        return value
+
+    def _record_once(self) -> float:
+        self._moved = set(self._theta)
         self._place({}, 0.0)
         self.problem.before()
         program = Program()
@@ -160,9 +177,6 @@ class Point:
             loss = self.problem.loss()
         value = self._number(loss)
         self.program = program
-        self._mutates = any(not torch.equal(as_real(t.data), self._theta[n]) for n, t in self.problem.tensors.items())
-        if self._mutates:
-            self._moved = set(self._theta)
         return value
 
     def _differentiate(
@@ -211,7 +225,7 @@ class Point:
         self.evaluations += 1
         if self.problem.lane is Lane.FLOAT64 and loss.dtype is not torch.float64:
             raise LaneError(f"the loss stays {loss.dtype} in the float64 lane")
-        if getattr(self, "_mutates", False):
+        if self._mutates:
             self._moved = set(self._theta)
         return float(loss.detach())
 

@@ -79,7 +79,9 @@ class Recording(TorchDispatchMode):
                 action = ReplayRule(rule, decision, self._lift)
             else:
                 result = func(*args, **kwargs)
-                if takes_decision(known, args, kwargs, result):
+                if known.base == "embedding_renorm":
+                    action = skipped_call  # under no_grad: autograd differentiates at what it left behind
+                elif takes_decision(known, args, kwargs, result):
                     program.frozen.add(known.base)
                     action = ReplayResult(result)
         if self._lift:
@@ -153,6 +155,11 @@ def taped_call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], cursor:
     """Draw, and put the tape's values in place."""
     args, kwargs, _ = lift_call(func, args, kwargs)
     return cursor.call(func, args, kwargs)
+
+
+def skipped_call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], cursor: TapeCursor) -> Any:
+    """Leave an in-place operator out."""
+    return args[0]
 
 
 class ReplayResult:

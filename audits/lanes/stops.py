@@ -1,0 +1,160 @@
+"""Stop-gradients: values that depend on the parameters and that autograd is told to hold constant.
+
+`detach()`, `.data`, Python-level `no_grad` and floating `.item()` make the loss depend on a parameter in a way no
+gradient shows. Holding exactly those values at theta makes the finite difference the derivative autograd means: when
+that agrees, the stop-gradient is the cause. The C++ no-grad inside `autograd.Function.forward` is not a stop-gradient.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import _disable_current_modes
+
+from audits.lanes.watching import FunctionDepth, ModuleStack
+
+_DETACH: frozenset[Any] = frozenset(
+    {torch.Tensor.detach, torch.Tensor.detach_, torch.detach, torch.Tensor.data.__get__}  # type: ignore[attr-defined]
+)
+_TO_PYTHON: frozenset[Any] = frozenset(
+    {torch.Tensor.item, torch.Tensor.tolist, torch.Tensor.__float__, torch.Tensor.numpy, torch.Tensor.__array__}
+)
+
+_TORCH = os.path.dirname(torch.__file__) + os.sep
+_BUILT_IN = os.path.join(_TORCH, "nn") + os.sep
+#: Frames between the caller and the mode: they carry the call, they do not decide on it.
+_CARRIERS = tuple(
+    os.path.join(_TORCH, name) for name in ("overrides.py", "_tensor.py", "nn/functional.py", "utils/_contextlib.py")
+)
+
+
+@dataclass(frozen=True)
+class StopSite:
+    """One place where a value is held constant.
+
+    Attributes:
+        kind: ``detach``, ``no_grad`` or ``item``.
+        path: the module it happens in, ``loss`` outside of all.
+        label: the same for people.
+        built_in: whether torch's own module does it (spectral_norm's power iteration).
+    """
+
+    kind: str
+    path: str
+    label: str
+    built_in: bool
+
+    def declared(self, scopes: tuple[str, ...]) -> bool:
+        """Whether the recipe declares this place, or a module around it."""
+        return any(self.path == scope or self.path.startswith(f"{scope}.") for scope in scopes)
+
+
+class StopGradients:
+    """Record the stop-gradients of one forward and hold some of them at their recorded values in the next ones."""
+
+    def __init__(self, model: nn.Module, frozen: Callable[[StopSite], bool]) -> None:
+        self.sites: list[StopSite] = []
+        self._values: list[Any] = []
+        self._frozen = frozen
+        self._stack = ModuleStack(model)
+        self._functions = FunctionDepth()
+        self._recording = True
+
+    def at_point(self) -> None:
+        """Record in the next evaluation."""
+        self._recording = True
+
+    @contextlib.contextmanager
+    def active(self) -> Iterator[None]:
+        """Evaluate once, recording or holding."""
+        recording, self._recording = self._recording, False
+        if recording:
+            self.sites, self._values = [], []
+        with self._stack.watching(), self._functions.watching(), _Mode(self, recording):
+            yield
+
+    def met(self, position: int, kind: str, result: Any, target: Any, recording: bool) -> Any:
+        """Record a site's value, or return the held one."""
+        if recording:
+            self.sites.append(StopSite(kind, self._stack.path, self._stack.label(self._stack.path), _is_built_in()))
+            self._values.append(_copied(result))
+        if position >= len(self.sites) or self.sites[position].kind != kind or not self._frozen(self.sites[position]):
+            return result
+        held = _copied(self._values[position])
+        if target is not None and isinstance(held, torch.Tensor):
+            target.copy_(held)
+            return target
+        return held
+
+    @property
+    def inside_function(self) -> bool:
+        """Whether an autograd.Function's forward is running."""
+        return self._functions.depth > 0
+
+
+class _Mode(TorchFunctionMode):
+    def __init__(self, stops: StopGradients, recording: bool) -> None:
+        super().__init__()
+        self._stops = stops
+        self._recording = recording
+        self._position = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        if self._stops.inside_function:
+            return result
+        target = None
+        if func in _DETACH:
+            kind = "detach"
+        elif func in _TO_PYTHON:
+            kind = "item"
+        elif not torch.is_grad_enabled():
+            kind = "no_grad"
+            target = kwargs.get("out")
+            if target is None and args and result is args[0]:
+                target = result
+        else:
+            return result
+        if not _is_floating(result):
+            return result
+        position, self._position = self._position, self._position + 1
+        # what is copied here is no part of the forward: the dispatch modes must not see it
+        with torch.no_grad(), _disable_current_modes():
+            return self._stops.met(position, kind, result, target, self._recording)
+
+
+def _is_floating(value: Any) -> bool:
+    if isinstance(value, torch.Tensor):
+        return value.is_floating_point() or value.is_complex()
+    if isinstance(value, (list, tuple)):
+        return any(_is_floating(item) for item in value)
+    return isinstance(value, float) or type(value).__name__ == "ndarray"
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone()
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_copied(item) for item in value))
+    if isinstance(value, (list, tuple)):
+        return type(value)(_copied(item) for item in value)
+    return value.copy() if type(value).__name__ == "ndarray" else value
+
+
+def _is_built_in() -> bool:
+    frame: Any = sys._getframe(1)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if name != __file__ and not name.startswith(_CARRIERS):
+            return bool(name.startswith(_BUILT_IN))
+        frame = frame.f_back
+    return False

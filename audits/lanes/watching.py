@@ -1,0 +1,87 @@
+"""Where in the model an evaluation is: the module being run, the custom autograd Functions being applied."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules import module as module_hooks
+
+#: How sites outside every module of the model are named: in the loss function itself.
+LOSS_PATH = "loss"
+
+CallObserver = Callable[[type, tuple[Any, ...], dict[str, Any]], None]
+
+
+class ModuleStack:
+    """The paths of the modules whose forwards are running, innermost last."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._paths = {id(module): path for path, module in model.named_modules()}
+        self._modules = dict(model.named_modules())
+        self._stack: list[str] = []
+
+    @property
+    def path(self) -> str:
+        """The innermost module's path, ``loss`` outside of all."""
+        return self._stack[-1] if self._stack else LOSS_PATH
+
+    def label(self, path: str) -> str:
+        """Return ``Class (path)``."""
+        module = self._modules.get(path)
+        if path == LOSS_PATH or module is None:
+            return "the loss function"
+        return f"{type(module).__name__} ({path})" if path else type(module).__name__
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """Follow the forwards."""
+
+        def enter(module: nn.Module, _: Any) -> None:
+            path = self._paths.get(id(module))
+            self._stack.append(self.path if path is None else path)
+
+        def leave(module: nn.Module, _: Any, __: Any) -> None:
+            if self._stack:
+                self._stack.pop()
+
+        self._stack.clear()
+        before = module_hooks.register_module_forward_pre_hook(enter)
+        after = module_hooks.register_module_forward_hook(leave, always_call=True)
+        try:
+            yield
+        finally:
+            before.remove()
+            after.remove()
+            self._stack.clear()
+
+
+class FunctionDepth:
+    """How many custom `torch.autograd.Function.apply` are running."""
+
+    def __init__(self) -> None:
+        self.depth = 0
+
+    @contextlib.contextmanager
+    def watching(self, observe: CallObserver | None = None) -> Iterator[None]:
+        """Count, and show every outermost call to ``observe``."""
+        original = torch.autograd.Function.__dict__["apply"]
+        outer = self
+
+        def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
+            if observe is not None and outer.depth == 0:
+                observe(cls, args, kwargs)
+            outer.depth += 1
+            try:
+                return original.__func__(cls, *args, **kwargs)
+            finally:
+                outer.depth -= 1
+
+        torch.autograd.Function.apply = classmethod(apply)  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            torch.autograd.Function.apply = original  # type: ignore[method-assign]
