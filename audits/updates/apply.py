@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,9 @@ from audits.updates.rules import RULES, Rule, State
 
 #: State that is one number per parameter; everything else has the shape of (part of) the weights.
 COUNTERS = ("step", "eta", "mu", "mu_product")
+
+#: Code that is not torch's may well compute in float32 whatever the weights are: as NAdam's float32 scalars.
+FOREIGN_TOLERANCE = 1e-6
 
 
 def rule_for(subject: Subject, phase: LivePhase) -> Rule | None:
@@ -30,7 +34,10 @@ def rule_for(subject: Subject, phase: LivePhase) -> Rule | None:
                 return RULES.get(ancestor.__name__)
             break
     declared = expected_class_name(subject.recipe.expect.get("optimizer"), phase.name)
-    return RULES.get(declared or "") or RULES.get(cls.__name__)
+    rule = RULES.get(declared or "") or RULES.get(cls.__name__)
+    if rule is None:
+        return None
+    return dataclasses.replace(rule, relative={torch.float64: FOREIGN_TOLERANCE, **(rule.relative or {})})
 
 
 def is_lbfgs(phase: LivePhase) -> bool:

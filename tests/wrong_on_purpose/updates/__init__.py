@@ -1,0 +1,1 @@
+"""Training steps that are wrong on purpose, each beside its correct twin."""
