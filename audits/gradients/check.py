@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 
 from audits.gradients.certify import Certifier
-from audits.gradients.claims import FINITE_DIFFERENCE
+from audits.gradients.claims import FINITE_DIFFERENCE, INPUT
 from audits.gradients.elementwise import check_elements
 from audits.gradients.exact import check_exactly
 from audits.gradients.explain import explain
+from audits.gradients.inputs import check_inputs
 from audits.gradients.rows import parameter_row, skipped_row
 from audits.gradients.second_opinion import check_with_gradcheck
 from audits.gradients.verdicts import Verdict
@@ -36,6 +37,8 @@ def check_gradients(subject: Subject) -> list[ResultRow]:
     for phase in subject.phases:
         if settings.wants_check(FINITE_DIFFERENCE.name):
             rows += _finite_differences(subject, phase)
+        if settings.wants_check(INPUT.name):
+            rows += check_inputs(subject, phase)
     subject.reset()
     return rows
 

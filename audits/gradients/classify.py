@@ -26,7 +26,8 @@ def jvp_agrees(model: nn.Module, problem: Problem, direction: Tensors, expected:
     Forward mode is no independent oracle (a detached value has no tangent either), so it only sorts a failure: agreement
     points to a detached value or a stop-gradient, disagreement to a backward formula.
     """
-    if any(t.is_complex() for t in problem.tensors.values()):
+    owned = dict(model.named_parameters())
+    if any(t.is_complex() or owned.get(name) is not t for name, t in problem.tensors.items()):
         return None
     problem.before()
     try:

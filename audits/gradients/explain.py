@@ -211,7 +211,7 @@ def _between(
     subject: Subject, problem: Problem, point: Point, failing: Mapping[str, Verdict], graph: LossGraph
 ) -> dict[str, Verdict]:
     root = root_of(list(failing), graph)
-    owner = subject.owner(root).label
+    owner = subject.owner(root).label if root in subject.parameters else "the batch"
     hooks = backward_hooks(subject.model, problem)
     prober = Prober(point, subject.seed + 5)
     direction = prober.direction(prober.scales(list(failing), FIRST_STEP))
@@ -223,7 +223,7 @@ def _between(
         None: "",
     }[agrees]
     element = None
-    if len(failing) <= SINGLE_ELEMENT_TENSORS and subject.parameters[root].numel() > 1:
+    if len(failing) <= SINGLE_ELEMENT_TENSORS and problem.tensors[root].numel() > 1:
         element = single_wrong_element(prober, root, FIRST_STEP)
         point.restore()
     explained = {}

@@ -39,6 +39,8 @@ class Problem:
         tape: the noise to play back.
         lane: the arithmetic it runs in.
         at_point: called before the first evaluation at a new theta.
+        dtypes: the tensors' dtypes before the lane lifted them.
+        asked: names of batch tensors whose gradient the recipe's batch asks for (``requires_grad``).
     """
 
     tensors: Tensors
@@ -47,6 +49,8 @@ class Problem:
     tape: Tape = field(default_factory=Tape)
     lane: Lane = Lane.FLOAT64
     at_point: Callable[[], None] | None = None
+    dtypes: Mapping[str, str] = field(default_factory=dict)
+    asked: frozenset[str] = frozenset()
 
     @property
     def roundoff(self) -> float:

@@ -15,12 +15,14 @@ from audits.lanes.program import TapeOnly
 from audits.lanes.tape import Tape
 from audits.outcomes import Lane
 from audits.state import ModuleState, seed_everything
-from audits.structures import map_tensors
+from audits.structures import map_tensors, tensors_in
 from audits.subject import LivePhase, Subject
 
 
 @contextlib.contextmanager
-def float64_lane(subject: Subject, phase: LivePhase, *, lane: Lane = Lane.FLOAT64) -> Iterator[Problem]:
+def float64_lane(
+    subject: Subject, phase: LivePhase, *, lane: Lane = Lane.FLOAT64, inputs: bool = False
+) -> Iterator[Problem]:
     """Lend the phase's loss as a float64 function of the phase's own parameters.
 
     The model's parameters and buffers keep their identity and get float64 storage (never a copy of the model: patched
@@ -30,6 +32,7 @@ def float64_lane(subject: Subject, phase: LivePhase, *, lane: Lane = Lane.FLOAT6
         subject: the open subject.
         phase: whose loss, and whose optimizer's parameters.
         lane: ``FLOAT32`` keeps the model's own dtypes, for models without float64 kernels.
+        inputs: make it a function of the batch's floating tensors (named ``<batch x>``) instead.
 
     Yields:
         The problem.
@@ -38,6 +41,7 @@ def float64_lane(subject: Subject, phase: LivePhase, *, lane: Lane = Lane.FLOAT6
         LaneError: the native loss is not finite.
     """
     tape = _native_tape(subject, phase)
+    dtypes = {name: str(parameter.dtype) for name, parameter in phase.parameters.items()}
     previous = torch.get_default_dtype()
     try:
         subject.reset()
@@ -50,15 +54,25 @@ def float64_lane(subject: Subject, phase: LivePhase, *, lane: Lane = Lane.FLOAT6
             for weight, batch in subject.micro_batches(phase)
         ]
 
+        tensors: dict[str, torch.Tensor] = dict(phase.parameters)
+        asked: frozenset[str] = frozenset()
+        if inputs:
+            native = subject.micro_batches(phase)
+            dtypes = {_input_name(i, p, len(native)): str(t.dtype) for i, p, t in _inputs(native)}
+            asked = frozenset(_input_name(i, p, len(native)) for i, p, t in _inputs(native) if t.requires_grad)
+            batches = [(weight, map_tensors(batch, _leaf)) for weight, batch in batches]
+            tensors = {_input_name(i, p, len(batches)): t for i, p, t in _inputs(batches)}
+
         def before() -> None:
             state.restore()
             seed_everything(subject.seed)
 
         def loss() -> torch.Tensor:
-            return weighted_loss(subject, phase, batches)
+            given = [(w, map_tensors(b, _used)) for w, b in batches] if inputs else batches
+            return weighted_loss(subject, phase, given)
 
         with _plain_kernels():
-            yield Problem(dict(phase.parameters), loss, before, tape, lane)
+            yield Problem(tensors, loss, before, tape, lane, dtypes=dtypes, asked=asked)
     finally:
         torch.set_default_dtype(previous)
         for parameter in subject.model.parameters():
@@ -75,6 +89,30 @@ def weighted_loss(subject: Subject, phase: LivePhase, batches: list[tuple[float,
         total = value if total is None else total + value
     assert total is not None
     return total.reshape(()) if total.dim() else total
+
+
+def _inputs(batches: list[tuple[float, Any]]) -> Iterator[tuple[int, str, torch.Tensor]]:
+    for i, (_, batch) in enumerate(batches):
+        for path, tensor in tensors_in(batch):
+            if _differentiable(tensor):
+                yield i, path, tensor
+
+
+def _input_name(position: int, path: str, count: int) -> str:
+    return f"<batch {path}>" if count == 1 else f"<batch {position} {path}>"
+
+
+def _differentiable(tensor: torch.Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def _leaf(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().clone().requires_grad_() if _differentiable(tensor) else tensor
+
+
+def _used(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a copy the forward may change in place, which a leaf must not be."""
+    return tensor.clone() if tensor.requires_grad else tensor
 
 
 def _native_tape(subject: Subject, phase: LivePhase) -> Tape:
