@@ -120,7 +120,10 @@ def batch_norm_rows(
             function should run (it may share a forward between phases). None where the step is our own.
     """
     check = "buffers.batch-norm"
+    shadows = tuple(prefix for prefix, _, _ in declared_shadows(subject))
     for path, expected in watch.statistics.items():
+        if shadows and f"{path}.".startswith(shadows):
+            continue  # a shadow's statistics are copied or averaged, not its own
         module: Any = subject.model.get_submodule(path)
         label = f"{type(module).__name__} ({path})"
         eps = torch.finfo(module.running_mean.dtype).eps

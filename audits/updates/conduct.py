@@ -13,7 +13,7 @@ from audits.updates.registration import ema_shadows, holders, matches
 from audits.updates.rows import norm, row
 from audits.updates.steps import Door, TrainingStep
 
-#: Gradients of two phases with a cosine below this oppose each other: one phase undoes what the other does.
+#: Gradients of two phases with a cosine below this are said to oppose each other; nothing is judged by it.
 OPPOSED = -0.5
 
 
@@ -114,31 +114,28 @@ def _isolation(subject: Subject, step: TrainingStep) -> Iterator[ResultRow]:
 def _foreign(subject: Subject, step: TrainingStep, call: Call) -> Iterator[tuple[str, tuple[Outcome, str]]]:
     """Yield the parameters that this phase holds and that belong to another phase.
 
-    A parameter that two optimizers hold belongs to the phase that holds nothing else of its own; the other phase has
-    reached too far when its loss gives the parameter no gradient (decay, momentum or left-over gradients move it) or
-    opposes the owner's. Two phases that both train a parameter in directions that do not oppose may mean it: a warning
-    asks for a declaration.
+    A parameter belongs to one phase, unless it is declared ``shared``. Of several optimizers that hold it, that of the
+    phase which holds nothing else of its own is the owner's; the others reach too far. Where that does not tell (or
+    for an assumed recipe), nobody knows who is meant, and both phases are named.
     """
     held, declared = holders(subject), subject.recipe.expect.get("shared")
+    assumed = "optimizer" in subject.recipe.assumed
     for name in dict.fromkeys(call.options):
         others = [p for p in held[name] if p != call.phase.name]
         if not others or matches(name, declared):
             continue
         if not _has_exclusive(held, call.phase.name) and all(_has_exclusive(held, other) for other in others):
             continue  # this phase is the owner: the others are judged
-        reached = _gradient(call, name) is not None
         against = [c for c in step.calls if c.phase.name in others]
         cosine = min((_cosine(call, c, held) for c in against), default=0.0)
         moved = " and moved it" if name in call.after else ""
-        also = (
-            f"{name} is in the optimizer of phase {call.phase.name!r}{moved}; it belongs to phase {', '.join(others)}"
-        )
-        if not reached:
-            yield name, (Outcome.FAIL, f"{also}: the loss of {call.phase.name!r} does not even depend on it")
+        message = f"{name} is in the optimizer of phase {call.phase.name!r}{moved}; it belongs to phase {', '.join(others)}"
+        if _gradient(call, name) is None:
+            message += f": the loss of {call.phase.name!r} does not even depend on it"
         elif cosine < OPPOSED:
-            yield name, (Outcome.FAIL, f"{also}, whose gradient it opposes (cosine {cosine:.2f})")
-        else:
-            yield name, (Outcome.WARN, f"{also} as well: declare expect={{'shared': [{name!r}]}} if that is meant")
+            message += f", whose gradient it opposes (cosine {cosine:.2f})"
+        message += f"; if both are meant to train it, declare expect={{'shared': [{name!r}]}}"
+        yield name, (Outcome.INCONCLUSIVE if assumed else Outcome.FAIL, message)
 
 
 def _has_exclusive(held: dict[str, tuple[str, ...]], phase: str) -> bool:

@@ -23,6 +23,9 @@ THRESHOLDS: Mapping[torch.dtype, float] = {
 #: A gradient that is pure cancellation (a bias before BatchNorm) is noise of the size of its neighbours' rounding.
 FLOOR = 0.01
 
+#: Elements from which two directions that agree cannot agree by chance.
+ENOUGH = 16
+
 #: Gradients with a cosine above 1 minus this differ in scale only.
 PARALLEL = 1e-3
 
@@ -117,7 +120,7 @@ def explain_gradient(
         factor = float(a @ b) / size
         cosine = float(a @ b) / (size * float(a @ a)) ** 0.5
         if abs(cosine) > 1 - PARALLEL:
-            return _scale(call, factor), True
+            return _scale(call, factor), a.numel() >= ENOUGH
     for text, leftover in _leftovers(steps, call, name):
         rest = a - b - to_double(leftover).reshape(-1)
         if rms(rest) <= 0.05 * rms(a - b):

@@ -302,8 +302,12 @@ def _(wrong: bool) -> Built:
 @fault("learning rate too high to stay finite", "precision", "gpt", "update.finite", "block.up.weight")
 def _(wrong: bool) -> Built:
     model, batch = models.gpt()
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e39 if wrong else 0.1)
-    return _supervised(model, batch, models.next_token, optimizer)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e20 if wrong else 0.1)
+
+    def loss(m: Any, b: Any) -> torch.Tensor:
+        return models.next_token(m, b) * (1e20 if wrong else 1.0)
+
+    return _supervised(model, batch, loss, optimizer)
 
 
 @fault("loss not finite", "step", "vae", "step.loss-finite")
