@@ -83,6 +83,7 @@ def run_child(request: dict[str, Any], folder: Path, limits: Limits) -> ChildEnd
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONUNBUFFERED": "1",
         "PYTHONSAFEPATH": "1",
+        "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait starve every other audit on the machine
         "PYTHONPATH": _own_root(),
         "MPLBACKEND": "Agg",
     }
