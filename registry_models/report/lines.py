@@ -55,6 +55,12 @@ class ParameterLine:
         return self.update_norm / self.parameter_norm
 
     @property
+    def within(self) -> tuple[str, str]:
+        """The name in two parts: the group's, with its dot, and the rest."""
+        prefix = f"{self.group}." if self.name.startswith(f"{self.group}.") else ""
+        return prefix, self.name.removeprefix(prefix)
+
+    @property
     def worst(self) -> Outcome:
         """The worst outcome of the line; a parameter about which nothing was judged is skipped."""
         said = [outcome for outcome in (self.gradient, self.update, self.other) if outcome is not None]

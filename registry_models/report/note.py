@@ -39,7 +39,7 @@ def render_markdown(report: AuditReport, *, links: Mapping[str, str]) -> str:
     if skipped:
         reasons = [f"- {escape_markdown(item['check'])}: {_short(item['reason'])}" for item in skipped[:NAMED_REASONS]]
         if len(skipped) > NAMED_REASONS:
-            reasons.append(f"- and {plural(len(skipped) - NAMED_REASONS, 'more')}".replace("mores", "more"))
+            reasons.append(f"- and {len(skipped) - NAMED_REASONS:,} more")
         paragraphs.append("**Not checked**\n\n" + "\n".join(reasons))
     if links:
         paragraphs.append(" · ".join(f"[{escape_markdown(text)}]({_address(to)})" for text, to in links.items()))

@@ -56,7 +56,7 @@ class Page:
     parts: list[Group]
     claims: list[ResultRow]
     unlisted_claims: int
-    not_checked: list[dict[str, str]]
+    not_checked: list[tuple[str, str, list[str]]]
     unresolved: tuple[str, ...]
     anchors: Mapping[str, str]
     changes: list[Change] | None
@@ -101,7 +101,7 @@ def page_of(
         parts=_parts(lines),
         claims=claims[:LISTED_CLAIMS],
         unlisted_claims=max(0, len(claims) - LISTED_CLAIMS),
-        not_checked=report.not_checked,
+        not_checked=_not_checked(report.rows),
         unresolved=report.coverage_of.unresolved,
         anchors=anchors,
         changes=None if changes is None else sorted(changes, key=lambda change: _KINDS.index(change.kind)),
@@ -142,6 +142,23 @@ def _subject(report: AuditReport) -> str:
     identity = report.identity
     name = one_line(identity.model_name) or "The model"
     return f"{name} v{identity.model_version}" if identity.model_version is not None else name
+
+
+def _not_checked(rows: Sequence[ResultRow]) -> list[tuple[str, str, list[str]]]:
+    """Return what was skipped as (check, reason, parameters), each reason once.
+
+    Rows of one check and cause share a reason; a reason that only one row has is said in that row's own sentence.
+    """
+    grouped: dict[tuple[str, str], list[ResultRow]] = {}
+    for row in rows:
+        if row.outcome is Outcome.SKIPPED:
+            grouped.setdefault((row.check, row.cause or row.message), []).append(row)
+    reasons = []
+    for (check, reason), members in grouped.items():
+        sentences = {row.message for row in members if row.message}
+        names = list(dict.fromkeys(row.parameter for row in members if row.parameter))
+        reasons.append((check, sentences.pop() if len(sentences) == 1 else reason, names))
+    return reasons
 
 
 def _counts(outcomes: Sequence[Outcome]) -> tuple[tuple[Outcome, int], ...]:

@@ -13,11 +13,14 @@ from registry_models.report.scale import LogScale
 from registry_models.report.text import clean, shortened
 
 WIDTH, LEFT, RIGHT = 1000, 58, 10
-PANEL, GAP, TOP, BOTTOM = 132, 44, 56, 34
+PANEL, GAP, TOP, BOTTOM = 132, 48, 84, 34
 SPAN = WIDTH - LEFT - RIGHT
 
-#: Failing tensors that are named in the picture; all of them have a line.
+#: Failing tensors that are named in the picture.
 NAMED = 3
+
+#: With more failing tensors than this their lines would only redden the picture; the crosses remain.
+LINED = 60
 
 
 @dataclass(frozen=True)
@@ -87,8 +90,10 @@ def _failures(lines: Sequence[ParameterLine], height: int) -> str:
     failed = [line for line in lines if line.worst is Outcome.FAIL]
     if not failed:
         return ""
-    path = "".join(f"M{_x(line.index, len(lines)):.1f} {TOP - 10}V{height - BOTTOM}" for line in failed)
-    parts = [f'<path class="failing" d="{path}"/>']
+    parts = []
+    if len(failed) <= LINED:
+        path = "".join(f"M{_x(line.index, len(lines)):.1f} {TOP - 10}V{height - BOTTOM}" for line in failed)
+        parts.append(f'<path class="failing" d="{path}"/>')
     for position, line in enumerate(failed[:NAMED]):
         x, y = _x(line.index, len(lines)), 13 + 14 * (NAMED - 1 - position)
         end = x > LEFT + SPAN * 0.6
