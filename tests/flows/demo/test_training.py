@@ -19,11 +19,6 @@ from registry_models.recipe_files import read_recipe, write_recipe
 MAXIMUM_PARAMETERS = 150_000
 
 
-@pytest.fixture(scope="module")
-def trained():
-    return {version.label: version.train() for version in DEMO_VERSIONS}
-
-
 @pytest.fixture
 def few_steps(monkeypatch):
     for module in (digits_classifier, digits_gan, char_gpt, frozen_features):
