@@ -74,7 +74,8 @@ class Recorder:
         self._at_the_door = at_the_door
         self._depth = dict.fromkeys(optimizers, 0)
         self._open: dict[str, Call] = {}
-        self._shadow: Tensors = {}
+        self.shadow: Tensors = {}
+        self.at_start: Tensors = {}
         self.step = 0
         self.calls: list[Call] = []
         self.outside: list[OutsideWrite] = []
@@ -99,8 +100,9 @@ class Recorder:
         self.calls, self.outside = [], []
         self._depth = dict.fromkeys(self._depth, 0)
         self._open = {}
-        if not self._shadow:
-            self._shadow = snapshot(self._subject.parameters)
+        if not self.shadow:
+            self.shadow = snapshot(self._subject.parameters)
+        self.at_start = dict(self.shadow)
 
     def end(self) -> None:
         """Finish a training step: whatever changed since the last call was written outside."""
@@ -108,10 +110,10 @@ class Recorder:
 
     def _changed(self) -> tuple[Tensors, list[str]]:
         """Bring the shadow up to date; return (the old values, names that differ)."""
-        names = [n for n, p in self._subject.parameters.items() if not same_bits(p, self._shadow[n])]
-        old = {n: self._shadow[n] for n in names}
+        names = [n for n, p in self._subject.parameters.items() if not same_bits(p, self.shadow[n])]
+        old = {n: self.shadow[n] for n in names}
         for n in names:
-            self._shadow[n] = self._subject.parameters[n].detach().clone()
+            self.shadow[n] = self._subject.parameters[n].detach().clone()
         return old, names
 
     def _look_outside(self, before_phase: str | None) -> None:
@@ -127,7 +129,7 @@ class Recorder:
             call = Call(
                 phase=phase,
                 step=self.step,
-                before=dict(self._shadow),
+                before=dict(self.shadow),
                 gradients=self._gradients(optimizer),
                 options=self._options(optimizer),
                 state_before=self._state(optimizer),
@@ -151,7 +153,7 @@ class Recorder:
             call = self._open.pop(phase.name)
             old, names = self._changed()
             call.before |= old
-            call.after = {name: self._shadow[name] for name in names}
+            call.after = {name: self.shadow[name] for name in names}
             call.state_after = self._state(optimizer)
             self.calls.append(call)
 

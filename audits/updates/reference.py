@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -39,10 +39,11 @@ class Reference:
 
 @dataclass(frozen=True)
 class Start:
-    """Where a phase's forward may have started from: random generators and buffers."""
+    """Where a phase's forward may have started from: random generators, buffers, and weights if not the present ones."""
 
     random: RandomState
     modules: ModuleState
+    weights: Mapping[str, torch.Tensor] | None = None
 
 
 def reference_gradient(
@@ -69,7 +70,7 @@ def reference_gradient(
     try:
         start.modules.restore()
         start.random.restore()
-        with _as_in_training(subject):
+        with _weights(subject, start.weights), _as_in_training(subject):
             batches = subject.micro_batches(phase)
             for weight, batch in batches:
                 loss = phase.call_loss(subject.model, batch)
@@ -109,9 +110,30 @@ def reference_gradient(
 
 
 @contextlib.contextmanager
-def _as_in_training(subject: Subject) -> Iterator[None]:
-    with torch.enable_grad(), torch.autocast(subject.device.type, enabled=False), subject.autocast():
+def _weights(subject: Subject, weights: Mapping[str, torch.Tensor] | None) -> Iterator[None]:
+    """Lend the model other weights."""
+    present = {n: subject.parameters[n].detach().clone() for n in weights or {}}
+    try:
+        for name, value in (weights or {}).items():
+            subject.parameters[name].data.copy_(value)
         yield
+    finally:
+        for name, value in present.items():
+            subject.parameters[name].data.copy_(value)
+
+
+@contextlib.contextmanager
+def _as_in_training(subject: Subject) -> Iterator[None]:
+    """Evaluate as the step does; a step may have switched a phase's gradients off for the while (a GAN's)."""
+    switched_off = [p for n in subject.trainable if not (p := subject.parameters[n]).requires_grad]
+    for parameter in switched_off:
+        parameter.requires_grad_(True)
+    try:
+        with torch.enable_grad(), torch.autocast(subject.device.type, enabled=False), subject.autocast():
+            yield
+    finally:
+        for parameter in switched_off:
+            parameter.requires_grad_(False)
 
 
 def _add(total: Gradients, names: tuple[str, ...], found: tuple[torch.Tensor | None, ...], factor: float) -> None:

@@ -170,7 +170,7 @@ class _Runner:
                     distance += 0.0 if tried.same_draws else UNLIKE
                 if found is None or distance < nearest:
                     found, nearest = tried, distance
-                if nearest <= AGREED or not tried.draws:
+                if nearest <= AGREED or (not tried.draws and not self.recorder.calls):
                     break
             self._buffers.end_trial()
             self._starts = [self._starts[0], self._start()]
@@ -185,24 +185,36 @@ class _Runner:
                 yield door.reference.gradients
 
     def _candidates(self, phase: LivePhase) -> Iterator[Start]:
-        """Yield where the phase's forward may have drawn its random numbers from, likeliest first.
+        """Yield where the phase's forward may have started from, likeliest first.
 
         Where the last optimizer step ended; at the start of the training step, for draws that phases share; after the
-        losses of phases whose optimizers have not stepped yet.
+        losses of phases that come before. The same with the weights from the start of the training step, for a step
+        that runs every backward before it steps any optimizer.
         """
-        yield from reversed(self._starts)
+        starts = [*reversed(self._starts)]
+        yield from starts
         for other in self.subject.phases:
             if other.name == phase.name:
-                return
-            door, here = RandomState.now(), ModuleState(self.subject.model)
-            try:
-                self._starts[0].random.restore()
-                with torch.no_grad(), self.subject.autocast():
-                    self.subject.loss(other)
-                yield Start(RandomState.now(), self._starts[0].modules)
-            finally:
-                here.restore()
-                door.restore()
+                break
+            starts.append(self._after_loss(other))
+            yield starts[-1]
+        if self.recorder.calls:
+            moved = {n: v for n, v in self.recorder.at_start.items() if v is not self.recorder.shadow[n]}
+            for start in starts:
+                yield Start(start.random, start.modules, moved)
+
+    def _after_loss(self, phase: LivePhase) -> Start:
+        """Return where the random generators stand when a phase's loss was evaluated from the step's start."""
+        door, here = RandomState.now(), ModuleState(self.subject.model)
+        try:
+            self._starts[0].modules.restore()
+            self._starts[0].random.restore()
+            with torch.no_grad(), self.subject.autocast():
+                self.subject.loss(phase)
+            return Start(RandomState.now(), self._starts[0].modules)
+        finally:
+            here.restore()
+            door.restore()
 
 
 def apart(one: Gradients, other: Gradients, left: Gradients) -> float:

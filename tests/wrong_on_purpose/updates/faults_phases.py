@@ -154,3 +154,20 @@ def _(wrong: bool) -> Built:
             context.optimizers["discriminator"].step()
 
     return _gan(step=step)
+
+
+@fault("all backwards before any step, one sign wrong", "phases", "gan", "step.gradient", "generator.0.weight")
+def _(wrong: bool) -> Built:
+    def careful(model: Any, batch: Any, context: Any) -> None:
+        d, g = context.optimizers["discriminator"], context.optimizers["generator"]
+        d.zero_grad()
+        models.discriminate(model, batch).backward()
+        g.zero_grad()
+        model.discriminator.requires_grad_(False)
+        loss = models.generate(model, batch)
+        (-loss if wrong else loss).backward()
+        model.discriminator.requires_grad_(True)
+        d.step()
+        g.step()
+
+    return _gan(step=careful)
