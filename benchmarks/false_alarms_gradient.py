@@ -47,7 +47,11 @@ def token_loss(model: nn.Module, batch: Any) -> torch.Tensor:
 
 @family
 def relu_mlp():
-    return nn.Sequential(nn.Linear(8, 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 3)), classes(), "cross_entropy"
+    return (
+        nn.Sequential(nn.Linear(8, 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 3)),
+        classes(),
+        "cross_entropy",
+    )
 
 
 @family
@@ -171,13 +175,21 @@ class LoraLinear(nn.Module):
 
 @family
 def lora_initial():
-    return nn.Sequential(*(m for _ in range(3) for m in (LoraLinear(8), nn.ReLU())), LoraLinear(8)), classes(), "cross_entropy"
+    return (
+        nn.Sequential(*(m for _ in range(3) for m in (LoraLinear(8), nn.ReLU())), LoraLinear(8)),
+        classes(),
+        "cross_entropy",
+    )
 
 
 class Recurrent(nn.Module):
     def __init__(self, kind: type[nn.Module]) -> None:
         super().__init__()
-        self.embed, self.rnn, self.head = nn.Embedding(23, 8), kind(8, 12, num_layers=2, dropout=0.2, batch_first=True), nn.Linear(12, 23)
+        self.embed, self.rnn, self.head = (
+            nn.Embedding(23, 8),
+            kind(8, 12, num_layers=2, dropout=0.2, batch_first=True),
+            nn.Linear(12, 23),
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.head(self.rnn(self.embed(x))[0])
@@ -382,7 +394,7 @@ def train(model: nn.Module, batch: Any, loss: Any) -> None:
     for _ in range(TRAINING_STEPS):
         optimizer.zero_grad()
         function(model, batch).backward()
-        nn.utils.clip_grad_norm_(parameters, 1.0)
+        nn.utils.clip_grad_norm_([p for p in parameters if p.grad is not None and not p.grad.is_sparse], 1.0)
         optimizer.step()
 
 
@@ -441,7 +453,9 @@ def main() -> None:
         print(f"{name:28s} {runs:5d} {alarms:7d} {open_runs:5d} {worst:10.3f} {1e3 * seconds / runs:8.0f}", flush=True)
         totals = [totals[0] + runs, totals[1] + alarms, totals[2] + open_runs]
         worst_of_all = max(worst_of_all, worst)
-    print(f"{totals[0]} runs, {totals[1]} false alarms, {totals[2]} runs with an inconclusive row, worst r/B {worst_of_all:.3f}")
+    print(
+        f"{totals[0]} runs, {totals[1]} false alarms, {totals[2]} runs with an inconclusive row, worst r/B {worst_of_all:.3f}"
+    )
 
 
 if __name__ == "__main__":

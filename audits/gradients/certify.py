@@ -11,6 +11,7 @@ import torch
 from audits.gradients.localise import ROUNDING_LIMIT, Localiser
 from audits.gradients.probe import Probe, Prober
 from audits.gradients.romberg import FIRST_STEP
+from audits.gradients.rounding import mark_rounding_zeros, suspicious
 from audits.gradients.verdicts import Verdict
 from audits.lanes.evaluation import BranchMismatchError, LaneError, Point, Problem, norm
 from audits.outcomes import Outcome
@@ -20,10 +21,6 @@ ROUND_STEPS = (FIRST_STEP, 6e-2, 0.5)
 
 #: The displaced point is this many rms away from theta, per element (normal); a tenth of it if the loss is not finite.
 DISPLACEMENTS = (0.1, 0.01)
-
-#: A gradient that changes by this share under a displacement of 1e-9 rms is rounding noise around zero.
-ROUNDING_SHARE = 0.1
-NUDGE = 1e-9
 
 
 class Certifier:
@@ -76,8 +73,8 @@ class Certifier:
                 self.verdicts[name] = Verdict(
                     outcome=Outcome.FAIL,
                     cause="non-finite gradient",
-                    message=f"autograd gives {bad} of {gradient.numel()} elements of the gradient of {name!r} as NaN or "
-                    f"infinity although the loss is {point.value:.6g}",
+                    message=f"autograd gives {bad} of {gradient.numel()} elements of the gradient of {name!r} as NaN "
+                    f"or infinity although the loss is {point.value:.6g}",
                 )
             else:
                 judged.append(name)
@@ -87,6 +84,7 @@ class Certifier:
         """Run the joint rounds; return the tensors still open: unresolved ones and zero gradients."""
         if not names:
             return []
+        mark_rounding_zeros(point, suspicious(point, names), self._seed)
         prober = Prober(point, self._seed + (1 if displaced else 0))
         open_names = list(names)
         zero: list[str] = []
@@ -129,29 +127,34 @@ class Certifier:
     def _give_up(self, names: Sequence[str], prober: Prober, cause: str, displaced: bool) -> None:
         for name in names:
             self.verdicts[name] = Verdict(
-                outcome=Outcome.INCONCLUSIVE, cause=cause, displaced=displaced, message=f"cannot judge {name!r}: {cause}"
+                outcome=Outcome.INCONCLUSIVE,
+                cause=cause,
+                displaced=displaced,
+                message=f"cannot judge {name!r}: {cause}",
             )
 
     def displace(self, point: Point, names: list[str]) -> None:
         """Judge unresolved and zero gradients again a little way off, where they need not vanish."""
         before = {name: self.verdicts.get(name) for name in names}
-        nudged = self._rounding_zero(point, names)
+        mark_rounding_zeros(point, names, self._seed)
+        here = self._zeros(point, names)
         moved = self._displaced_point(point)
         if moved is None:
             for name in names:
-                self._settle(name, before[name], None, point, nudged)
+                self._settle(name, before[name], None, set())
             return
         try:
             judged = [n for n in names if moved.gradients[n] is None or bool(torch.isfinite(moved.gradients[n]).all())]  # type: ignore[arg-type]
             leftover = self._rounds(moved, judged, displaced=True)
-            zero_there = self._rounding_zero(moved, leftover)
+            mark_rounding_zeros(moved, leftover, self._seed)
+            there = self._zeros(moved, leftover)
         finally:
             moved.restore()
             self.evaluations += moved.evaluations
         for name in names:
             if name in leftover or name not in judged:
                 at_displaced = self.verdicts[name] if name in judged else None
-                self._settle(name, before[name], at_displaced, moved, nudged & zero_there)
+                self._settle(name, before[name], at_displaced, here & there)
 
     def _displaced_point(self, point: Point) -> Point | None:
         prober = Prober(point, self._seed)
@@ -173,7 +176,10 @@ class Certifier:
             moved.restore()
         return None
 
-    def _settle(self, name: str, here: Verdict | None, there: Verdict | None, point: Point, zero: set[str]) -> None:
+    def _zeros(self, point: Point, names: Sequence[str]) -> set[str]:
+        return {name for name in names if name in point.rounded or norm(point.gradients[name]) == 0.0}
+
+    def _settle(self, name: str, here: Verdict | None, there: Verdict | None, zero: set[str]) -> None:
         """Say what a gradient is that neither point resolves: zero to rounding, or unresolved."""
         known = there or here
         assert known is not None
@@ -185,31 +191,14 @@ class Certifier:
                 limit=None,
                 displaced=True,
                 cause="absolute",
-                message=f"the gradient of {name!r} is zero, here and at a displaced point, and so is the loss's derivative "
-                f"(absolute limit {limit:.3g})",
+                message=f"the gradient of {name!r} is zero, here and at a displaced point, and so is the loss's "
+                f"derivative (absolute limit {limit:.3g})",
             )
             return
         cause = known.cause or "unresolved"
         self.verdicts[name] = replace(
             known, outcome=Outcome.INCONCLUSIVE, cause=cause, message=known.message or f"cannot judge {name!r}: {cause}"
         )
-
-    def _rounding_zero(self, point: Point, names: Sequence[str]) -> set[str]:
-        """Return the names whose gradient is exactly zero or nothing but rounding noise.
-
-        Rounding noise changes entirely when every element moves by 1e-9 of its size; a true gradient by as little.
-        """
-        exact = {name for name in names if norm(point.gradients[name]) == 0.0}
-        doubtful = [name for name in names if name not in exact]
-        if not doubtful:
-            return exact
-        nearby = point.nearby_gradients(NUDGE, self._seed)
-        for name in doubtful:
-            gradient, other = point.gradients[name], nearby[name]
-            change = norm(gradient) if other is None else norm(gradient - other)  # type: ignore[operator]
-            if change > ROUNDING_SHARE * norm(gradient):
-                exact.add(name)
-        return exact
 
 
 def _unresolved(point: Point) -> str:

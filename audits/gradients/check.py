@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 
 from audits.gradients.certify import Certifier
-from audits.gradients.claims import FINITE_DIFFERENCE, INPUT
+from audits.gradients.claims import FINITE_DIFFERENCE, INPUT, NATIVE_DTYPE
 from audits.gradients.elementwise import check_elements
 from audits.gradients.exact import check_exactly
 from audits.gradients.explain import explain
 from audits.gradients.inputs import check_inputs
+from audits.gradients.native import check_native
+from audits.gradients.rounding import mark_rounding_zeros, suspicious
 from audits.gradients.rows import parameter_row, skipped_row
 from audits.gradients.second_opinion import check_with_gradcheck
 from audits.gradients.verdicts import Verdict
@@ -37,6 +39,8 @@ def check_gradients(subject: Subject) -> list[ResultRow]:
     for phase in subject.phases:
         if settings.wants_check(FINITE_DIFFERENCE.name):
             rows += _finite_differences(subject, phase)
+        if settings.wants_check(NATIVE_DTYPE.name) and not settings.parameters:
+            rows += check_native(subject, phase)
         if settings.wants_check(INPUT.name):
             rows += check_inputs(subject, phase)
     subject.reset()
@@ -99,6 +103,7 @@ def judge(subject: Subject, problem: Problem, names: list[str]) -> tuple[dict[st
         elif method == "gradcheck":
             verdicts |= check_with_gradcheck(problem, finite)
         else:
+            mark_rounding_zeros(point, suspicious(point, finite), subject.seed)
             verdicts |= check_exactly(point, finite, detection_limit=settings.detection_limit)
             doubtful = [name for name in finite if verdicts[name].cause in ("absolute", "unresolved")]
             if doubtful:

@@ -40,7 +40,7 @@ INPUT = Check(
     formula="as gradient.finite-difference, the batch's tensors in place of the parameters",
     threshold="as gradient.finite-difference",
     blind_to="as gradient.finite-difference; skipped above input_gradient_limit trainable elements",
-    where_to_look="The first layers and the preprocessing inside the loss: a detach() or no_grad() between it and them.",
+    where_to_look="The first layers and the preprocessing inside the loss: a detach() or no_grad() between them.",
 )
 
 GRADIENT_CHECKS: tuple[Check, ...] = (FINITE_DIFFERENCE, NATIVE_DTYPE, INPUT)

@@ -80,8 +80,8 @@ def _verdict(
     elif limit > detection_limit:
         outcome, cause = Outcome.INCONCLUSIVE, "unresolved"
         message = (
-            f"the gradient of {name!r} is too small for a central difference: an error below {limit:.1e} relative would "
-            "not show; method 'probe' resolves more"
+            f"the gradient of {name!r} is too small for a central difference: an error below {limit:.1e} relative "
+            "would not show; method 'probe' resolves more"
         )
     else:
         outcome, cause = Outcome.PASS, None

@@ -45,7 +45,7 @@ def check_exactly(point: Point, names: Sequence[str], *, detection_limit: float)
 
 
 def _check_tensor(point: Point, name: str, detection_limit: float) -> Verdict:
-    gradient, theta = point.gradients[name], point.theta(name)
+    gradient, theta = (None if name in point.rounded else point.gradients[name]), point.theta(name)
     flat = None if gradient is None else gradient.reshape(-1).tolist()
     rms = max(norm(theta) / math.sqrt(theta.numel()), SMALLEST_RMS)
     sigma = measure_noise(lambda t: point.along_element(name, 0, t * rms), FIRST_STEP, point.problem.roundoff)
@@ -74,18 +74,18 @@ def _check_tensor(point: Point, name: str, detection_limit: float) -> Verdict:
     if found["wrong"]:
         outcome, cause = Outcome.FAIL, "wrong gradient"
         message = (
-            f"{len(found['wrong'])} of {count} elements of the gradient of {name!r} are wrong; at element {index} autograd gives "
-            f"{analytic:.6g}, the finite difference {estimate.value:.6g}"
+            f"{len(found['wrong'])} of {count} elements of the gradient of {name!r} are wrong; at element {index} "
+            f"autograd gives {analytic:.6g}, the finite difference {estimate.value:.6g}"
         )
     elif found["unconfirmed"]:
         outcome, cause = Outcome.INCONCLUSIVE, "unconfirmed exceedance"
         message = f"cannot judge {name!r}: element {index} exceeds its bound, and smaller steps do not confirm it"
     elif limit is None:
         outcome, cause = Outcome.PASS, "absolute"
-        message = f"the gradient of {name!r} is zero, and so is the derivative of the loss in each of its {count} elements"
+        message = f"the gradient of {name!r} is zero, and so is the loss's derivative in each of its {count} elements"
     elif limit > detection_limit:
         outcome, cause = Outcome.INCONCLUSIVE, "nondeterministic" if point.spread else "unresolved"
-        message = f"the gradient of {name!r} is too small to resolve: an error below {limit:.1e} relative would not show"
+        message = f"the gradient of {name!r} is too small to resolve: an error below {limit:.1e} would not show"
     else:
         outcome = Outcome.PASS
         cause = "rounding inside an op" if found["rounding"] else None

@@ -39,12 +39,12 @@ def explain(
         verdicts: what was found.
     """
     explained = dict(verdicts)
-    failing = [n for n, v in verdicts.items() if v.outcome is Outcome.FAIL and v.cause == "wrong gradient"]
+    failing = _failing(explained)
     if not failing:
         return explained
     try:
         explained |= _stop_gradients(subject, problem, point, {n: verdicts[n] for n in failing})
-        failing = [n for n in failing if explained[n].outcome is Outcome.FAIL and explained[n].cause == "wrong gradient"]
+        failing = _failing(explained)
         if failing:
             explained |= _formulas(subject, problem, point, {n: explained[n] for n in failing})
     except (LaneError, BranchMismatchError, RuntimeError, TypeError, ValueError) as error:
@@ -52,6 +52,10 @@ def explain(
             note = f"; its cause could not be narrowed down ({type(error).__name__})"
             explained[name] = replace(explained[name], message=describe(name, explained[name]) + note)
     return explained
+
+
+def _failing(verdicts: Mapping[str, Verdict]) -> list[str]:
+    return [n for n, v in verdicts.items() if v.outcome is Outcome.FAIL and v.cause == "wrong gradient"]
 
 
 def _stop_gradients(
@@ -85,8 +89,8 @@ def _stop_gradients(
         explained[name] = replace(
             verdict,
             cause=f"stop-gradient at {places}",
-            message=f"the gradient of {name!r} misses what a stop-gradient ({kinds}) in {places} cuts off: autograd gives "
-            f"{_number(verdict.measured)}, the loss's derivative is {_number(verdict.expected)}; with that value held "
+            message=f"the gradient of {name!r} misses what a stop-gradient ({kinds}) in {places} cuts off: autograd "
+            f"gives {_number(verdict.measured)}, the loss's derivative is {_number(verdict.expected)}; with that value held "
             f"constant both agree. If it is meant, declare stop_gradient={paths!r} in the recipe",
             where_to_look=f"{kinds} in {places}",
         )
@@ -158,9 +162,7 @@ def _places(sites: list[StopSite]) -> str:
     return ", ".join(labels[:3]) + (f" and {len(labels) - 3} more" if len(labels) > 3 else "")
 
 
-def _formulas(
-    subject: Subject, problem: Problem, point: Point, failing: Mapping[str, Verdict]
-) -> dict[str, Verdict]:
+def _formulas(subject: Subject, problem: Problem, point: Point, failing: Mapping[str, Verdict]) -> dict[str, Verdict]:
     """Find the Function whose backward is wrong; otherwise say between what the error lies."""
     graph = LossGraph(problem)
     wrong = wrong_functions(problem, ModuleStack(subject.model), seed=subject.seed)
@@ -198,9 +200,9 @@ def _blamed(name: str, verdict: Verdict, culprits: list[WrongFunction]) -> Verdi
     return replace(
         verdict,
         cause=f"wrong backward of {labels[0]}",
-        message=f"the gradient of {name!r} is wrong: autograd gives {_number(verdict.measured)}, the loss's derivative is "
-        f"{_number(verdict.expected)}. The backward of the autograd.Function {', '.join(labels)} is wrong by itself: for "
-        f"its argument {first.argument} it gives {first.measured:.6g} where the derivative of its forward is "
+        message=f"the gradient of {name!r} is wrong: autograd gives {_number(verdict.measured)}, the loss's derivative "
+        f"is {_number(verdict.expected)}. The backward of the autograd.Function {', '.join(labels)} is wrong by itself: "
+        f"for its argument {first.argument} it gives {first.measured:.6g} where the derivative of its forward is "
         f"{first.expected:.6g}",
         where_to_look=f"{first.name}.backward, used by {first.call.label}; if its gradient is meant to differ, declare "
         f"expect={{'custom_gradient': [{first.name!r}]}}",

@@ -64,11 +64,10 @@ def recorded_calls(problem: Problem, stack: ModuleStack) -> list[FunctionCall]:
     def observe(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not cls.__module__.startswith("torch."):
             copied = tuple(a.detach().clone() if isinstance(a, torch.Tensor) else a for a in args)
-            wanted = tuple(
-                a.requires_grad_() if isinstance(a, torch.Tensor) and isinstance(o, torch.Tensor) and o.requires_grad else a
-                for a, o in zip(copied, args, strict=True)
-            )
-            calls.append(FunctionCall(cls, stack.path, stack.label(stack.path), wanted))
+            for copy, argument in zip(copied, args, strict=True):
+                if isinstance(argument, torch.Tensor) and argument.requires_grad:
+                    copy.requires_grad_()
+            calls.append(FunctionCall(cls, stack.path, stack.label(stack.path), copied))
 
     problem.before()
     with quiet(), stack.watching(), FunctionDepth().watching(observe), Free(problem.tape.cursor(), lift=True):

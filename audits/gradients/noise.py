@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -37,7 +38,7 @@ def difference_noise(values: Sequence[float]) -> float:
     signs: list[bool] = []
     gamma = 1.0
     for k in range(1, count):
-        differences = [b - a for a, b in zip(differences, differences[1:], strict=False)]
+        differences = [b - a for a, b in itertools.pairwise(differences)]
         gamma *= 0.5 * k / (2 * k - 1)
         levels.append(math.sqrt(gamma * math.fsum(d * d for d in differences) / len(differences)))
         signs.append(min(differences) < 0 < max(differences))

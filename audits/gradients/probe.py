@@ -75,7 +75,8 @@ class Prober:
         self.problem = point.problem
         self._seed = seed
         self._draws = 0
-        self.slope_norms = {name: norm(point.gradients.get(name)) for name in point.names}
+        self._gradients = {name: g for name, g in point.gradients.items() if name not in point.rounded}
+        self.slope_norms = {name: norm(self._gradients.get(name)) for name in point.names}
         self.rms = {name: _rms(point.theta(name)) for name in point.names}
         self.sigma = max(self.problem.roundoff * abs(point.value) * TYPICAL_NOISE, point.spread)
         self._measured = False
@@ -136,7 +137,7 @@ class Prober:
         return self._compare(direction, romberg(lambda t: self.point.along(direction, t), step, self.sigma))
 
     def _compare(self, direction: Mapping[str, torch.Tensor], estimate: Estimate) -> Probe:
-        expected, absolute = dot(self.point.gradients, direction)
+        expected, absolute = dot(self._gradients, direction)
         bound = estimate.bound + DOT_ROUNDING * self.problem.roundoff * absolute
         return Probe(direction, estimate, expected, bound)
 

@@ -73,7 +73,7 @@ class Point:
         program: what the forward did.
         evaluations: how often f was evaluated so far.
         spread: largest |f(theta) - f(theta)| over repeats: 0 unless the loss is nondeterministic.
-        slopes_missing: names whose gradient autograd did not produce.
+        rounded: names whose gradient is rounding noise around zero and counts as zero.
     """
 
     def __init__(self, problem: Problem, *, shift: Tensors | None = None) -> None:
@@ -87,6 +87,7 @@ class Point:
             self._original = self._theta
         self._moved: set[str] = set(self._theta)
         self._mutates = False
+        self.rounded: set[str] = set()
         self.program = Program()
         self.value = self._record()
         self.gradients, self.analytic_value = self._differentiate()

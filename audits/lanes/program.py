@@ -169,6 +169,7 @@ class ReplayResult:
         self._result = _cloned(result)
 
     def __call__(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], cursor: TapeCursor) -> Any:
+        """Return the result of theta."""
         if traits(func).written and isinstance(self._result, torch.Tensor):
             target = kwargs["out"] if "out" in kwargs else args[0]
             target.copy_(self._result)
@@ -185,6 +186,7 @@ class ReplayRule:
         self._lift = lift
 
     def __call__(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], cursor: TapeCursor) -> Any:
+        """Return the operator's value on the branch of theta."""
         if self._lift:
             args, kwargs, _ = lift_call(func, args, kwargs)
         known = traits(func)
@@ -237,4 +239,3 @@ def _cloned(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(_cloned(item) for item in value)
     return value
-

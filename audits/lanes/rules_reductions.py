@@ -355,4 +355,3 @@ register("_pdist_forward", rule=Rule(
     applies=lambda a: a["self"].is_floating_point() and _is_kinked(float(a["p"])),
     tie="1: 0 at 0; inf: the whole slope to each tied difference",
 ))  # fmt: skip
-

@@ -15,9 +15,15 @@ def test_tutorial_passes_every_method() -> None:
     batch = {"x": torch.tensor([[1.0, 2.0], [3.0, 4.0]]), "y": torch.tensor([[3.0], [7.0]])}
     model = nn.Linear(2, 1)
     recipe = Recipe.capture(
-        model, batch=batch, loss=lambda m, b: F.mse_loss(m(b["x"]), b["y"]), optimizer=torch.optim.SGD(model.parameters())
+        model,
+        batch=batch,
+        loss=lambda m, b: F.mse_loss(m(b["x"]), b["y"]),
+        optimizer=torch.optim.SGD(model.parameters()),
     )
     for method in ("auto", "probe", "exact", "elementwise", "gradcheck"):
         with open_subject(model, recipe, AuditSettings(method=method)) as subject:
             rows = check_gradients(subject)
-        assert [row.outcome for row in rows if row.check == "gradient.finite-difference"] == [Outcome.PASS, Outcome.PASS]
+        assert [row.outcome for row in rows if row.check == "gradient.finite-difference"] == [
+            Outcome.PASS,
+            Outcome.PASS,
+        ]

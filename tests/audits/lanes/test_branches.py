@@ -147,7 +147,9 @@ CASES: dict[str, Function] = {
     "adaptive_max_pool2d": lambda x: F.adaptive_max_pool2d(image(x), 2),
     "adaptive_max_pool3d": lambda x: F.adaptive_max_pool3d(volume(x), (1, 2, 2)),
     "fractional_max_pool2d": lambda x: F.fractional_max_pool2d(image(x), 2, output_size=(2, 3)),
-    "fractional_max_pool3d": lambda x: F.fractional_max_pool3d(x.reshape(1, 1, 3, 2, 4), (1, 1, 2), output_size=(2, 1, 2)),
+    "fractional_max_pool3d": lambda x: F.fractional_max_pool3d(
+        x.reshape(1, 1, 3, 2, 4), (1, 1, 2), output_size=(2, 1, 2)
+    ),
     "max_unpool2d": lambda x: F.max_unpool2d(*F.max_pool2d(image(x), 2, return_indices=True), 2),
     "norm 1": lambda x: torch.linalg.vector_norm(rows(x), 1, 1),
     "norm inf": lambda x: torch.linalg.vector_norm(rows(x), float("inf"), 1),
@@ -182,7 +184,7 @@ CASES: dict[str, Function] = {
     ),
     "bce": lambda x: F.binary_cross_entropy(x.sigmoid(), OTHER.to(x).sigmoid()),
     "bce logits": lambda x: F.binary_cross_entropy_with_logits(x, OTHER.to(x).sigmoid()),
-    "routing": lambda x: (rows(x).softmax(1).topk(2, 1).values * rows(x).gather(1, rows(x).topk(2, 1).indices)),
+    "routing": lambda x: rows(x).softmax(1).topk(2, 1).values * rows(x).gather(1, rows(x).topk(2, 1).indices),
     "grid_sample 3d": lambda x: F.grid_sample(
         torch.arange(24.0, dtype=x.dtype).cos().reshape(1, 1, 2, 3, 4), x.reshape(1, 2, 2, 2, 3) / 7
     ),

@@ -1,0 +1,48 @@
+"""Gradients that are zero in exact arithmetic and rounding noise in floating point."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from audits.lanes.evaluation import Point, norm
+
+#: Displacement, relative per element, that replaces rounding noise by other rounding noise ...
+NUDGE = 1e-9
+
+#: ... and leaves a true gradient the same to far better than this share of its norm.
+ROUNDING_SHARE = 0.1
+
+#: Gradients this small beside the largest (times the tensors' sizes) are worth the second backward. Rounding of a
+#: cancelling sum stands at about 1e-16 of its terms; 1e-6 leaves room for ill-conditioned nets.
+SUSPICIOUS = 1e-6
+
+
+def mark_rounding_zeros(point: Point, names: Sequence[str], seed: int) -> None:
+    """Add to ``point.rounded`` the tensors whose gradient is nothing but rounding noise.
+
+    A bias before a BatchNorm has the derivative 0, and autograd gives 1e-18. Nothing bounds the error of that number, so
+    it counts as the zero it stands for: the finite difference must be zero within its bound. Noise is told from a small
+    gradient by a second backward at ``theta (1 + 1e-9 normal)``: noise changes entirely, a gradient hardly.
+
+    Args:
+        point: where.
+        names: tensors to look at; exact zeros among them are left alone.
+        seed: of the displacement.
+    """
+    doubtful = [n for n in names if n not in point.rounded and norm(point.gradients[n]) > 0.0]
+    if not doubtful:
+        return
+    nearby = point.nearby_gradients(NUDGE, seed)
+    for name in doubtful:
+        gradient, other = point.gradients[name], nearby[name]
+        assert gradient is not None
+        change = norm(gradient) if other is None else norm(gradient - other)
+        if change > ROUNDING_SHARE * norm(gradient):
+            point.rounded.add(name)
+
+
+def suspicious(point: Point, names: Sequence[str]) -> list[str]:
+    """Return the tensors whose gradient may be rounding noise, by its size alone."""
+    slopes = {n: norm(point.gradients[n]) * max(norm(point.theta(n)), 1e-2) for n in point.names}
+    largest = max(slopes.values(), default=0.0)
+    return [name for name in names if 0.0 < slopes[name] <= SUSPICIOUS * largest]
