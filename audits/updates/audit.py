@@ -55,6 +55,7 @@ def check_updates(subject: Subject) -> list[ResultRow]:
         subject: the model under audit; left at its start.
     """
     rows: list[ResultRow] = []
+    registered = [(module, dict(module._parameters)) for module in subject.model.modules()]
     try:
         if subject.settings.wants_check(*_STEP_CHECKS):
             rows = _confirmed(subject)
@@ -62,6 +63,9 @@ def check_updates(subject: Subject) -> list[ResultRow]:
             rows += synthetic_rows(subject, phase)
         rows = _name_environment(rows)
     finally:
+        for module, parameters in registered:  # a step function may have put other tensors in their place
+            module._parameters.clear()
+            module._parameters.update(parameters)
         subject.reset()
     return [r for r in rows if _wanted(subject, r)]
 

@@ -16,13 +16,12 @@ from audits.updates.compare import (
     IMMATERIAL,
     RESOLUTION,
     Judged,
-    deviation,
-    judge,
     real_dtype,
     resolution,
     rms,
 )
 from audits.updates.compare import to_double as double
+from audits.updates.conditioning import judge_conditioned
 from audits.updates.diagnose import explain
 from audits.updates.recorder import Call
 from audits.updates.replay import Replay
@@ -44,6 +43,7 @@ class Expected:
     terms: dict[str, float]
     before: State
     options: Mapping[str, Any]
+    gradient: torch.Tensor
     noise: float = 0.0
 
 
@@ -112,7 +112,7 @@ class RuleJudge:
         update = reference_update(rule, theta, gradient, state, options)
         terms = self._terms(rule, theta, gradient, before, options, update)
         noise = rule.noise(theta, double(gradient), before, options) if rule.noise else 0.0
-        return Expected(theta, update, terms, before, options, noise)
+        return Expected(theta, update, terms, before, options, gradient, noise)
 
     def _terms(
         self, rule: Rule, theta: torch.Tensor, gradient: torch.Tensor, state: State, options: Mapping[str, Any],
@@ -131,9 +131,9 @@ class RuleJudge:
 
     def _find(self, lane: Lane, dtype: torch.dtype, actual: torch.Tensor, reference: Expected) -> Finding:
         assert self.rule is not None
-        judged = judge(
-            deviation(actual, reference.update, reference.theta, dtype), self.rule, dtype, reference.options,
-            reference.noise,
+        judged = judge_conditioned(
+            self.rule, actual, reference.update, reference.theta, reference.gradient, reference.before,
+            reference.options, dtype, reference.noise,
         )  # fmt: skip
         theta, full = rms(reference.theta), rms(reference.update)
         limits = {

@@ -14,6 +14,7 @@ from audits.outcomes import Lane, Outcome, ResultRow
 from audits.subject import LivePhase, Subject
 from audits.updates.apply import rule_for
 from audits.updates.compare import THRESHOLDS, Deviation, Judged, deviation, judge, real_dtype, to_double
+from audits.updates.conditioning import judge_conditioned
 from audits.updates.diagnose import explain
 from audits.updates.replay import Replay
 from audits.updates.rows import row
@@ -119,7 +120,9 @@ def run_probe(
                 gradient = synthetic.gradients[number - 1][name]
                 assert gradient is not None
                 noise = rule.noise(theta, to_double(gradient), state, options) if rule.noise else 0.0
-                found = judge(deviation(updates[name], expected, theta, in_dtype), rule, in_dtype, options, noise)
+                found = judge_conditioned(
+                    rule, updates[name], expected, theta, gradient, state, options, in_dtype, noise
+                )
                 share = found.error / found.threshold
                 if not found.met and (failure is None or (failure.step == number and share > ratio)):
                     because = explain(rule, theta, gradient, state, options, updates[name], in_dtype)
