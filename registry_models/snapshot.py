@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import mlflow.artifacts
 from mlflow.tracking import MlflowClient
 
@@ -56,9 +57,8 @@ def download_version(version: Version, client: MlflowClient, target: Path) -> Sn
     """
     folder = target / "model"
     folder.mkdir(parents=True)
-    tracking_uri = client.tracking_uri
     with registry_errors(version.uri):
-        mlflow.artifacts.download_artifacts(artifact_uri=version.uri, dst_path=str(folder), tracking_uri=tracking_uri)
+        _download(version.uri, folder, client)
     recipe_uri = version.tags.get(RECIPE_TAG)
     overlay = None
     if recipe_uri:
@@ -70,10 +70,7 @@ def download_version(version: Version, client: MlflowClient, target: Path) -> Sn
         overlay_root = target / "recipe"
         overlay_root.mkdir()
         with registry_errors(f"the recipe {recipe_uri}"):
-            found = mlflow.artifacts.download_artifacts(
-                artifact_uri=recipe_uri, dst_path=str(overlay_root), tracking_uri=tracking_uri
-            )
-        overlay = Path(found)
+            overlay = _download(recipe_uri, overlay_root, client)
         _files(overlay, limit=MAXIMUM_RECIPE_FOLDER_BYTES)
     return read_snapshot(folder, overlay=overlay, overlay_source=recipe_uri or "")
 
@@ -107,6 +104,16 @@ def read_snapshot(folder: Path, *, overlay: Path | None = None, overlay_source: 
         recipe_source=overlay_source if overlay is not None else "version" if recipe_folder else "none",
         code_folder=_code_folder(folder, flavors),
     )
+
+
+def _download(uri: str, target: Path, client: MlflowClient) -> Path:
+    """Download from the client's own server: MLflow resolves ``models:/`` by its global URI, whatever it is given."""
+    tracking_uri = mlflow.get_tracking_uri()
+    try:
+        mlflow.set_tracking_uri(client.tracking_uri)
+        return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(target)))
+    finally:
+        mlflow.set_tracking_uri(tracking_uri)
 
 
 def _artifact_kind(folder: Path, flavors: Mapping[str, Any]) -> str:

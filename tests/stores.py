@@ -25,7 +25,7 @@ def copy_store(empty: Path, folder: Path) -> str:
     shutil.copy(empty, folder / "mlflow.db")
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     client = MlflowClient(tracking_uri=uri)
-    for name in ("models", "gradaudit"):
+    for name in ("models", "gradaudit", "gradaudit-recipes"):
         client.create_experiment(name, artifact_location=(folder / "artifacts" / name).as_uri())
     return uri
 

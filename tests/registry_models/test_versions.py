@@ -165,3 +165,11 @@ def test_code_that_would_replace_a_library_is_refused(tmp_path: Path) -> None:
 def test_unsupported_kinds_say_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"unsupported artifact kind 'exported'.*factory="):
         load_module(tmp_path, "exported", None)
+
+
+def test_another_store_than_mlflows_current_one_is_asked(client: MlflowClient, tmp_path: Path) -> None:
+    register_linear("m")
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path / 'other.db'}")
+    fetch(client, "models:/m/1", tmp_path / "a")
+    assert mlflow.get_tracking_uri().endswith("other.db"), "MLflow's own settings are put back"
+    assert not (tmp_path / "other.db").exists()
