@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from audits.outcomes import Outcome, ResultRow
 from audits.report import AuditReport
 from registry_models.report.lines import shown_outcome
+from registry_models.report.skipped import not_checked
 from registry_models.report.text import escape_markdown, one_line, plural, shortened
 
 #: Findings and reasons a note names; the report holds them all. MLflow cuts tags at 5,000 characters.
@@ -35,9 +36,9 @@ def render_markdown(report: AuditReport, *, links: Mapping[str, str]) -> str:
         if len(found) > NAMED:
             bullets.append(f"- and {plural(len(found) - NAMED, 'more finding')}, all in report.html")
         paragraphs.append("**Findings**\n\n" + "\n".join(bullets))
-    skipped = report.not_checked
+    skipped = not_checked(report.rows)
     if skipped:
-        reasons = [f"- {escape_markdown(item['check'])}: {_short(item['reason'])}" for item in skipped[:NAMED_REASONS]]
+        reasons = [f"- {_short(', '.join(item.checks))}: {_short(item.reason)}" for item in skipped[:NAMED_REASONS]]
         if len(skipped) > NAMED_REASONS:
             reasons.append(f"- and {len(skipped) - NAMED_REASONS:,} more")
         paragraphs.append("**Not checked**\n\n" + "\n".join(reasons))

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from audits.outcomes import Outcome, ResultRow
 from audits.report import AuditReport
 from registry_models.report.changes import Change
-from registry_models.report.findings import FindingGroup, finding_groups
+from registry_models.report.findings import Finding, FindingGroup, finding_groups
 from registry_models.report.lines import RANK, ParameterLine, is_parameter, parameter_lines, shown_outcome
+from registry_models.report.skipped import Unchecked, not_checked
 from registry_models.report.text import clean, duration, one_line, plural, shortened
 
 #: Claims about the whole model that a page lists row by row.
@@ -46,8 +47,7 @@ class Page:
     outcome: Outcome
     word: str
     verdict: str
-    first: ResultRow | None
-    first_anchor: str
+    first: Finding | None
     report: AuditReport
     counts: tuple[tuple[Outcome, int], ...]
     groups: list[FindingGroup]
@@ -56,7 +56,7 @@ class Page:
     parts: list[Group]
     claims: list[ResultRow]
     unlisted_claims: int
-    not_checked: list[tuple[str, str, list[str]]]
+    not_checked: list[Unchecked]
     unresolved: tuple[str, ...]
     anchors: Mapping[str, str]
     changes: list[Change] | None
@@ -91,8 +91,7 @@ def page_of(
         outcome=report.outcome,
         word=_WORDS[report.outcome],
         verdict=verdict_sentence(report, groups),
-        first=first.row if first else None,
-        first_anchor=first.anchor if first else "",
+        first=first,
         report=report,
         counts=_counts([shown_outcome(row) for row in report.rows]),
         groups=groups,
@@ -101,7 +100,7 @@ def page_of(
         parts=_parts(lines),
         claims=claims[:LISTED_CLAIMS],
         unlisted_claims=max(0, len(claims) - LISTED_CLAIMS),
-        not_checked=_not_checked(report.rows),
+        not_checked=not_checked(report.rows),
         unresolved=report.coverage_of.unresolved,
         anchors=anchors,
         changes=None if changes is None else sorted(changes, key=lambda change: _KINDS.index(change.kind)),
@@ -119,7 +118,7 @@ def verdict_sentence(report: AuditReport, groups: Sequence[FindingGroup]) -> str
     subject = _subject(report)
     match report.outcome:
         case Outcome.FAIL:
-            names = [one_line(name) for name in report.failed_parameters]
+            names = [one_line(name) for name in report.failed_parameters if not name.startswith("<batch")]
             claims = plural(len(report.failed_checks), "claim does", "claims do")
             where = f", for {shortened(names[0], 80)}" if names else ""
             more = f" and {plural(len(names) - 1, 'more parameter')}" if len(names) > 1 else ""
@@ -142,23 +141,6 @@ def _subject(report: AuditReport) -> str:
     identity = report.identity
     name = one_line(identity.model_name) or "The model"
     return f"{name} v{identity.model_version}" if identity.model_version is not None else name
-
-
-def _not_checked(rows: Sequence[ResultRow]) -> list[tuple[str, str, list[str]]]:
-    """Return what was skipped as (check, reason, parameters), each reason once.
-
-    Rows of one check and cause share a reason; a reason that only one row has is said in that row's own sentence.
-    """
-    grouped: dict[tuple[str, str], list[ResultRow]] = {}
-    for row in rows:
-        if row.outcome is Outcome.SKIPPED:
-            grouped.setdefault((row.check, row.cause or row.message), []).append(row)
-    reasons = []
-    for (check, reason), members in grouped.items():
-        sentences = {row.message for row in members if row.message}
-        names = list(dict.fromkeys(row.parameter for row in members if row.parameter))
-        reasons.append((check, sentences.pop() if len(sentences) == 1 else reason, names))
-    return reasons
 
 
 def _counts(outcomes: Sequence[Outcome]) -> tuple[tuple[Outcome, int], ...]:

@@ -99,8 +99,10 @@ def _failures(lines: Sequence[ParameterLine], height: int) -> str:
         end = x > LEFT + SPAN * 0.6
         more = f" and {len(failed) - NAMED} more" if position == NAMED - 1 and len(failed) > NAMED else ""
         text = escape(shortened(clean(line.name), 48))
+        if len(failed) <= LINED:
+            parts.append(f'<path class="failing" d="M{x:.1f} {y + 4}V{TOP - 10}"/>')
         parts.append(
-            f'<path class="failing" d="M{x:.1f} {y + 4}V{TOP}"/><text class="named{" end" if end else ""}" '
+            f'<text class="named{" end" if end else ""}" '
             f'x="{x + (-5 if end else 5):.1f}" y="{y + 4}">✕ {text}{more}</text>'
         )
     return "".join(parts)

@@ -72,8 +72,14 @@ def _plot(
             size = (12 if len(lines) > 400 else 26) * (2 if bad else 1)
             width = 1.6 if bad else 0.5
             heights = [values[i] or floor for i in at]
-            axes.scatter(at, heights, s=size, c=colour, marker=marker, linewidths=width, label=name, zorder=3)
-    _name_failures(axes, lines)
+            axes.scatter(
+                at, heights, s=size, c=colour, marker=marker, linewidths=width, label=name, zorder=3, clip_on=False
+            )
+    if any(line.worst is Outcome.FAIL for line in lines):
+        # Room for the names above the marks.
+        bottom, top = axes.get_ylim()
+        axes.set_ylim(bottom, top * (top / bottom) ** 0.4)
+        _name_failures(axes, lines)
     axes.set_title(title, loc="left", color=_INK, fontsize=12, pad=12)
     axes.set_xlabel(f"{len(lines)} tensors, forward order" + ("; zero is drawn at the bottom" if 0 in values else ""))
     _quieten(axes)
