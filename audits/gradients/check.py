@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from audits.gradients.batched import vmap_holds
 from audits.gradients.certify import Certifier
 from audits.gradients.claims import FINITE_DIFFERENCE, INPUT, NATIVE_DTYPE
 from audits.gradients.elementwise import check_elements
@@ -20,6 +21,9 @@ from audits.lanes.float64 import float64_lane
 from audits.lanes.program import BranchMismatchError
 from audits.outcomes import Lane, Outcome, ResultRow
 from audits.subject import LivePhase, Subject
+
+#: Trainable elements up to which `auto` checks every one of them in a plain loop, where vmap does not hold.
+LOOP_LIMIT = 256
 
 _log = logging.getLogger(__name__)
 
@@ -83,15 +87,20 @@ def judge(subject: Subject, problem: Problem, names: list[str]) -> tuple[dict[st
     settings = subject.settings
     elements = sum(problem.tensors[name].numel() for name in names)
     method = settings.method
-    if method == "auto":
-        method = "exact" if elements <= settings.exact_limit else "probe"
     certifier = Certifier(
         problem, seed=subject.seed, probes=settings.probes, detection_limit=settings.detection_limit
     )  # fmt: skip
-    if method == "probe":
+    if method == "probe" or (method == "auto" and elements > settings.exact_limit):
         point = certifier.run(names)
         return certifier.verdicts, point
     point = certifier.start()
+    if method == "auto":
+        # with a plain loop a few thousand elements take half a minute, and the probe's bound is as good
+        method = "exact" if elements <= LOOP_LIMIT or vmap_holds(point, names) else "probe"
+        if method == "probe":
+            point.restore()
+            point = certifier.run(names)
+            return certifier.verdicts, point
     verdicts = certifier.verdicts
     finite = certifier.refuse_non_finite(point, names)
     try:

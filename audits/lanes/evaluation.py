@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
+from torch import nn
 
 from audits.lanes.program import BranchMismatchError, Free, Program, Recording, Replaying
 from audits.lanes.tape import Tape
@@ -41,6 +42,7 @@ class Problem:
         at_point: called before the first evaluation at a new theta.
         dtypes: the tensors' dtypes before the lane lifted them.
         asked: names of batch tensors whose gradient the recipe's batch asks for (``requires_grad``).
+        model: the module the tensors are parameters of, where they are.
     """
 
     tensors: Tensors
@@ -51,6 +53,7 @@ class Problem:
     at_point: Callable[[], None] | None = None
     dtypes: Mapping[str, str] = field(default_factory=dict)
     asked: frozenset[str] = frozenset()
+    model: nn.Module | None = None
 
     @property
     def roundoff(self) -> float:
@@ -118,6 +121,10 @@ class Point:
         target.view(-1)[index] += step
         self._moved.add(name)
         return self._replay()
+
+    def settle(self) -> None:
+        """Put the tensors to theta."""
+        self._place({}, 0.0)
 
     def restore(self) -> None:
         """Put the tensors back to what they were before the point was made."""
