@@ -9,9 +9,12 @@ import torch
 from torch import nn
 
 from audits.optimizers import build_optimizer
-from audits.structures import map_tensors
 from audits.recipe import OptimizerRecipe
+from audits.structures import map_tensors
 from audits.updates.compare import real_dtype, to_double
+
+#: State entries of torch.optim that count or multiply up over steps, whatever the parameter's shape.
+_COUNTERS = ("step", "mu_product", "eta", "mu")
 
 #: Complex counterpart of a real dtype.
 _COMPLEX = {torch.float32: torch.complex64, torch.float64: torch.complex128}
@@ -48,7 +51,7 @@ class Replay:
             group.update(self._overrides)
         for name, values in state.items():
             if name in self.copies:
-                self.optimizer.state[self.copies[name]] = map_tensors(dict(values), self._cast_state)
+                self.optimizer.state[self.copies[name]] = self._cast_state(values, scalar=not self.copies[name].dim())
 
     def step(
         self,
@@ -87,8 +90,16 @@ class Replay:
         dtype = _COMPLEX[self.dtype] if value.dtype.is_complex else self.dtype
         return value.detach().to(dtype)
 
-    def _cast_state(self, value: torch.Tensor) -> torch.Tensor:
-        """Moments follow the lane's dtype; counters (0-dim float32 in torch) stay as they are."""
-        if value.dim() == 0 or not (value.is_floating_point() or value.is_complex()):
-            return value.clone()
-        return self._cast(value).clone()
+    def _cast_state(self, values: Mapping[str, Any], *, scalar: bool) -> dict[str, Any]:
+        """Moments follow the lane's dtype; counters stay as they are.
+
+        Counters are 0-dim float32 in torch, and so are the moments of a 0-dim parameter: there the name decides.
+        """
+
+        def cast(value: torch.Tensor, key: str) -> torch.Tensor:
+            counter = value.dim() == 0 and (not scalar or key in _COUNTERS)
+            if counter or not (value.is_floating_point() or value.is_complex()):
+                return value.clone()
+            return self._cast(value).clone()
+
+        return {key: map_tensors(value, lambda t, key=key: cast(t, key)) for key, value in values.items()}  # type: ignore[misc]
