@@ -101,7 +101,7 @@ def check_health(subject: Subject) -> list[ResultRow]:
                 loss = subject.loss(phase)
             names = list(phase.parameters)
             found = torch.autograd.grad(loss, list(phase.parameters.values()), allow_unused=True)
-            gradients = dict(zip(names, found, strict=True))
+            gradients: dict[str, torch.Tensor | None] = dict(zip(names, found, strict=True))
             rows += _gradients(subject, phase, gradients)
             rows += activity.rows(phase)
             rows += _updates(subject, phase, gradients)
@@ -109,7 +109,8 @@ def check_health(subject: Subject) -> list[ResultRow]:
         subject.reset()
     return [
         r for r in rows
-        if subject.settings.wants_check(r.check) and (r.parameter is None or subject.settings.wants_parameter(r.parameter))
+        if subject.settings.wants_check(r.check)
+        and (r.parameter is None or subject.settings.wants_parameter(r.parameter))
     ]  # fmt: skip
 
 
@@ -126,7 +127,7 @@ def _gradients(subject: Subject, phase: LivePhase, gradients: dict[str, torch.Te
         yield _row(subject, "health.exploding", bad, f"{name}: gradient norm {size:.3g}", phase=phase.name,
                    parameter=name, measured=finite(size), threshold=limit, gradient_norm=finite(size))  # fmt: skip
         zero = bool(values.numel()) and not size
-        yield _row(subject, "health.all-zero", zero, f"{name}: gradient {'is all zero' if zero else 'has nonzero elements'}",
+        yield _row(subject, "health.all-zero", zero, f"{name}: gradient {'all zero' if zero else 'has nonzero elements'}",
                    phase=phase.name, parameter=name, gradient_norm=finite(size))  # fmt: skip
     weights = [n for n in norms if subject.parameters[n].dim() > 1]
     if len(weights) > 1 and norms[weights[-1]]:

@@ -85,7 +85,11 @@ class Net(nn.Module):
             if hasattr(self, "norm"):
                 hidden = self.norm(hidden.transpose(1, 2)).transpose(1, 2)
             hidden = self.second(torch.relu(hidden))
-        return hidden @ self.embedding.weight.T.detach() if not hasattr(self, "first") else hidden @ self.embedding.weight.T
+        return (
+            hidden @ self.embedding.weight.T.detach()
+            if not hasattr(self, "first")
+            else hidden @ self.embedding.weight.T
+        )
 
 
 def loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
@@ -151,7 +155,12 @@ def main() -> int:
             if r.outcome is Outcome.FAIL:
                 where = f"{name} {options} {dtype} {'captured' if trained else 'fresh'}: {r.check} {r.parameter}: {r.message}"
                 (environment if r.cause == "environment" else alarms).append(where)
-            if r.check in ("update.rule", "optimizer.probe") and r.error is not None and r.threshold and r.cause != "environment":
+            if (
+                r.check in ("update.rule", "optimizer.probe")
+                and r.error is not None
+                and r.threshold
+                and r.cause != "environment"
+            ):
                 key = (name, r.check)
                 worst[key] = max(worst[key], (r.error / r.threshold, r.error))
             if r.check == "update.rule" and r.outcome is Outcome.INCONCLUSIVE:
@@ -159,7 +168,9 @@ def main() -> int:
     print(f"{'optimizer':<12}{'audits':>8}{'open rows':>11}{'worst update.rule':>20}{'worst optimizer.probe':>24}")
     for name in count:
         rule, probe = worst[name, "update.rule"], worst[name, "optimizer.probe"]
-        print(f"{name:<12}{count[name]:>8}{unresolved[name]:>11}{rule[1]:>13.3g} ({rule[0]:.0%}){probe[1]:>17.3g} ({probe[0]:.0%})")
+        print(
+            f"{name:<12}{count[name]:>8}{unresolved[name]:>11}{rule[1]:>13.3g} ({rule[0]:.0%}){probe[1]:>17.3g} ({probe[0]:.0%})"
+        )
     print(f"{sum(count.values())} healthy audits in {time.perf_counter() - started:.0f} s: {len(alarms)} false alarms")
     for text in alarms:
         print("FALSE ALARM", text)

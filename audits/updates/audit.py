@@ -88,7 +88,9 @@ def _name_environment(rows: list[ResultRow]) -> list[ResultRow]:
     """Give the failing rule rows of a phase the cause that the probe found to be the torch build's."""
     faulty = {r.phase for r in rows if r.check == "optimizer.probe" and r.cause == ENVIRONMENT}
     return [
-        dataclasses.replace(r, cause=ENVIRONMENT, message=f"{r.message}; optimizer.probe shows the kernel to be at fault")
+        dataclasses.replace(
+            r, cause=ENVIRONMENT, message=f"{r.message}; optimizer.probe shows the kernel to be at fault"
+        )
         if r.phase in faulty and r.outcome is Outcome.FAIL and r.check in ("update.rule", "update.state")
         else r
         for r in rows

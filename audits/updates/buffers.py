@@ -141,8 +141,8 @@ def batch_norm_rows(
             message += f"step {number} make it"
             yield row(subject, check, Outcome.FAIL, message, **common)
         elif wanted is not None and expected.forwards > wanted:
-            message = (f"{path} ran {expected.forwards} times in train mode in step {number}; the declared loss runs it "
-                       f"{wanted} times: its statistics moved by batches that were not trained on")  # fmt: skip
+            message = (f"{path} ran {expected.forwards} times in train mode in step {number}; the declared loss runs it"
+                       f" {wanted} times: its statistics moved by batches that were not trained on")  # fmt: skip
             yield row(subject, check, Outcome.FAIL, message, measured=float(expected.forwards), expected=float(wanted),
                       **common)  # fmt: skip
         else:
@@ -160,7 +160,9 @@ def ema_rows(subject: Subject, before: dict[str, torch.Tensor], number: int) -> 
     check = "buffers.ema"
     now = tensors_of(subject.model)
     for prefix, source, decay in declared_shadows(subject):
-        pairs = [(n, source + n[len(prefix) :]) for n in now if n.startswith(prefix) and source + n[len(prefix) :] in now]
+        pairs = [
+            (n, source + n[len(prefix) :]) for n in now if n.startswith(prefix) and source + n[len(prefix) :] in now
+        ]
         if not pairs:
             message = f"expect['ema'] names {prefix!r} as a shadow of {source!r}: no tensors match"
             yield row(subject, check, Outcome.INCONCLUSIVE, message, cause="matches nothing")
@@ -187,7 +189,9 @@ def ema_rows(subject: Subject, before: dict[str, torch.Tensor], number: int) -> 
                       parameter=shadow if shadow in subject.parameters else None, threshold=THRESHOLD)  # fmt: skip
 
 
-def _how_it_moved(start: torch.Tensor, target: torch.Tensor, old: torch.Tensor, moved: torch.Tensor, keep: float) -> str:
+def _how_it_moved(
+    start: torch.Tensor, target: torch.Tensor, old: torch.Tensor, moved: torch.Tensor, keep: float
+) -> str:
     if torch.equal(moved, start):
         return ": it did not move"
     if rms(moved - (keep * start + (1.0 - keep) * old)) <= 1e-6 * rms(start) and not torch.equal(old, target):

@@ -30,7 +30,7 @@ FLOOR = 0.01
 OUTER_STEPS = 8
 
 
-class PlaybackExhausted(Exception):
+class PlaybackExhaustedError(Exception):
     """The float64 run asked for more evaluations than the native one made: it decided otherwise on the way."""
 
 
@@ -64,7 +64,7 @@ class ClosureJudge:
         try:
             reference = lbfgs_step(before, self._playback(call), self._memory, options) - before
             in_lane = self._lane.step(call) - before
-        except PlaybackExhausted:
+        except PlaybackExhaustedError:
             for name in wanted:
                 message = f"{name}: in float64 LBFGS takes other decisions in step {call.step} than it took natively"
                 yield self._row(Outcome.INCONCLUSIVE, message, call, name, cause="unresolved")
@@ -75,7 +75,9 @@ class ClosureJudge:
             actual = call.moved(name).double() - call.before[name].double()
             error = deviation(lane, expected, theta, torch.float64).l2
             # A bias before BatchNorm moves by rounding alone: its size is its neighbours'.
-            apart = rms(actual - expected) / (rms(expected) + FLOOR * rms(reference)) if rms(reference) else norm(actual)
+            apart = (
+                rms(actual - expected) / (rms(expected) + FLOOR * rms(reference)) if rms(reference) else norm(actual)
+            )
             numbers: dict[str, Any] = {"measured": norm(actual), "expected": norm(expected), "error": error,
                                        "threshold": threshold, "update_norm": norm(expected), "lane": Lane.FLOAT64,
                                        "parameter_norm": norm(theta)}  # fmt: skip
@@ -131,7 +133,7 @@ class _Lane:
 def _next(answers: Iterator[Any]) -> Any:
     found = next(answers, None)
     if found is None:
-        raise PlaybackExhausted
+        raise PlaybackExhaustedError
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -67,7 +68,7 @@ def rms(tensor: torch.Tensor) -> float:
     """Return the root mean square; 0 for an empty tensor."""
     if not tensor.numel():
         return 0.0
-    return float(torch.linalg.vector_norm(tensor.reshape(-1))) / tensor.numel() ** 0.5
+    return float(torch.linalg.vector_norm(tensor.reshape(-1))) / math.sqrt(tensor.numel())
 
 
 def deviation(actual: torch.Tensor, reference: torch.Tensor, theta: torch.Tensor, dtype: torch.dtype) -> Deviation:
@@ -108,9 +109,7 @@ class Judged:
     met: bool
 
 
-def judge(
-    found: Deviation, rule: Rule, dtype: torch.dtype, options: Mapping[str, Any], noise: float = 0.0
-) -> Judged:
+def judge(found: Deviation, rule: Rule, dtype: torch.dtype, options: Mapping[str, Any], noise: float = 0.0) -> Judged:
     """Apply the threshold of a rule in a dtype; ``error`` and ``threshold`` of the result share a unit.
 
     Args:
@@ -132,9 +131,7 @@ def judge(
     return Judged(found, error, tolerance, bool(error <= tolerance))
 
 
-def relative_tolerance(
-    rule: Rule, dtype: torch.dtype, options: Mapping[str, Any], noise: float = 0.0
-) -> float | None:
+def relative_tolerance(rule: Rule, dtype: torch.dtype, options: Mapping[str, Any], noise: float = 0.0) -> float | None:
     """Return the relative tolerance of a rule whose own arithmetic is coarser than the weights' dtype, or None."""
     if options.get("capturable") or options.get("differentiable"):
         # Bias corrections in float32 tensors: healthy worst 1e-5.

@@ -74,4 +74,3 @@ def rounding_response(
         update = reference_update(rule, shaken(theta), shaken_gradient(), other, options)
         response = torch.maximum(response, (update - reference).abs().nan_to_num(nan=0.0))
     return response
-

@@ -107,7 +107,7 @@ def _isolation(subject: Subject, step: TrainingStep) -> Iterator[ResultRow]:
             yield row(subject, "update.isolation", outcome, message, phase=call.phase.name, step=step.number,
                       parameter=name, measured=moved, expected=0.0)  # fmt: skip
         if not foreign:
-            yield row(subject, "update.isolation", Outcome.PASS, f"phase {call.phase.name!r} moved only its own parameters",
+            yield row(subject, "update.isolation", Outcome.PASS, f"{call.phase.name!r} moved only its own parameters",
                       phase=call.phase.name, step=step.number)  # fmt: skip
 
 
@@ -129,7 +129,9 @@ def _foreign(subject: Subject, step: TrainingStep, call: Call) -> Iterator[tuple
         against = [c for c in step.calls if c.phase.name in others]
         cosine = min((_cosine(call, c, held) for c in against), default=0.0)
         moved = " and moved it" if name in call.after else ""
-        message = f"{name} is in the optimizer of phase {call.phase.name!r}{moved}; it belongs to phase {', '.join(others)}"
+        message = (
+            f"{name} is in the optimizer of phase {call.phase.name!r}{moved}; it belongs to phase {', '.join(others)}"
+        )
         if _gradient(call, name) is None:
             message += f": the loss of {call.phase.name!r} does not even depend on it"
         elif cosine < OPPOSED:

@@ -26,10 +26,10 @@ def cut_rows(subject: Subject, rows: Iterable[ResultRow], seed: int) -> Iterator
     suspects: dict[str, list[str]] = {}
     held = holders(subject)
     for r in rows:
-        if r.check == "step.gradient-present" and r.outcome is Outcome.WARN and r.parameter and r.gradient_norm is None:
+        absent = r.check == "step.gradient-present" and r.outcome is Outcome.WARN and r.gradient_norm is None
+        if absent and r.parameter and len(held[r.parameter]) == 1 and not _declared(subject, r.parameter):
             # What another phase holds too is a matter of update.isolation: this phase detaches it on purpose.
-            if not _declared(subject, r.parameter) and len(held[r.parameter]) == 1:
-                suspects.setdefault(r.phase or "", []).append(r.parameter)
+            suspects.setdefault(r.phase or "", []).append(r.parameter)
     cut = {
         (phase.name, name)
         for phase in subject.phases
@@ -38,10 +38,10 @@ def cut_rows(subject: Subject, rows: Iterable[ResultRow], seed: int) -> Iterator
     }
     for r in rows:
         if r.check == "step.gradient-present" and r.outcome is Outcome.WARN and (r.phase, r.parameter) in cut:
-            message = (f"{r.parameter} has no gradient at the optimizer of phase {r.phase!r}, yet the loss depends on it: "
-                       "the graph is cut between them")  # fmt: skip
+            message = (f"{r.parameter} has no gradient at the optimizer of phase {r.phase!r}, yet the loss depends on it:"
+                       " the graph is cut between them")  # fmt: skip
             yield dataclasses.replace(r, outcome=Outcome.FAIL, message=message, cause="cut graph",
-                                      where_to_look="detach, no_grad, .item() or .data on the way to the loss.")  # fmt: skip
+                                      where_to_look="detach, no_grad, .item() or .data before the loss.")  # fmt: skip
         else:
             yield r
 

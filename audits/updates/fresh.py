@@ -41,5 +41,5 @@ class FreshState:
             },
         )
         for r in self._judge.rows(replayed):
-            if r.outcome is Outcome.FAIL and not (call.gradients.get(r.parameter or "") is None):
+            if r.outcome is Outcome.FAIL and call.gradients.get(r.parameter or "") is not None:
                 yield dataclasses.replace(r, message=f"from fresh optimizer state: {r.message}")

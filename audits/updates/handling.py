@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -42,7 +43,7 @@ def handling_rows(subject: Subject, step: TrainingStep) -> Iterator[ResultRow]:
 
 def _count(subject: Subject, step: TrainingStep, phase: LivePhase) -> ResultRow:
     count = len(step.of(phase))
-    numbers = {"measured": float(count), "expected": 1.0}
+    numbers: dict[str, Any] = {"measured": float(count), "expected": 1.0}
     message = f"the optimizer of phase {phase.name!r} stepped {count} times in training step {step.number}"
     if count == 0 and step.overflowed:
         return row(subject, "step.count", Outcome.INCONCLUSIVE, f"{message}: the loss scaler skipped it for an overflow",
@@ -58,7 +59,7 @@ def _clipping(subject: Subject, step: TrainingStep, phase: LivePhase) -> Iterato
         seen = door.clipping if isinstance(door, Door) else []
         reference = door.reference if isinstance(door, Door) else None
         where = f"phase {phase.name!r}, step {step.number}"
-        common = {"phase": phase.name, "step": step.number}
+        common: dict[str, Any] = {"phase": phase.name, "step": step.number}
         if declared is None and not seen:
             yield row(
                 subject, check, Outcome.SKIPPED, "the recipe declares no clipping", cause="not declared", **common
@@ -109,8 +110,7 @@ def _learning_rate(subject: Subject, step: TrainingStep, phase: LivePhase) -> It
             scheduled = rates[min(offset + step.number - 1, len(rates) - 1)][index] if rates else group.options["lr"]
             used = float(call.options[name]["lr"])
             error = abs(used - scheduled) / abs(scheduled) if scheduled else abs(used)
-            tensor = isinstance(subject_rate(call.options[name]), float)
-            limit = RATE_TOLERANCE if tensor else RATE_TOLERANCE_TENSOR
+            limit = RATE_TOLERANCE_TENSOR if call.tensor_rate else RATE_TOLERANCE
             if worst is None or error > worst[0]:
                 worst = (error, used, float(scheduled), name, limit)
         if worst is None:
@@ -127,11 +127,6 @@ def _learning_rate(subject: Subject, step: TrainingStep, phase: LivePhase) -> It
             text += " (the schedule has ended at 0: audited at its initial lr)"
         yield row(subject, check, outcome, text, phase=phase.name, step=step.number, measured=used, expected=scheduled,
                   error=error, threshold=limit, cause=cause)  # fmt: skip
-
-
-def subject_rate(options: dict[str, object]) -> object:
-    """Return the recorded learning rate."""
-    return options.get("lr")
 
 
 def _mode(subject: Subject, step: TrainingStep) -> ResultRow:

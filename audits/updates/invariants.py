@@ -32,7 +32,8 @@ def invariant_rows(subject: Subject, phase: LivePhase, seed: int) -> list[Result
     common: dict[str, Any] = {"phase": phase.name, "lane": Lane.SYNTHETIC}
     name = phase.recipe.optimizer.class_path
     synthetic = synthesize(subject, phase, None, seed)
-    broken, noted = [], []
+    broken: list[str] = []
+    noted: list[str] = []
     try:
         for claim, holds, fatal in _claims(synthetic):
             if not holds():
@@ -113,5 +114,7 @@ def _equivariant(synthetic: Synthetic) -> bool:
     order = {n: torch.randperm(w.numel(), generator=generator) for n, w in synthetic.wide[0].items()}
     plain, permuted = _run(synthetic), _run(synthetic, order=order)
     return all(
-        rms(b[n] - _permute(a[n], order[n])) <= SAME * rms(a[n]) for a, b in zip(plain, permuted, strict=True) for n in a
+        rms(b[n] - _permute(a[n], order[n])) <= SAME * rms(a[n])
+        for a, b in zip(plain, permuted, strict=True)
+        for n in a
     )

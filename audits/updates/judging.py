@@ -1,8 +1,8 @@
-"""Every recorded optimizer step against the reference rule: `update.rule`, `update.state`, `update.lost-to-rounding`."""
+"""Every recorded optimizer step against the reference rule: `update.rule`, `.state`, `.lost-to-rounding`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +10,9 @@ import torch
 
 from audits.outcomes import Lane, Outcome, ResultRow
 from audits.subject import LivePhase, Subject
-from audits.updates.apply import COUNTERS, copy_state, reference_state, reference_update, rule_for, rule_options
+from audits.updates.apply import reference_state, rule_for
 from audits.updates.compare import (
     COARSE_RESOLUTION,
-    IMMATERIAL,
     RESOLUTION,
     Judged,
     real_dtype,
@@ -23,6 +22,7 @@ from audits.updates.compare import (
 from audits.updates.compare import to_double as double
 from audits.updates.conditioning import judge_conditioned
 from audits.updates.diagnose import explain
+from audits.updates.expected import LOW_PRECISION, Expected, expect, state_error
 from audits.updates.recorder import Call
 from audits.updates.replay import Replay
 from audits.updates.rows import norm, row, wide
@@ -30,21 +30,6 @@ from audits.updates.rules import Rule, State
 
 #: Share of vanished updates above which `update.lost-to-rounding` warns.
 LOST_SHARE = 0.5
-
-_LOW = (torch.bfloat16, torch.float16)
-
-
-@dataclass
-class Expected:
-    """The reference update of one parameter in one call, with the size of each term in it."""
-
-    theta: torch.Tensor
-    update: torch.Tensor
-    terms: dict[str, float]
-    before: State
-    options: Mapping[str, Any]
-    gradient: torch.Tensor
-    noise: float = 0.0
 
 
 @dataclass
@@ -82,7 +67,9 @@ class RuleJudge:
             name = self._phase.recipe.optimizer.class_path
             for parameter in wanted:
                 message = f"there is no reference rule for {name}: see optimizer.invariants"
-                yield self._row("update.rule", Outcome.INCONCLUSIVE, message, call, parameter, cause="no reference rule")
+                yield self._row(
+                    "update.rule", Outcome.INCONCLUSIVE, message, call, parameter, cause="no reference rule"
+                )
             return
         self._history.append(call)
         expected = {n: e for n in wanted if (e := self._expect(self.rule, call, n, self._state)) is not None}
@@ -102,32 +89,8 @@ class RuleJudge:
     def _expect(
         self, rule: Rule, call: Call, name: str, states: dict[str, State], theta: torch.Tensor | None = None
     ) -> Expected | None:
-        gradient = call.gradients.get(name)
-        if gradient is None:
-            return None
         state = states.setdefault(name, reference_state(self._captured.get(name)))
-        theta = double(call.before[name]) if theta is None else theta
-        options = rule_options(self._phase, call.options[name], real_dtype(call.before[name].dtype))
-        before = copy_state(state)
-        update = reference_update(rule, theta, gradient, state, options)
-        terms = self._terms(rule, theta, gradient, before, options, update)
-        noise = rule.noise(theta, double(gradient), before, options) if rule.noise else 0.0
-        return Expected(theta, update, terms, before, options, gradient, noise)
-
-    def _terms(
-        self, rule: Rule, theta: torch.Tensor, gradient: torch.Tensor, state: State, options: Mapping[str, Any],
-        update: torch.Tensor,
-    ) -> dict[str, float]:  # fmt: skip
-        """Return the rms of what each term adds to the update: what changes when the term is taken out."""
-        terms = {"gradient": rms(update)}
-        if options.get("weight_decay"):
-            bare = reference_update(rule, theta, gradient, copy_state(state), {**options, "weight_decay": 0.0})
-            terms["decay"] = rms(update - bare)
-            terms["gradient"] = rms(bare)
-        if state.get("step", state.get("momentum_buffer")) is not None and _remembers(options, rule):
-            bare = reference_update(rule, theta, gradient, copy_state(state), {**options, **rule.momentum})
-            terms["momentum"] = rms(update - bare)
-        return {t: size for t, size in terms.items() if size > IMMATERIAL * rms(update)}
+        return expect(rule, self._phase, call, name, state, theta)
 
     def _find(self, lane: Lane, dtype: torch.dtype, actual: torch.Tensor, reference: Expected) -> Finding:
         assert self.rule is not None
@@ -162,7 +125,9 @@ class RuleJudge:
             return [n for n, f in found.items() if f.judged.met and self._unresolved(expected[n], f)]
 
         for lane, dtype in ((Lane.FLOAT32, torch.float32), (Lane.FLOAT64, torch.float64)):
-            names = [n for n in still_open() if dtype is torch.float64 or real_dtype(call.before[n].dtype) in _LOW]
+            names = [
+                n for n in still_open() if dtype is torch.float64 or real_dtype(call.before[n].dtype) in LOW_PRECISION
+            ]
             if not names:
                 continue
             updates = self._replayed(dtype)
@@ -241,7 +206,9 @@ class RuleJudge:
         }
         where = f"step {call.step}"
         if finding.lane is not Lane.NATIVE:
-            where += f", {finding.lane} copy of the weights" + (" scaled to the update's size" if finding.scaled else "")
+            where += f", {finding.lane} copy of the weights" + (
+                " scaled to the update's size" if finding.scaled else ""
+            )
         if not judged.met:
             message = (f"{name} did not move as {self.rule.name}'s rule says ({where}): the update's norm is "
                        f"{numbers['measured']:.3g}, the rule's {numbers['expected']:.3g}, error "
@@ -285,7 +252,7 @@ class RuleJudge:
             return
         worst, at, met, threshold = -1.0, shared[0], True, 0.0
         for key in shared:
-            error, limit = _state_error(self.rule, key, actual[key], wanted[key], reference.before.get(key), dtype,
+            error, limit = state_error(self.rule, key, actual[key], wanted[key], reference.before.get(key), dtype,
                                         call.state_after[name][key])  # fmt: skip
             if error / limit > worst:
                 worst, at, threshold, met = error / limit, key, limit, error <= limit
@@ -309,30 +276,3 @@ class RuleJudge:
         return row(
             self._subject, check, outcome, message, phase=self._phase.name, step=call.step, parameter=name, **fields
         )
-
-
-def _remembers(options: Mapping[str, Any], rule: Rule) -> bool:
-    return bool(rule.momentum) and any(options.get(key) not in (None, value) for key, value in rule.momentum.items())
-
-
-def _state_error(
-    rule: Rule, key: str, actual: Any, wanted: Any, before: Any, dtype: torch.dtype, stored: Any
-) -> tuple[float, float]:
-    """Return (error, threshold) of one entry of the state."""
-    if key in COUNTERS:
-        # torch keeps its scalars in float32.
-        close = abs(float(actual) - float(wanted)) <= 1e-6 * abs(float(wanted))
-        return (0.0 if close else float("inf"), 1.0)
-    if not isinstance(wanted, torch.Tensor) or not isinstance(actual, torch.Tensor):
-        return (0.0 if actual == wanted else float("inf"), 1.0)
-    if actual.shape != wanted.shape:
-        return float("inf"), 1.0
-    kept_in = real_dtype(stored.dtype) if isinstance(stored, torch.Tensor) else dtype
-    eps = max(torch.finfo(kept_in).eps, torch.finfo(dtype).eps) if kept_in.is_floating_point else torch.finfo(dtype).eps
-    scale = rms(wanted) + (rms(before) if isinstance(before, torch.Tensor) else 0.0)
-    off = rms(actual - wanted)
-    limit = 3.0 if kept_in in _LOW else 4.0
-    tolerance = (rule.relative or {}).get(dtype)
-    if tolerance is not None and scale and off <= tolerance * scale:
-        return 0.0, limit
-    return (off / (eps * scale) if scale else (float("inf") if off else 0.0)), limit

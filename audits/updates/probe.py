@@ -178,7 +178,9 @@ def _parity(subject: Subject, phase: LivePhase, synthetic: Synthetic, rule: Rule
         build, loop = (Replay(synthetic.recipe, synthetic.weights[0], None, {}, o) for o in ({}, overrides))
         worst = Judged(_EQUAL, 0.0, THRESHOLDS[torch.float32][0], True)
         at = "to the last bit"
-        for number, (weights, gradients) in enumerate(zip(synthetic.weights, synthetic.gradients, strict=True), start=1):
+        for number, (weights, gradients) in enumerate(
+            zip(synthetic.weights, synthetic.gradients, strict=True), start=1
+        ):
             one = build.step(weights, gradients, synthetic.options)
             other = loop.step(weights, gradients, synthetic.options)
             for name in one:
@@ -202,7 +204,9 @@ def _round_trip(subject: Subject, phase: LivePhase, synthetic: Synthetic, rule: 
     try:
         going = Replay(synthetic.recipe, synthetic.weights[0], None, {})
         loaded: Replay | None = None
-        for number, (weights, gradients) in enumerate(zip(synthetic.weights, synthetic.gradients, strict=True), start=1):
+        for number, (weights, gradients) in enumerate(
+            zip(synthetic.weights, synthetic.gradients, strict=True), start=1
+        ):
             one = going.step(weights, gradients, synthetic.options)
             if loaded is not None:
                 other = loaded.step(weights, gradients, synthetic.options)

@@ -31,6 +31,7 @@ class Call:
         state_after: the same afterwards.
         training: mode of every module at its last forward before this call.
         evaluations: for an optimizer that calls its closure: the weights, loss and gradients of every evaluation.
+        tensor_rate: whether a learning rate is kept in a tensor, in float32.
         note: whatever the reference side attached at the door.
     """
 
@@ -44,6 +45,7 @@ class Call:
     state_after: dict[str, dict[str, Any]] = field(default_factory=dict)
     evaluations: list[tuple[Tensors, float, dict[str, torch.Tensor | None]]] = field(default_factory=list)
     note: Any = None
+    tensor_rate: bool = False
 
     def moved(self, name: str) -> torch.Tensor:
         """Return the weights after the call."""
@@ -133,6 +135,7 @@ class Recorder:
                 gradients=self._gradients(optimizer),
                 options=self._options(optimizer),
                 state_before=self._state(optimizer),
+                tensor_rate=any(isinstance(group.get("lr"), torch.Tensor) for group in optimizer.param_groups),
             )
             self._open[phase.name] = call
             # torch hands the optimizer itself as the first argument.

@@ -77,8 +77,7 @@ def _stale(subject: Subject) -> list[ResultRow]:
     rows = []
     for phase in subject.phases:
         unknown = phase.recipe.optimizer.unknown
-        for tensor in unknown:
-            rows.append(_stale_row(subject, phase.name, tensor))
+        rows += [_stale_row(subject, phase.name, tensor) for tensor in unknown]
         if not unknown:
             message = f"every tensor in the optimizer of phase {phase.name!r} is a parameter of the model"
             rows.append(row(subject, "registration.stale", Outcome.PASS, message, phase=phase.name))
@@ -142,11 +141,12 @@ def _requires_grad(subject: Subject) -> list[ResultRow]:
         else:
             message = f"{name} is declared frozen and in no optimizer, yet a gradient is computed for it in every step"
             rows.append(row(subject, check, Outcome.WARN, message, parameter=name, **numbers))
-    for globs in (frozen, trainable):
-        for pattern in (globs,) if isinstance(globs, str) else globs or ():
-            if not any(matches(name, pattern) for name in subject.parameters):
-                rows.append(row(subject, check, Outcome.INCONCLUSIVE, f"the declared {pattern!r} matches no parameter",
-                                cause="matches nothing"))  # fmt: skip
+    patterns = [p for globs in (frozen, trainable) for p in ((globs,) if isinstance(globs, str) else globs or ())]
+    rows += [
+        row(subject, check, Outcome.INCONCLUSIVE, f"the declared {p!r} matches no parameter", cause="matches nothing")
+        for p in patterns
+        if not any(matches(name, p) for name in subject.parameters)
+    ]
     return rows
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -176,7 +178,6 @@ class _Runner:
             self._starts = [self._starts[0], self._start()]
         return Door(found, problem, clipping)
 
-
     def _leftovers(self, call: Call) -> Iterator[Gradients]:
         """Yield gradients of other phases that may have been left in this phase's parameters."""
         for earlier in self.recorder.calls:
@@ -239,20 +240,8 @@ def canonical_step(subject: Subject, context: StepContext) -> None:
     """Do for each phase: zero_grad, forward and backward per micro-batch, unscale, clip, step, scheduler."""
     for phase in subject.phases:
         optimizer, scaler = context.optimizers[phase.name], context.scaler
-
-        def evaluate(phase: LivePhase = phase, optimizer: torch.optim.Optimizer = optimizer) -> torch.Tensor:
-            optimizer.zero_grad()
-            total: torch.Tensor | None = None
-            for weight, batch in subject.micro_batches(phase):
-                with subject.autocast():
-                    loss = phase.call_loss(subject.model, batch)
-                loss = loss if weight == 1.0 else loss * weight
-                scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-                total = loss.detach() if total is None else total + loss.detach()
-            assert total is not None
-            return total
-
-        if isinstance(optimizer, torch.optim.LBFGS):
+        evaluate = functools.partial(_evaluate, subject, context, phase)
+        if needs_closure(optimizer):
             optimizer.step(evaluate)
         else:
             evaluate()
@@ -263,3 +252,23 @@ def canonical_step(subject: Subject, context: StepContext) -> None:
         if phase.name in context.schedulers:
             context.schedulers[phase.name].step()
     context.scaler.update()
+
+
+def _evaluate(subject: Subject, context: StepContext, phase: LivePhase) -> torch.Tensor:
+    """Clear the gradients, run every micro-batch forward and backward, and return the loss."""
+    context.optimizers[phase.name].zero_grad()
+    total: torch.Tensor | None = None
+    for weight, batch in subject.micro_batches(phase):
+        with subject.autocast():
+            loss = phase.call_loss(subject.model, batch)
+        loss = loss if weight == 1.0 else loss * weight
+        context.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        total = loss.detach() if total is None else total + loss.detach()
+    assert total is not None
+    return total
+
+
+def needs_closure(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the optimizer's ``step`` cannot do without a closure, as LBFGS's."""
+    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
+    return closure is not None and closure.default is inspect.Parameter.empty

@@ -73,7 +73,9 @@ def synthesize(subject: Subject, phase: LivePhase, rule: Rule | None, seed: int)
     states: dict[str, State] = {name: {} for name in synthetic.native}
     shapes = {name: _shape_of(name, rule, synthetic) for name in synthetic.native}
     for scale in SCALES[:PROBE_STEPS]:
-        weights, wide, gradients = {}, {}, {}
+        weights: dict[str, torch.Tensor] = {}
+        wide: dict[str, torch.Tensor] = {}
+        gradients: dict[str, torch.Tensor | None] = {}
         for name, dtype in synthetic.native.items():
             draw = _normal(shapes[name], dtype, generator)
             base = previous.get(name, draw) if scale < 0 else draw

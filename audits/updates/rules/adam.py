@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import pow, sqrt
+
 import torch
 
 from audits.updates.rules.base import Options, Rule, State, advance, ascent, coupled, decoupled, kept
@@ -35,8 +37,8 @@ def _adam_step(g: torch.Tensor, state: State, options: Options) -> torch.Tensor:
     state["exp_avg_sq"] = v = b2 * kept(state, "exp_avg_sq", g) + (1.0 - b2) * g * g
     if options.get("amsgrad"):
         state["max_exp_avg_sq"] = v = torch.maximum(kept(state, "max_exp_avg_sq", g), v)
-    denominator = (v / (1.0 - b2**t)).sqrt() + float(options["eps"])
-    return -float(options["lr"]) * (m / (1.0 - b1**t)) / denominator
+    denominator = (v / (1.0 - pow(b2, t))).sqrt() + float(options["eps"])
+    return -float(options["lr"]) * (m / (1.0 - pow(b1, t))) / denominator
 
 
 def nadam(theta: torch.Tensor, gradient: torch.Tensor, state: State, options: Options) -> torch.Tensor:
@@ -56,12 +58,12 @@ def nadam(theta: torch.Tensor, gradient: torch.Tensor, state: State, options: Op
         shrink = decoupled(theta, options)
     else:
         g = coupled(g, theta, options)
-    mu = b1 * (1.0 - 0.5 * 0.96 ** (t * psi))
-    mu_next = b1 * (1.0 - 0.5 * 0.96 ** ((t + 1.0) * psi))
+    mu = b1 * (1.0 - 0.5 * pow(0.96, t * psi))
+    mu_next = b1 * (1.0 - 0.5 * pow(0.96, (t + 1.0) * psi))
     state["mu_product"] = product = float(state.get("mu_product", 1.0)) * mu
     state["exp_avg"] = m = b1 * kept(state, "exp_avg", g) + (1.0 - b1) * g
     state["exp_avg_sq"] = v = b2 * kept(state, "exp_avg_sq", g) + (1.0 - b2) * g * g
-    denominator = (v / (1.0 - b2**t)).sqrt() + float(options["eps"])
+    denominator = (v / (1.0 - pow(b2, t))).sqrt() + float(options["eps"])
     nesterov = (1.0 - mu) / (1.0 - product) * g + mu_next / (1.0 - product * mu_next) * m
     return -lr * nesterov / denominator + shrink
 
@@ -86,13 +88,13 @@ def radam(theta: torch.Tensor, gradient: torch.Tensor, state: State, options: Op
         g = coupled(g, theta, options)
     state["exp_avg"] = m = b1 * kept(state, "exp_avg", g) + (1.0 - b1) * g
     state["exp_avg_sq"] = v = b2 * kept(state, "exp_avg_sq", g) + (1.0 - b2) * g * g
-    m_hat = m / (1.0 - b1**t)
+    m_hat = m / (1.0 - pow(b1, t))
     rho_inf = 2.0 / (1.0 - b2) - 1.0
-    rho = rho_inf - 2.0 * t * b2**t / (1.0 - b2**t)
+    rho = rho_inf - 2.0 * t * pow(b2, t) / (1.0 - pow(b2, t))
     if rho <= 5.0:
         return -lr * m_hat + shrink
-    r = ((rho - 4.0) * (rho - 2.0) * rho_inf / ((rho_inf - 4.0) * (rho_inf - 2.0) * rho)) ** 0.5
-    return -lr * m_hat * r * (1.0 - b2**t) ** 0.5 / (v.sqrt() + float(options["eps"])) + shrink
+    r = sqrt((rho - 4.0) * (rho - 2.0) * rho_inf / ((rho_inf - 4.0) * (rho_inf - 2.0) * rho))
+    return -lr * m_hat * r * sqrt(1.0 - pow(b2, t)) / (v.sqrt() + float(options["eps"])) + shrink
 
 
 def adamax(theta: torch.Tensor, gradient: torch.Tensor, state: State, options: Options) -> torch.Tensor:
@@ -105,7 +107,7 @@ def adamax(theta: torch.Tensor, gradient: torch.Tensor, state: State, options: O
     g = coupled(ascent(gradient, options), theta, options)
     state["exp_avg"] = m = b1 * kept(state, "exp_avg", g) + (1.0 - b1) * g
     state["exp_inf"] = u = torch.maximum(b2 * kept(state, "exp_inf", g), g.abs() + float(options["eps"]))
-    return -float(options["lr"]) / (1.0 - b1**t) * m / u
+    return -float(options["lr"]) / (1.0 - pow(b1, t)) * m / u
 
 
 def sparse_adam(theta: torch.Tensor, gradient: torch.Tensor, state: State, options: Options) -> torch.Tensor:
@@ -125,7 +127,7 @@ def sparse_adam(theta: torch.Tensor, gradient: torch.Tensor, state: State, optio
     g = ascent(gradient.values(), options)
     m[rows] = b1 * m[rows] + (1.0 - b1) * g
     v[rows] = b2 * v[rows] + (1.0 - b2) * g * g
-    scale = float(options["lr"]) * (1.0 - b2**t) ** 0.5 / (1.0 - b1**t)
+    scale = float(options["lr"]) * sqrt(1.0 - pow(b2, t)) / (1.0 - pow(b1, t))
     update[rows] = -scale * m[rows] / (v[rows].sqrt() + float(options["eps"]))
     return update
 

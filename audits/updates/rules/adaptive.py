@@ -17,7 +17,8 @@ def adagrad(theta: torch.Tensor, gradient: torch.Tensor, state: State, options: 
     t = advance(state)
     g = coupled(ascent(gradient, options), theta, options)
     start = float(options.get("initial_accumulator_value") or 0.0)
-    state["sum"] = total = state.get("sum", torch.full_like(theta, start)) + g * g
+    total: torch.Tensor = state.get("sum", torch.full_like(theta, start)) + g * g
+    state["sum"] = total
     rate = float(options["lr"]) / (1.0 + (t - 1.0) * float(options.get("lr_decay") or 0.0))
     return -rate * g / (total.sqrt() + float(options["eps"]))
 
@@ -71,8 +72,8 @@ def rprop(theta: torch.Tensor, gradient: torch.Tensor, state: State, options: Op
     factor = torch.ones_like(g)
     factor[agreement > 0] = grow
     factor[agreement < 0] = shrink
-    size = state.get("step_size", torch.full_like(theta, float(options["lr"])))
-    state["step_size"] = size = (size * factor).clamp(smallest, largest)
+    before: torch.Tensor = state.get("step_size", torch.full_like(theta, float(options["lr"])))
+    state["step_size"] = size = (before * factor).clamp(smallest, largest)
     state["prev"] = g = torch.where(agreement < 0, torch.zeros_like(g), g)
     return -g.sign() * size
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -221,7 +222,7 @@ def _cubic(one: _Point, other: _Point, bounds: tuple[float, float]) -> float:
     square = d1 * d1 - one.slope * other.slope
     if square < 0:
         return sum(bounds) / 2.0
-    d2 = square**0.5
+    d2 = math.sqrt(square)
     span = second.t - first.t
     t = second.t - span * (second.slope + d2 - d1) / (second.slope - first.slope + 2.0 * d2)
     return min(max(t, bounds[0]), bounds[1])

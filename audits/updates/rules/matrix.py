@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from audits.updates.rules.base import Options, Rule, State, advance, ascent, decoupled, kept
@@ -20,14 +22,14 @@ def adafactor(theta: torch.Tensor, gradient: torch.Tensor, state: State, options
     if eps1 is None:
         eps1 = torch.finfo(options["dtype"]).eps
     t = advance(state)
-    rest = t ** float(options["beta2_decay"])
-    alpha = max(eps2, float(theta.square().mean().sqrt())) * min(lr, t**-0.5)
+    rest = math.pow(t, float(options["beta2_decay"]))
+    alpha = max(eps2, float(theta.square().mean().sqrt())) * min(lr, math.pow(t, -0.5))
     g = ascent(gradient, options)
     if g.dim() > 1:
         shape = list(g.shape)
         row, column = [*shape[:-1], 1], [*shape[:-2], 1, shape[-1]]
-        r = state.get("row_var", g.new_zeros(row))
-        c = state.get("col_var", g.new_zeros(column))
+        r: torch.Tensor = state.get("row_var", g.new_zeros(row))
+        c: torch.Tensor = state.get("col_var", g.new_zeros(column))
         state["row_var"] = r = (1.0 - rest) * r + rest * g.square().mean(dim=-1, keepdim=True)
         state["col_var"] = c = (1.0 - rest) * c + rest * g.square().mean(dim=-2, keepdim=True)
         v = r * c / r.mean(dim=-2, keepdim=True).clamp(min=eps1)
@@ -73,9 +75,9 @@ def muon(
         x = (c1 * x + (c2 * a + c3 * a @ a) @ x).to(store).double()
     x = x.T if rows > columns else x
     if options.get("adjust_lr_fn") == "match_rms_adamw":
-        scale = 0.2 * max(rows, columns) ** 0.5
+        scale = 0.2 * math.sqrt(max(rows, columns))
     else:
-        scale = max(1.0, rows / columns) ** 0.5
+        scale = math.sqrt(max(1.0, rows / columns))
     return -float(options["lr"]) * scale * x + decoupled(theta, options)
 
 

@@ -40,7 +40,9 @@ def _gan(
 for _trained in (False, True):
     _home = "gan, trained" if _trained else "gan"
 
-    @fault("discriminator's optimizer holds the generator too", "phases", _home, "update.isolation", "generator.0.weight")
+    @fault(
+        "discriminator's optimizer holds the generator too", "phases", _home, "update.isolation", "generator.0.weight"
+    )
     def _(wrong: bool, trained: bool = _trained) -> Built:
         return _gan(d_params=(lambda m: m.parameters()) if wrong else None, trained=trained, decay=0.01)
 
@@ -60,7 +62,9 @@ def _(wrong: bool) -> Built:
 def _(wrong: bool) -> Built:
     if not wrong:
         return _gan()
-    return _gan(d_params=lambda m: m.generator.parameters(), g_params=lambda m: m.discriminator.parameters(), adam=False)
+    return _gan(
+        d_params=lambda m: m.generator.parameters(), g_params=lambda m: m.discriminator.parameters(), adam=False
+    )
 
 
 def _adversarial(mistake: str) -> Any:
@@ -139,7 +143,9 @@ def _(wrong: bool) -> Built:
     return _gan(step=_adversarial("generator stepped through the discriminator" if wrong else ""))
 
 
-@fault("discriminator stepped after the generator's backward", "phases", "gan", "step.gradient", "discriminator.0.weight")
+@fault(
+    "discriminator stepped after the generator's backward", "phases", "gan", "step.gradient", "discriminator.0.weight"
+)
 def _(wrong: bool) -> Built:
     return _gan(step=_adversarial("discriminator stepped by the generator's phase" if wrong else ""))
 

@@ -207,7 +207,9 @@ for _dtype in (torch.float32, torch.bfloat16):
         return model, {"batch": parts, "loss": models.next_token, "optimizer": optimizer, "step": step,
                        "normalize": "tokens:targets"}  # fmt: skip
 
-    fault(f"mean of means over unequal micro-batches, {_dtype}", "step", "gpt", "step.gradient", "block.up.weight")(_unequal)
+    fault(f"mean of means over unequal micro-batches, {_dtype}", "step", "gpt", "step.gradient", "block.up.weight")(
+        _unequal
+    )
 
 
 @step_fault("stepped twice", "gpt", "step.count")
@@ -326,7 +328,9 @@ def _scaled(wrong: str, clip: float | None = None) -> Any:
     return step
 
 
-@step_fault("clip before unscale", "mlp", "step.clipping", kind="precision", precision="fp16-autocast", clip_grad_norm=0.5)
+@step_fault(
+    "clip before unscale", "mlp", "step.clipping", kind="precision", precision="fp16-autocast", clip_grad_norm=0.5
+)
 def _(wrong: bool) -> Any:
     return _scaled("clip before unscale" if wrong else "", 0.5)
 
@@ -495,7 +499,11 @@ def _average(wrong: str) -> Any:
     return step
 
 
-for _how, _text in {"decay": "EMA with another decay", "before": "EMA before the step", "never": "EMA never updated"}.items():
+for _how, _text in {
+    "decay": "EMA with another decay",
+    "before": "EMA before the step",
+    "never": "EMA never updated",
+}.items():
 
     def _ema(wrong: bool, how: str = _how) -> Built:
         _, batch = models.mlp()

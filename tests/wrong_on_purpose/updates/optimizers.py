@@ -38,7 +38,14 @@ class OwnAdam(Own):
     """Adam, or AdamW with ``decoupled``."""
 
     decoupled = False
-    defaults_of = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0, "amsgrad": False, "maximize": False}
+    defaults_of = {
+        "lr": 1e-3,
+        "betas": (0.9, 0.999),
+        "eps": 1e-8,
+        "weight_decay": 0.0,
+        "amsgrad": False,
+        "maximize": False,
+    }
 
     def move(self, p: torch.Tensor, g: torch.Tensor, state: dict[str, Any], group: dict[str, Any], index: int) -> None:
         wrong, t = group["mistake"], state["t"]
@@ -106,7 +113,14 @@ class OwnAdamW(OwnAdam):
 
 
 class OwnSgd(Own):
-    defaults_of = {"lr": 0.1, "momentum": 0.0, "dampening": 0.0, "nesterov": False, "weight_decay": 0.0, "maximize": False}
+    defaults_of = {
+        "lr": 0.1,
+        "momentum": 0.0,
+        "dampening": 0.0,
+        "nesterov": False,
+        "weight_decay": 0.0,
+        "maximize": False,
+    }
 
     def move(self, p: torch.Tensor, g: torch.Tensor, state: dict[str, Any], group: dict[str, Any], index: int) -> None:
         wrong, momentum = group["mistake"], group["momentum"]
@@ -144,7 +158,9 @@ class OwnRmsprop(Own):
         step = g / ((v + eps).sqrt() if wrong == "eps inside the root" else v.sqrt() + eps)
         if group["momentum"]:
             old = state.get("buffer", torch.zeros_like(p))
-            step = state["buffer"] = group["momentum"] * old + (1 - group["momentum"] if wrong == "mean momentum" else 1) * step
+            step = state["buffer"] = (
+                group["momentum"] * old + (1 - group["momentum"] if wrong == "mean momentum" else 1) * step
+            )
         p.sub_(group["lr"] * step)
 
 

@@ -1,0 +1,100 @@
+"""What a rule expects of one parameter in one call: the update, and how large each term of it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from audits.subject import LivePhase
+from audits.updates.apply import COUNTERS, copy_state, reference_update, rule_options
+from audits.updates.compare import IMMATERIAL, real_dtype, rms
+from audits.updates.compare import to_double as double
+from audits.updates.recorder import Call
+from audits.updates.rules import Rule, State
+
+#: Dtypes that need a wider lane to resolve a rule.
+LOW_PRECISION = (torch.bfloat16, torch.float16)
+
+
+@dataclass
+class Expected:
+    """The reference update of one parameter in one call, with the size of each term in it."""
+
+    theta: torch.Tensor
+    update: torch.Tensor
+    terms: dict[str, float]
+    before: State
+    options: Mapping[str, Any]
+    gradient: torch.Tensor
+    noise: float = 0.0
+
+
+def expect(
+    rule: Rule, phase: LivePhase, call: Call, name: str, state: State, theta: torch.Tensor | None = None
+) -> Expected | None:
+    """Return what the rule makes of the gradient that a parameter received; None where it received none.
+
+    Args:
+        rule: the rule.
+        phase: the phase.
+        call: the recorded call.
+        name: the parameter.
+        state: the rule's state before; advanced.
+        theta: weights to start from in place of the recorded ones, float64.
+    """
+    gradient = call.gradients.get(name)
+    if gradient is None:
+        return None
+    theta = double(call.before[name]) if theta is None else theta
+    options = rule_options(phase, call.options[name], real_dtype(call.before[name].dtype))
+    before = copy_state(state)
+    update = reference_update(rule, theta, gradient, state, options)
+    terms = _terms(rule, theta, gradient, before, options, update)
+    noise = rule.noise(theta, double(gradient), before, options) if rule.noise else 0.0
+    return Expected(theta, update, terms, before, options, gradient, noise)
+
+
+def _terms(
+    rule: Rule, theta: torch.Tensor, gradient: torch.Tensor, state: State, options: Mapping[str, Any],
+    update: torch.Tensor,
+) -> dict[str, float]:  # fmt: skip
+    """Return the rms of what each term adds to the update: what changes when the term is taken out."""
+    terms = {"gradient": rms(update)}
+    if options.get("weight_decay"):
+        bare = reference_update(rule, theta, gradient, copy_state(state), {**options, "weight_decay": 0.0})
+        terms["decay"] = rms(update - bare)
+        terms["gradient"] = rms(bare)
+    if state.get("step", state.get("momentum_buffer")) is not None and _remembers(options, rule):
+        bare = reference_update(rule, theta, gradient, copy_state(state), {**options, **rule.momentum})
+        terms["momentum"] = rms(update - bare)
+    return {t: size for t, size in terms.items() if size > IMMATERIAL * rms(update)}
+
+
+def _remembers(options: Mapping[str, Any], rule: Rule) -> bool:
+    return bool(rule.momentum) and any(options.get(key) not in (None, value) for key, value in rule.momentum.items())
+
+
+def state_error(
+    rule: Rule, key: str, actual: Any, wanted: Any, before: Any, dtype: torch.dtype, stored: Any
+) -> tuple[float, float]:
+    """Return (error, threshold) of one entry of an optimizer's state, the error in eps of the dtype it is kept in."""
+    if key in COUNTERS:
+        # torch keeps its scalars in float32.
+        close = abs(float(actual) - float(wanted)) <= 1e-6 * abs(float(wanted))
+        return (0.0 if close else float("inf"), 1.0)
+    if not isinstance(wanted, torch.Tensor) or not isinstance(actual, torch.Tensor):
+        return (0.0 if actual == wanted else float("inf"), 1.0)
+    if actual.shape != wanted.shape:
+        return float("inf"), 1.0
+    kept_in = real_dtype(stored.dtype) if isinstance(stored, torch.Tensor) else dtype
+    eps = max(torch.finfo(kept_in).eps, torch.finfo(dtype).eps) if kept_in.is_floating_point else torch.finfo(dtype).eps
+    scale = rms(wanted) + (rms(before) if isinstance(before, torch.Tensor) else 0.0)
+    off = rms(actual - wanted)
+    limit = 3.0 if kept_in in LOW_PRECISION else 4.0
+    tolerance = (rule.relative or {}).get(dtype)
+    if tolerance is not None and scale and off <= tolerance * scale:
+        return 0.0, limit
+    return (off / (eps * scale) if scale else (float("inf") if off else 0.0)), limit
