@@ -127,7 +127,7 @@ def _gradients(subject: Subject, phase: LivePhase, gradients: dict[str, torch.Te
         yield _row(subject, "health.exploding", bad, f"{name}: gradient norm {size:.3g}", phase=phase.name,
                    parameter=name, measured=finite(size), threshold=limit, gradient_norm=finite(size))  # fmt: skip
         zero = bool(values.numel()) and not size
-        yield _row(subject, "health.all-zero", zero, f"{name}: gradient {'all zero' if zero else 'has nonzero elements'}",
+        yield _row(subject, "health.all-zero", zero, f"{name}: gradient {'all zero' if zero else 'not all zero'}",
                    phase=phase.name, parameter=name, gradient_norm=finite(size))  # fmt: skip
     weights = [n for n in norms if subject.parameters[n].dim() > 1]
     if len(weights) > 1 and norms[weights[-1]]:

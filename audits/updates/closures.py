@@ -120,11 +120,11 @@ class _Lane:
             copy.data.copy_(call.before[name])
 
         def closure() -> float:
-            _, loss, gradients = _next(answers)
+            _, value, gradients = _next(answers)
             for name, copy in self._copies.items():
                 gradient = gradients[name]
                 copy.grad = None if gradient is None else gradient.to_dense().double()
-            return loss
+            return float(value)
 
         self._optimizer.step(closure)
         return _flat(self._copies, self._names)

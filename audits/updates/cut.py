@@ -38,7 +38,7 @@ def cut_rows(subject: Subject, rows: Iterable[ResultRow], seed: int) -> Iterator
     }
     for r in rows:
         if r.check == "step.gradient-present" and r.outcome is Outcome.WARN and (r.phase, r.parameter) in cut:
-            message = (f"{r.parameter} has no gradient at the optimizer of phase {r.phase!r}, yet the loss depends on it:"
+            message = (f"{r.parameter} has no gradient at the optimizer of {r.phase!r}, yet the loss depends on it:"
                        " the graph is cut between them")  # fmt: skip
             yield dataclasses.replace(r, outcome=Outcome.FAIL, message=message, cause="cut graph",
                                       where_to_look="detach, no_grad, .item() or .data before the loss.")  # fmt: skip

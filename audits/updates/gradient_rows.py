@@ -97,8 +97,8 @@ def _same(
         outcome, cause, message = Outcome.PASS, None, f"{name} received the declared loss's gradient ({where})"
     else:
         cause, sure = explain_gradient(subject, steps, call, name, got, meant, reference)
-        message = (f"{name} received another gradient than the declared loss's ({where}): norm {numbers['measured']:.4g} "
-                   f"for {numbers['expected']:.4g}; {cause}")  # fmt: skip
+        message = (f"{name} received another gradient than the declared loss's ({where}): norm {norm(got):.4g} "
+                   f"for {norm(meant):.4g}; {cause}")  # fmt: skip
         outcome = Outcome.FAIL
         if reference.draws and not reference.same_draws and not sure:
             outcome = Outcome.INCONCLUSIVE

@@ -46,7 +46,7 @@ def _count(subject: Subject, step: TrainingStep, phase: LivePhase) -> ResultRow:
     numbers: dict[str, Any] = {"measured": float(count), "expected": 1.0}
     message = f"the optimizer of phase {phase.name!r} stepped {count} times in training step {step.number}"
     if count == 0 and step.overflowed:
-        return row(subject, "step.count", Outcome.INCONCLUSIVE, f"{message}: the loss scaler skipped it for an overflow",
+        return row(subject, "step.count", Outcome.INCONCLUSIVE, f"{message}: the loss scaler met an overflow",
                    phase=phase.name, step=step.number, cause="overflow", **numbers)  # fmt: skip
     outcome = Outcome.PASS if count == 1 else Outcome.FAIL
     return row(subject, "step.count", outcome, message, phase=phase.name, step=step.number, **numbers)
@@ -93,7 +93,7 @@ def _clipping(subject: Subject, step: TrainingStep, phase: LivePhase) -> Iterato
             wanted = min(reference.norm, declared)
             error = abs(arrived - wanted) / wanted if wanted else arrived
             met = error <= tolerance
-            message = f"the gradient's norm at the optimizer is {arrived:.6g}, clipped as declared it is {wanted:.6g} ({where})"
+            message = f"the gradient's norm at the optimizer is {arrived:.6g}, as declared it is {wanted:.6g} ({where})"
             yield row(subject, check, Outcome.PASS if met else Outcome.FAIL, message, measured=arrived, expected=wanted,
                       error=error, threshold=tolerance, **common)  # fmt: skip
 

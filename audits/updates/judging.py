@@ -223,7 +223,7 @@ class RuleJudge:
             return self._row("update.rule", Outcome.INCONCLUSIVE, f"{name}: the learning rate is 0, no update to judge",
                              call, name, cause="lr is 0", **numbers)  # fmt: skip
         if unresolved := self._unresolved(reference, finding):
-            message = (f"{name}: the {' and '.join(unresolved)} term of {self.rule.name}'s rule is too small to be seen "
+            message = (f"{name}: the {' and '.join(unresolved)} term of {self.rule.name}'s rule is too small to see "
                        f"({where}): an error of {max(limits[t] for t in unresolved):.2g} of it would pass")  # fmt: skip
             return self._row("update.rule", Outcome.INCONCLUSIVE, message, call, name, cause="unresolved", **numbers)
         moved = "stayed" if not length else "moved"

@@ -141,7 +141,7 @@ def torch_owned(phase: LivePhase) -> bool:
 
 
 def whose_fault(phase: LivePhase, synthetic: Synthetic, rule: Rule, failure: ProbeFailure) -> tuple[str | None, str]:
-    """Return (cause, half a sentence): the torch build's kernel or class, the dtype's range, or the optimizer itself."""
+    """Return (cause, half a sentence): the torch build, the dtype's range, or the optimizer itself."""
     if not torch_owned(phase):
         return failure.because or None, failure.because
     if implementations(phase) and run_probe(phase, synthetic, rule, LOOP)[1] is None:

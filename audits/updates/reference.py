@@ -39,7 +39,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Start:
-    """Where a phase's forward may have started from: random generators, buffers, and weights if not the present ones."""
+    """Where a phase's forward may have started from: generators, buffers, and weights if not the present ones."""
 
     random: RandomState
     modules: ModuleState

@@ -85,7 +85,7 @@ def _stale(subject: Subject) -> list[ResultRow]:
 
 
 def _stale_row(subject: Subject, phase: str, tensor: UnknownTensor) -> ResultRow:
-    message = (f"the optimizer of phase {phase!r} holds a tensor of shape {tensor.shape} (its number {tensor.position}) "
+    message = (f"the optimizer of phase {phase!r} holds a tensor of shape {tensor.shape} (number {tensor.position}) "
                "that is no parameter of the model: it trains a tensor that nothing uses")  # fmt: skip
     if tensor.likely:
         message += f"; {tensor.likely} has that shape and is in no optimizer, so it probably replaced this tensor"

@@ -242,7 +242,7 @@ def canonical_step(subject: Subject, context: StepContext) -> None:
         optimizer, scaler = context.optimizers[phase.name], context.scaler
         evaluate = functools.partial(_evaluate, subject, context, phase)
         if needs_closure(optimizer):
-            optimizer.step(evaluate)
+            optimizer.step(evaluate)  # type: ignore[arg-type]  # torch takes tensors too
         else:
             evaluate()
             scaler.unscale_(optimizer) if scaler.is_enabled() else None
