@@ -42,19 +42,27 @@ _STALE_KEYS = ("stale", "shape", "dtype", "likely")
 _PARAMETER_KEYS = ("name", "shape", "dtype", "trainable")
 
 
-def recipe_to_plain(recipe: Recipe) -> dict[str, Any]:
-    """Return everything but the tensors, in plain lists and dicts."""
+def recipe_to_plain(recipe: Recipe, *, storable: bool = True) -> dict[str, Any]:
+    """Return everything but the tensors, in plain lists and dicts.
+
+    Args:
+        recipe: the recipe.
+        storable: refuse callables that no other process could find; False names them by what they call themselves.
+
+    Raises:
+        RecipeError: a lambda or closure in a recipe that is to be stored.
+    """
     return {
         "schema": SCHEMA,
         "mode": recipe.mode,
         "precision": recipe.precision,
         "normalize": recipe.normalize,
         "seed": recipe.seed,
-        "step": None if recipe.step is None else _callable_to_plain(recipe.step),
+        "step": None if recipe.step is None else _callable_to_plain(recipe.step, storable),
         "expect": _plain(recipe.expect),
         "stop_gradient": list(recipe.stop_gradient),
         "assumed": sorted(recipe.assumed),
-        "phases": [_phase_to_plain(phase) for phase in recipe.phases],
+        "phases": [_phase_to_plain(phase, storable) for phase in recipe.phases],
         "module_modes": dict(recipe.module_modes),
         "ties": [list(names) for names in recipe.ties],
         "parameters": [
@@ -98,10 +106,10 @@ def recipe_from_plain(plain: Mapping[str, Any], *, batch: Any, state: Mapping[st
     )
 
 
-def _phase_to_plain(phase: PhaseRecipe) -> dict[str, Any]:
+def _phase_to_plain(phase: PhaseRecipe, storable: bool) -> dict[str, Any]:
     return {
         "name": phase.name,
-        "loss": _callable_to_plain(phase.loss),
+        "loss": _callable_to_plain(phase.loss, storable),
         "clip_grad_norm": phase.clip_grad_norm,
         "accumulate": phase.accumulate,
         "scheduler": None
@@ -151,7 +159,9 @@ def _phase_from_plain(plain: Any, place: str, state: Mapping[str, Mapping[str, A
     )
 
 
-def _callable_to_plain(reference: CallableReference) -> Any:
+def _callable_to_plain(reference: CallableReference, storable: bool) -> Any:
+    if reference.path is None and not storable:
+        return f"<{reference.describe()}>"
     if reference.path is None:
         raise RecipeError(
             f"{reference.describe()} is a lambda, closure or notebook cell: it works in process but cannot be stored. "

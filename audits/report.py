@@ -12,9 +12,13 @@ import pyarrow as pa
 
 from audits.outcomes import WORST_FIRST, Coverage, Outcome, ResultRow, Severity, finite, verdict
 from audits.results import AuditIdentity, answer_table, rows_table, to_frame
+from audits.skipped import not_checked
 
 if TYPE_CHECKING:
     import pandas as pd
+
+#: Rows about the batch's own tensors name them like this: they are no parameters.
+BATCH_PREFIX = "<batch "
 
 #: Version of `AuditReport.to_dict`.
 JSON_SCHEMA = 1
@@ -69,20 +73,19 @@ class AuditReport:
     @property
     def failed_parameters(self) -> list[str]:
         """Names of the parameters a failed row names, in the rows' order."""
-        return list(dict.fromkeys(row.parameter for row in self.rows if _failed(row) and row.parameter))
+        names = (row.parameter for row in self.rows if _failed(row) and row.parameter)
+        return list(dict.fromkeys(name for name in names if not name.startswith(BATCH_PREFIX)))
 
     @property
     def not_checked(self) -> list[dict[str, str]]:
-        """What was skipped and why, each reason once."""
-        reasons: dict[tuple[str, str], list[str]] = {}
-        for row in self.rows:
-            if row.outcome is Outcome.SKIPPED:
-                names = reasons.setdefault((row.check, row.cause or row.message), [])
-                if row.parameter:
-                    names.append(row.parameter)
+        """What was skipped and why, each reason once per check."""
         return [
-            {"check": check, "reason": f"{reason} ({_few(list(dict.fromkeys(names)))})" if names else reason}
-            for (check, reason), names in reasons.items()
+            {
+                "check": check,
+                "reason": f"{left.reason} ({_few(list(left.parameters))})" if left.parameters else left.reason,
+            }
+            for left in not_checked(self.rows)
+            for check in left.checks
         ]
 
     @property

@@ -16,7 +16,7 @@ from flows.audit_summary import AuditSummary, summarise
 from flows.one_version import Target, audit_version, fresh_occasion
 from flows.progress import listener
 from flows.settings import GradauditSettings
-from registry_models.marking import escape_markdown
+from registry_models.report.text import escape_markdown
 from registry_models.versions import VersionReference
 
 

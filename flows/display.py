@@ -23,6 +23,9 @@ log_console = Console(stderr=True)
 _STYLES = {"pass": "green", "warn": "yellow", "fail": "bold red", "inconclusive": "magenta", "skipped": "dim"}
 _MARKS = {"pass": "✓", "warn": "!", "fail": "✗", "inconclusive": "?", "skipped": "–"}
 
+#: Columns from which check and parameter stand side by side.
+WIDE = 104
+
 #: Findings a terminal shows before it points to the report.
 SHOWN_FINDINGS = 12
 
@@ -33,22 +36,20 @@ def outcome_text(outcome: str) -> Text:
 
 
 def verdicts_table(summaries: Iterable[AuditSummary], title: str) -> Table:
-    """Return one line per version."""
+    """Return one line per version; a narrow terminal gets the parameter below the checks."""
+    narrow = console.width < WIDE
     table = _table(title)
-    for column in ("model", "version", "outcome"):
+    for column in ("model", "v", "outcome"):
         table.add_column(column, no_wrap=True)
-    table.add_column("failed checks", no_wrap=True)
-    table.add_column("first parameter", overflow="fold")
+    table.add_column("failed checks" + (", first parameter" if narrow else ""), overflow="fold")
+    if not narrow:
+        table.add_column("first parameter", overflow="fold")
     for s in summaries:
-        first = s["failed_parameters"][0] if s["failed_parameters"] else ""
-        more = len(s["failed_parameters"]) - 1
-        table.add_row(
-            escape(s["model"]),
-            f"v{s['version']}",
-            outcome_text(s["outcome"]),
-            escape("\n".join(s["failed_checks"])),
-            escape(first) + (f" [dim]+{more}[/]" if more > 0 else ""),
-        )
+        named = s["failed_parameters"]
+        first = escape(named[0]) + (f" [dim]+{len(named) - 1}[/]" if len(named) > 1 else "") if named else ""
+        checks = [escape(check) for check in s["failed_checks"]]
+        cells = ["\n".join([*checks, f"  {first}"] if first and narrow else checks), *([] if narrow else [first])]
+        table.add_row(escape(s["model"]), str(s["version"]), outcome_text(s["outcome"]), *cells)
     return table
 
 

@@ -8,6 +8,7 @@ import re
 from mlflow.tracking import MlflowClient
 
 from audits.report import AuditReport
+from registry_models.report.text import escape_markdown
 from registry_models.versions import OUTCOME_TAG, SUBJECT_TAG, Version, VersionReference, registry_errors
 
 #: The block starts with a plain line, since lists of versions show a description's first line as it stands, and ends
@@ -17,8 +18,6 @@ _BLOCK = re.compile(f"(?ms)^{BLOCK_BEGIN}(?:(?!^{BLOCK_BEGIN}).)*?{BLOCK_END}")
 
 #: Parameters named in a tag before it says how many more there are.
 NAMED_PARAMETERS = 20
-
-_SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#+!|~-])")
 
 
 def mark(
@@ -70,11 +69,6 @@ def with_block(description: str, block: str) -> str:
     if _BLOCK.search(description):
         return _BLOCK.sub(lambda _: marked, description, count=1)
     return f"{description.rstrip()}\n\n{marked}" if description.strip() else marked
-
-
-def escape_markdown(text: str) -> str:
-    """Escape a text that comes from a model for MLflow's markdown."""
-    return _SPECIAL.sub(r"\\\1", text.replace("\n", " "))
 
 
 def _block(report: AuditReport, run_id: str, experiment_id: str) -> str:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from audits.outcomes import Outcome, ResultRow
 from audits.report import AuditReport
+from audits.skipped import not_checked
 from registry_models.report.lines import shown_outcome
-from registry_models.report.skipped import not_checked
 from registry_models.report.text import escape_markdown, one_line, plural, shortened
 
 #: Findings and reasons a note names; the report holds them all. MLflow cuts tags at 5,000 characters.

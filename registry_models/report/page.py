@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from audits.outcomes import Outcome, ResultRow
 from audits.report import AuditReport
+from audits.skipped import Unchecked, not_checked
 from registry_models.report.changes import Change
 from registry_models.report.findings import Finding, FindingGroup, finding_groups
 from registry_models.report.lines import RANK, ParameterLine, is_parameter, parameter_lines, shown_outcome
-from registry_models.report.skipped import Unchecked, not_checked
 from registry_models.report.text import clean, duration, one_line, plural, shortened
 
 #: Claims about the whole model that a page lists row by row.

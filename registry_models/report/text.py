@@ -8,7 +8,7 @@ import re
 #: Control characters (terminal escapes), surrogates, and characters that reorder or hide text. Tab and newline stay.
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
 
-_SPECIAL = re.compile(r"([\\`*_{}\[\]<>()#+!|~&$-])")
+_SPECIAL = re.compile(r"([\\`*_\[\]<>|~&$])")
 
 MISSING = "–"
 

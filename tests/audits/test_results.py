@@ -155,3 +155,16 @@ def test_a_report_counts_every_row_and_orders_findings_worst_first(outcomes: lis
     found = [finding.outcome for finding in report.findings]
     assert found == sorted(found, key=[Outcome.FAIL, Outcome.INCONCLUSIVE, Outcome.WARN, Outcome.SKIPPED].index)
     assert len(found) == sum(1 for o in outcomes if o is not Outcome.PASS)
+
+
+def test_the_batch_is_no_parameter_and_reasons_are_said_once() -> None:
+    skipped = {"check": "step.clipping", "outcome": Outcome.SKIPPED, "cause": "canonical step"}
+    rows = (
+        row(check="gradient.input", parameter="<batch x>", outcome=Outcome.FAIL),
+        row(outcome=Outcome.FAIL),
+        row(**skipped, parameter="a", message="ours"),
+        row(**skipped, parameter="b", message="ours"),
+    )
+    report = AuditReport(rows=rows, coverage_of=FULL)
+    assert report.failed_parameters == ["w"]
+    assert report.not_checked == [{"check": "step.clipping", "reason": "ours (a, b)"}]

@@ -165,3 +165,10 @@ def test_an_absent_parameter_is_named_with_the_nearest() -> None:
 def test_another_shape_is_refused() -> None:
     with pytest.raises(RecipeError, match=r"shape \(4, 3\), the recipe says \(2, 3\)"):
         audit(nn.Linear(3, 4), recipe_of(nn.Linear(3, 2)))
+
+
+def test_a_lambda_works_in_process() -> None:
+    model = nn.Linear(3, 2)
+    report = audit(model, recipe_of(model, loss=lambda m, b: nn.functional.mse_loss(m(b["inputs"]), b["targets"])))
+    assert report.outcome == "pass"
+    assert report.coverage == 1.0
