@@ -116,8 +116,9 @@ class Localiser:
                 "operator, not a wrong formula",
             )  # fmt: skip
             return
-        if len(confirmed) < CONFIRMATIONS:
-            self._inconclusive([name], "unconfirmed exceedance", worst)
+        if len(confirmed) < CONFIRMATIONS or self._prober.point.spread:
+            cause = "nondeterministic" if self._prober.point.spread else "unconfirmed exceedance"
+            self._inconclusive([name], cause, worst)
             return
         probe = max(confirmed, key=lambda p: p.residual)
         self._found[name] = _verdict(Outcome.FAIL, probe, limit=limit, cause="wrong gradient")

@@ -72,7 +72,9 @@ def float64_lane(
             return weighted_loss(subject, phase, given)
 
         with _plain_kernels():
-            yield Problem(tensors, loss, before, tape, lane, dtypes=dtypes, asked=asked, model=None if inputs else subject.model)
+            yield Problem(
+                tensors, loss, before, tape, lane, dtypes=dtypes, asked=asked, model=None if inputs else subject.model
+            )
     finally:
         torch.set_default_dtype(previous)
         for parameter in subject.model.parameters():

@@ -19,7 +19,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
-from audits.lanes.watching import FunctionDepth, ModuleStack
+from audits.lanes.watching import LOSS_PATH, FunctionDepth, ModuleStack
 
 _DETACH: frozenset[Any] = frozenset(
     {torch.Tensor.detach, torch.Tensor.detach_, torch.detach, torch.Tensor.data.__get__}  # type: ignore[attr-defined]
@@ -42,19 +42,23 @@ class StopSite:
 
     Attributes:
         kind: ``detach``, ``no_grad`` or ``item``.
-        path: the module it happens in, ``loss`` outside of all.
-        label: the same for people.
+        path: the module that does it, ``loss`` outside of all.
+        inner: the module that runs while it is done: a target network under the loss's ``no_grad``.
+        label: where, for people.
         built_in: whether torch's own module does it (spectral_norm's power iteration).
     """
 
     kind: str
     path: str
+    inner: str
     label: str
     built_in: bool
 
     def declared(self, scopes: tuple[str, ...]) -> bool:
         """Whether the recipe declares this place, or a module around it."""
-        return any(self.path == scope or self.path.startswith(f"{scope}.") for scope in scopes)
+        return any(
+            place == scope or place.startswith(f"{scope}.") for scope in scopes for place in (self.path, self.inner)
+        )
 
 
 class StopGradients:
@@ -84,7 +88,12 @@ class StopGradients:
     def met(self, position: int, kind: str, result: Any, target: Any, recording: bool) -> Any:
         """Record a site's value, or return the held one."""
         if recording:
-            self.sites.append(StopSite(kind, self._stack.path, self._stack.label(self._stack.path), _is_built_in()))
+            inner = self._stack.path
+            outer, owner = self._stack.outside()
+            path = outer if kind == "no_grad" else inner
+            built_in = owner is not None and owner.__module__.startswith("torch.nn.") and _called_by_torch()
+            label = self._stack.label(path if path != LOSS_PATH else inner)
+            self.sites.append(StopSite(kind, path, inner, label, built_in))
             self._values.append(_copied(result))
         if position >= len(self.sites) or self.sites[position].kind != kind or not self._frozen(self.sites[position]):
             return result
@@ -150,7 +159,7 @@ def _copied(value: Any) -> Any:
     return value.copy() if type(value).__name__ == "ndarray" else value
 
 
-def _is_built_in() -> bool:
+def _called_by_torch() -> bool:
     frame: Any = sys._getframe(1)
     while frame is not None:
         name = frame.f_code.co_filename

@@ -22,12 +22,19 @@ class ModuleStack:
     def __init__(self, model: nn.Module) -> None:
         self._paths = {id(module): path for path, module in model.named_modules()}
         self._modules = dict(model.named_modules())
-        self._stack: list[str] = []
+        self._stack: list[tuple[str, type[nn.Module], bool]] = []
 
     @property
     def path(self) -> str:
         """The innermost module's path, ``loss`` outside of all."""
-        return self._stack[-1] if self._stack else LOSS_PATH
+        return self._stack[-1][0] if self._stack else LOSS_PATH
+
+    def outside(self) -> tuple[str, type[nn.Module] | None]:
+        """Return path and class of the innermost module entered with gradients on: who switched them off, if anyone.
+
+        The loss function's path, and no class, where gradients were off before every module.
+        """
+        return next(((path, kind) for path, kind, enabled in reversed(self._stack) if enabled), (LOSS_PATH, None))
 
     def label(self, path: str) -> str:
         """Return ``Class (path)``."""
@@ -42,7 +49,7 @@ class ModuleStack:
 
         def enter(module: nn.Module, _: Any) -> None:
             path = self._paths.get(id(module))
-            self._stack.append(self.path if path is None else path)
+            self._stack.append((self.path if path is None else path, type(module), torch.is_grad_enabled()))
 
         def leave(module: nn.Module, _: Any, __: Any) -> None:
             if self._stack:
