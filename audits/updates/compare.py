@@ -22,6 +22,9 @@ THRESHOLDS: Mapping[torch.dtype, tuple[float, float]] = {
 #: Independent roundings of one arithmetic scatter alike; four times one draw's scatter bounds another's.
 NOISE_FACTOR = 4.0
 
+#: Relative distance below which two updates point the same way to eight digits and the cosine is 1.
+COSINE_FROM = 1e-4
+
 #: A term of the rule is resolved when a hundredth of it would be seen.
 RESOLUTION = 1e-2
 
@@ -71,7 +74,13 @@ def rms(tensor: torch.Tensor) -> float:
     return float(torch.linalg.vector_norm(tensor.reshape(-1))) / math.sqrt(tensor.numel())
 
 
-def deviation(actual: torch.Tensor, reference: torch.Tensor, theta: torch.Tensor, dtype: torch.dtype) -> Deviation:
+def deviation(
+    actual: torch.Tensor,
+    reference: torch.Tensor,
+    theta: torch.Tensor,
+    dtype: torch.dtype,
+    known: tuple[float, float] | None = None,
+) -> Deviation:
     """Compare an update with its reference.
 
     Args:
@@ -79,18 +88,25 @@ def deviation(actual: torch.Tensor, reference: torch.Tensor, theta: torch.Tensor
         reference: the rule's update in float64, same shape.
         theta: the weights before, float64.
         dtype: dtype of the weights the update was made in.
+        known: rms of theta and of the reference, where they were worked out already.
     """
-    eps = torch.finfo(real_dtype(dtype)).eps
-    difference = actual - reference
-    size, length, off = rms(theta), rms(reference), rms(difference)
     if not actual.numel():
         return Deviation(0.0, 0.0, 0.0, 1.0)
+    eps = torch.finfo(real_dtype(dtype)).eps
+    difference = actual - reference
+    size, length = known or (rms(theta), rms(reference))
+    off = rms(difference)
     scale = eps * (size + length)
-    spread = eps * (size + length + theta.abs() + reference.abs())
-    peak = float((difference.abs() / spread.clamp(min=torch.finfo(torch.float64).tiny)).max())
-    cosine = float((actual * reference).mean()) / (rms(actual) * length) if off and length and rms(actual) else 1.0
-    if off and not (length and rms(actual)):
-        cosine = 0.0
+    # The worst element by the tensor's own scale bounds the measure; only when that is much is it taken exactly.
+    peak = float(torch.linalg.vector_norm(difference.reshape(-1), float("inf")))
+    peak = peak / scale if scale else (float("inf") if peak else 0.0)
+    if not peak <= 1.0:
+        spread = eps * (size + length + theta.abs() + reference.abs())
+        peak = float((difference.abs() / spread.clamp(min=torch.finfo(torch.float64).tiny)).max())
+    moved = rms(actual) if off > COSINE_FROM * length else 0.0
+    cosine = 1.0 if off <= COSINE_FROM * length else 0.0
+    if moved and length:
+        cosine = float((actual * reference).mean()) / (moved * length)
     return Deviation(
         l2=off / scale if scale else (float("inf") if off else 0.0),
         peak=peak,

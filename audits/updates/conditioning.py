@@ -21,6 +21,7 @@ DRAWS = 3
 def judge_conditioned(
     rule: Rule, actual: torch.Tensor, reference: torch.Tensor, theta: torch.Tensor, gradient: torch.Tensor,
     state: State, options: Mapping[str, Any], dtype: torch.dtype, noise: float = 0.0,
+    known: tuple[float, float] | None = None,
 ) -> Judged:  # fmt: skip
     """Judge an update; what misses the threshold is judged again without what rounding explains.
 
@@ -39,8 +40,9 @@ def judge_conditioned(
         options: the group's options.
         dtype: dtype of the lane's weights.
         noise: scatter of the rule's own coarse arithmetic.
+        known: rms of theta and of the reference, where they were worked out already.
     """
-    found = judge(deviation(actual, reference, theta, dtype), rule, dtype, options, noise)
+    found = judge(deviation(actual, reference, theta, dtype, known), rule, dtype, options, noise)
     if found.met or not bool(torch.isfinite(actual).all()):
         return found
     response = rounding_response(rule, reference, theta, gradient, state, options, dtype)

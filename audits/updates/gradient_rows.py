@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -58,19 +59,20 @@ def _present(subject: Subject, call: Call, name: str, reference: Reference) -> R
     received, wanted = call.gradients.get(name), reference.gradients.get(name)
     where = f"at the optimizer of phase {call.phase.name!r} in step {call.step}"
     outcome, message = Outcome.PASS, f"{name}'s gradient arrived {where}"
+    length: float | None = None
     if received is None and wanted is None:
         outcome, message = Outcome.WARN, f"{name} has no gradient {where}: this batch's loss does not depend on it"
     elif received is None:
         outcome, message = Outcome.FAIL, f"{name} has no gradient {where}, though the loss has one for it"
-    elif not bool(torch.isfinite(received.coalesce().values() if received.is_sparse else received).all()):
+    elif not math.isfinite(length := norm(received)):
         outcome, message = Outcome.FAIL, f"{name}'s gradient is not finite {where}"
-    elif received.numel() and not norm(received):
+    elif received.numel() and not length:
         if wanted is None or not norm(wanted):
             outcome, message = Outcome.WARN, f"{name}'s gradient is all zero {where}, and so is the loss's own"
         else:
             outcome, message = Outcome.FAIL, f"{name}'s gradient is all zero {where}; the loss's own is not"
     return row(subject, "step.gradient-present", outcome, message, parameter=name, phase=call.phase.name,
-               step=call.step, gradient_norm=None if received is None else norm(received))  # fmt: skip
+               step=call.step, gradient_norm=length)  # fmt: skip
 
 
 def _same(
@@ -90,8 +92,9 @@ def _same(
         difference = rms(to_double(got) - to_double(meant))
         room = torch.finfo(dtype).eps * (rms(to_double(meant)) + FLOOR * scale)
         error = difference / room if room else float("inf")
-    numbers = {"measured": norm(got), "expected": norm(meant), "error": error, "threshold": threshold,
-               "gradient_norm": norm(got), "lane": Lane.NATIVE}  # fmt: skip
+    length = norm(got)
+    numbers = {"measured": length, "expected": norm(meant) if error else length, "error": error,
+               "threshold": threshold, "gradient_norm": length, "lane": Lane.NATIVE}  # fmt: skip
     where = f"step {call.step}, phase {call.phase.name!r}"
     if error <= threshold:
         outcome, cause, message = Outcome.PASS, None, f"{name} received the declared loss's gradient ({where})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -74,15 +75,17 @@ class RuleJudge:
         self._history.append(call)
         expected = {n: e for n in wanted if (e := self._expect(self.rule, call, n, self._state)) is not None}
         found: dict[str, Finding] = {}
+        lengths: dict[str, float] = {}
         for name, reference in expected.items():
-            actual = double(call.moved(name)) - reference.theta
+            actual = double(call.moved(name)).sub_(reference.theta)
+            lengths[name] = rms(actual)
             found[name] = self._find(Lane.NATIVE, real_dtype(call.before[name].dtype), actual, reference)
         self._look_closer(call, expected, found)
         for name in wanted:
             if name not in expected:
                 yield self._without_gradient(call, name)
                 continue
-            yield self._rule_row(call, name, expected[name], found[name])
+            yield self._rule_row(call, name, expected[name], found[name], lengths[name])
             yield from self._state_rows(call, name, expected[name])
             yield self._rounding_row(call, name, expected[name])
 
@@ -96,9 +99,9 @@ class RuleJudge:
         assert self.rule is not None
         judged = judge_conditioned(
             self.rule, actual, reference.update, reference.theta, reference.gradient, reference.before,
-            reference.options, dtype, reference.noise,
+            reference.options, dtype, reference.noise, (reference.size, reference.length),
         )  # fmt: skip
-        theta, full = rms(reference.theta), rms(reference.update)
+        theta, full = reference.size, reference.length
         limits = {
             term: resolution(self.rule, dtype, reference.options, theta, full, size, reference.noise)
             for term, size in reference.terms.items()
@@ -172,7 +175,7 @@ class RuleJudge:
                 size = self._expect(self.rule, call, name, sizes)
                 if size is None:
                     continue
-                scale = min(1.0, rms(size.update) / rms(size.theta)) if rms(size.theta) else 1.0
+                scale = min(1.0, size.length / size.size) if size.size else 1.0
                 if self.rule.noise is not None and size.terms.get("decay"):
                     # A coarse rule's decay shows where it is as large as the rest of the update.
                     scale = size.terms.get("gradient", 0.0) / size.terms["decay"]
@@ -186,22 +189,23 @@ class RuleJudge:
     def _held(self) -> dict[str, torch.Tensor]:
         return {n: self._history[0].before[n] for n in dict.fromkeys(self._phase.recipe.optimizer.names)}
 
-    def _rule_row(self, call: Call, name: str, reference: Expected, finding: Finding) -> ResultRow:
+    def _rule_row(self, call: Call, name: str, reference: Expected, finding: Finding, measured: float) -> ResultRow:
         assert self.rule is not None
         native = real_dtype(call.before[name].dtype)
         gradient = call.gradients[name]
         assert gradient is not None
         judged, limits = finding.judged, finding.limits
-        length, actual = rms(reference.update), double(call.moved(name)) - reference.theta
+        length = reference.length
+        count = math.sqrt(reference.theta.numel())
         numbers: dict[str, Any] = {
-            "measured": norm(actual),
-            "expected": norm(reference.update),
+            "measured": measured * count,
+            "expected": length * count,
             "error": judged.error,
             "threshold": judged.threshold,
             "detection_limit": max(limits.values()) if length and limits else None,
-            "parameter_norm": norm(call.before[name]),
+            "parameter_norm": reference.size * count,
             "gradient_norm": norm(gradient),
-            "update_norm": norm(reference.update),
+            "update_norm": length * count,
             "lane": finding.lane,
         }
         where = f"step {call.step}"
@@ -213,6 +217,7 @@ class RuleJudge:
             message = (f"{name} did not move as {self.rule.name}'s rule says ({where}): the update's norm is "
                        f"{numbers['measured']:.3g}, the rule's {numbers['expected']:.3g}, error "
                        f"{judged.error:.3g} against {judged.threshold:.3g}")  # fmt: skip
+            actual = double(call.moved(name)) - reference.theta
             if finding.lane is not Lane.NATIVE:
                 dtype = torch.float32 if finding.lane is Lane.FLOAT32 else torch.float64
                 actual, native = self._replayed(dtype).get(name, actual), dtype
@@ -246,15 +251,14 @@ class RuleJudge:
         if not self._subject.settings.wants_check("update.state"):
             return
         dtype = real_dtype(call.before[name].dtype)
-        actual, wanted = reference_state(call.state_after.get(name)), self._state[name]
-        shared = [key for key in wanted if key in actual]
+        actual, wanted = call.state_after.get(name) or {}, self._state[name]
+        shared = [key for key in wanted if actual.get(key) is not None]
         if not shared:
             return
         worst, at, met, threshold = -1.0, shared[0], True, 0.0
         for key in shared:
-            error, limit = state_error(self.rule, key, actual[key], wanted[key], reference.before.get(key), dtype,
-                                        call.state_after[name][key])  # fmt: skip
-            if error / limit > worst:
+            error, limit = state_error(self.rule, key, actual[key], wanted[key], reference.before.get(key), dtype)
+            if not error / limit <= worst:
                 worst, at, threshold, met = error / limit, key, limit, error <= limit
         message = f"{name}: the optimizer's {at} after step {call.step} "
         message += "is the rule's" if met else f"is not the rule's (error {worst * threshold:.3g})"
@@ -262,10 +266,11 @@ class RuleJudge:
                         error=worst * threshold, threshold=threshold)  # fmt: skip
 
     def _rounding_row(self, call: Call, name: str, reference: Expected) -> ResultRow:
-        meant = reference.update != 0
-        moved = (double(call.moved(name)) - reference.theta) != 0
-        count = int(meant.sum())
-        share = int((meant & ~moved).sum()) / count if count else 0.0
+        meant, stayed = reference.update != 0, call.moved(name) == call.before[name]
+        if stayed.dim() < meant.dim():  # complex weights: pairs of reals on the rule's side
+            meant = meant.any(-1)
+        count = int(torch.count_nonzero(meant))
+        share = int(torch.count_nonzero(meant.logical_and_(stayed))) / count if count else 0.0
         lost = share > LOST_SHARE
         message = f"{name}: {share:.0%} of the elements that step {call.step} should move did not"
         message += f": the updates are below the spacing of {call.before[name].dtype}" if lost else ""

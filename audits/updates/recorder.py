@@ -27,8 +27,7 @@ class Call:
         after: the weights of those that it changed.
         gradients: what the optimizer received, unscaled; None where it received none.
         options: the options of each held parameter's group.
-        state_before: the optimizer's state by parameter.
-        state_after: the same afterwards.
+        state_after: the optimizer's state by parameter.
         training: mode of every module at its last forward before this call.
         evaluations: for an optimizer that calls its closure: the weights, loss and gradients of every evaluation.
         tensor_rate: whether a learning rate is kept in a tensor, in float32.
@@ -40,7 +39,6 @@ class Call:
     before: Tensors
     gradients: dict[str, torch.Tensor | None]
     options: dict[str, dict[str, Any]]
-    state_before: dict[str, dict[str, Any]]
     after: Tensors = field(default_factory=dict)
     state_after: dict[str, dict[str, Any]] = field(default_factory=dict)
     evaluations: list[tuple[Tensors, float, dict[str, torch.Tensor | None]]] = field(default_factory=list)
@@ -134,7 +132,6 @@ class Recorder:
                 before=dict(self.shadow),
                 gradients=self._gradients(optimizer),
                 options=self._options(optimizer),
-                state_before=self._state(optimizer),
                 tensor_rate=any(isinstance(group.get("lr"), torch.Tensor) for group in optimizer.param_groups),
             )
             self._open[phase.name] = call

@@ -75,7 +75,7 @@ class Replay:
                 group.update({**self._lane_options(options[held], held), **self._overrides})
         with torch.enable_grad():
             self.optimizer.step()
-        return {name: to_double(copy) - before[name] for name, copy in self.copies.items()}
+        return {name: to_double(copy).sub_(before[name]) for name, copy in self.copies.items()}
 
     def _lane_options(self, options: Mapping[str, Any], name: str) -> dict[str, Any]:
         chosen = dict(options)

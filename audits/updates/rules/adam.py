@@ -33,12 +33,13 @@ def adamw(theta: torch.Tensor, gradient: torch.Tensor, state: State, options: Op
 def _adam_step(g: torch.Tensor, state: State, options: Options) -> torch.Tensor:
     b1, b2 = (float(beta) for beta in options["betas"])
     t = advance(state)
-    state["exp_avg"] = m = b1 * kept(state, "exp_avg", g) + (1.0 - b1) * g
-    state["exp_avg_sq"] = v = b2 * kept(state, "exp_avg_sq", g) + (1.0 - b2) * g * g
+    # In place on new tensors where the formula allows it: a model's weights are passed over many times here.
+    state["exp_avg"] = m = (b1 * kept(state, "exp_avg", g)).add_(g, alpha=1.0 - b1)
+    state["exp_avg_sq"] = v = (b2 * kept(state, "exp_avg_sq", g)).addcmul_(g, g, value=1.0 - b2)
     if options.get("amsgrad"):
         state["max_exp_avg_sq"] = v = torch.maximum(kept(state, "max_exp_avg_sq", g), v)
-    denominator = (v / (1.0 - pow(b2, t))).sqrt() + float(options["eps"])
-    return -float(options["lr"]) * (m / (1.0 - pow(b1, t))) / denominator
+    denominator = (v / (1.0 - pow(b2, t))).sqrt_().add_(float(options["eps"]))
+    return (m / denominator).mul_(-float(options["lr"]) / (1.0 - pow(b1, t)))
 
 
 def nadam(theta: torch.Tensor, gradient: torch.Tensor, state: State, options: Options) -> torch.Tensor:
@@ -139,4 +140,4 @@ ADAMW = Rule("AdamW", adamw, _NO_MEMORY)
 NADAM = Rule("NAdam", nadam, _NO_MEMORY, relative={torch.float64: 1e-6})
 RADAM = Rule("RAdam", radam, {"betas": (0.0, 0.999)})
 ADAMAX = Rule("Adamax", adamax, _NO_MEMORY)
-SPARSE_ADAM = Rule("SparseAdam", sparse_adam, _NO_MEMORY, sparse=True)
+SPARSE_ADAM = Rule("SparseAdam", sparse_adam, _NO_MEMORY, sparse=True, elementwise=False)

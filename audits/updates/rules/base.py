@@ -30,6 +30,7 @@ class Rule:
         cosine: least cosine between update and reference, where ``relative`` is coarse.
         noise: relative scatter that the rule's own coarse arithmetic makes on this very gradient.
         matrices: the rule takes only two-dimensional tensors.
+        elementwise: each element's update depends on that element alone.
         sparse: the rule takes only sparse gradients.
     """
 
@@ -40,6 +41,7 @@ class Rule:
     cosine: float | None = None
     noise: Callable[[torch.Tensor, torch.Tensor, State, Options], float] | None = None
     matrices: bool = False
+    elementwise: bool = True
     sparse: bool = False
 
 

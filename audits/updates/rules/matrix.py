@@ -94,7 +94,7 @@ def muon_noise(theta: torch.Tensor, gradient: torch.Tensor, state: State, option
     return float(torch.linalg.vector_norm(rounded - exact)) / size if size else 0.0
 
 
-ADAFACTOR = Rule("Adafactor", adafactor, {})
+ADAFACTOR = Rule("Adafactor", adafactor, {}, elementwise=False)
 #: torch runs Newton-Schulz in bfloat16: the healthy worst is 1.6e-2 relative and a cosine of 0.9999.
 MUON = Rule(
     "Muon",
@@ -104,4 +104,5 @@ MUON = Rule(
     cosine=0.995,
     noise=muon_noise,
     matrices=True,
+    elementwise=False,
 )
