@@ -14,10 +14,11 @@ from audits.gradients.romberg import FIRST_STEP
 from audits.gradients.rounding import mark_rounding_zeros, suspicious
 from audits.gradients.verdicts import Verdict
 from audits.lanes.evaluation import BranchMismatchError, LaneError, Point, Problem, norm
-from audits.outcomes import Outcome
+from audits.outcomes import Lane, Outcome
 
-#: First and later joint rounds for tensors that the smaller step leaves unresolved.
-ROUND_STEPS = (FIRST_STEP, 6e-2, 0.5)
+#: First and later joint rounds for tensors that the smaller step leaves unresolved. In float32 the first step that
+#: resolves anything is 0.1.
+ROUND_STEPS = {Lane.FLOAT64: (FIRST_STEP, 6e-2, 0.5), Lane.FLOAT32: (0.1, 0.5)}
 
 #: The displaced point is this many rms away from theta, per element (normal); a tenth of it if the loss is not finite.
 DISPLACEMENTS = (0.1, 0.01)
@@ -88,7 +89,7 @@ class Certifier:
         prober = Prober(point, self._seed + (1 if displaced else 0))
         open_names = list(names)
         zero: list[str] = []
-        for step in ROUND_STEPS:
+        for step in ROUND_STEPS[self._problem.lane]:
             if not open_names:
                 break
             scales = prober.scales(open_names, step)

@@ -59,27 +59,45 @@ def _finite_differences(subject: Subject, phase: LivePhase) -> list[ResultRow]:
     point: Point | None = None
     rows = []
     if judged:
-        try:
-            with float64_lane(subject, phase) as problem:
-                verdicts, point = judge(subject, problem, judged)
-                if subject.settings.method != "gradcheck":
-                    verdicts = explain(subject, phase, problem, point, verdicts)
-                rows = [parameter_row(subject, phase, n, verdicts[n], point, problem.lane, dtypes[n]) for n in judged]
-        except (LaneError, BranchMismatchError, RuntimeError, NotImplementedError, TypeError, ValueError) as error:
-            _log.debug("the float64 lane failed", exc_info=True)
-            text = " ".join(str(error).split())[:300]
-            verdict = Verdict(
-                outcome=Outcome.INCONCLUSIVE, cause=f"cannot evaluate: {type(error).__name__}",
-                message=f"the loss could not be evaluated in float64: {text}",
-            )  # fmt: skip
-            rows = [parameter_row(subject, phase, n, verdict, None, Lane.FLOAT64, dtypes[n]) for n in judged]
-            subject.reset()
+        for lane in (Lane.FLOAT64, Lane.FLOAT32):
+            try:
+                with float64_lane(subject, phase, lane=lane) as problem:
+                    verdicts, point = judge(subject, problem, judged)
+                    if subject.settings.method != "gradcheck":
+                        verdicts = explain(subject, phase, problem, point, verdicts)
+                    rows = [parameter_row(subject, phase, n, verdicts[n], point, lane, dtypes[n]) for n in judged]
+                break
+            except (LaneError, BranchMismatchError, RuntimeError, NotImplementedError, TypeError, ValueError) as error:
+                _log.debug("the %s lane failed", lane, exc_info=True)
+                rows = rows or _not_evaluated(subject, phase, judged, error, dtypes)
+                if not _needs_float32(error):
+                    break
+            finally:
+                subject.reset()
     by_name = {row.parameter: row for row in rows}
     for name in wanted:
         if name not in by_name:
             cause, message = _why_skipped(subject, phase, name)
             by_name[name] = skipped_row(subject, phase, name, cause, message, dtypes[name])
     return [by_name[name] for name in wanted]
+
+
+def _needs_float32(error: Exception) -> bool:
+    """Whether a float64 kernel is missing, rather than something being wrong in every dtype."""
+    text = str(error)
+    return any(sign in text for sign in ("not implemented for 'Double'", "float64 lane", "Double", "float64"))
+
+
+def _not_evaluated(
+    subject: Subject, phase: LivePhase, names: list[str], error: Exception, dtypes: dict[str, str]
+) -> list[ResultRow]:
+    text = " ".join(str(error).split())[:300]
+    verdict = Verdict(
+        outcome=Outcome.INCONCLUSIVE,
+        cause=f"cannot evaluate: {type(error).__name__}",
+        message=f"the loss could not be evaluated in float64: {text}",
+    )
+    return [parameter_row(subject, phase, n, verdict, None, Lane.FLOAT64, dtypes[n]) for n in names]
 
 
 def judge(subject: Subject, problem: Problem, names: list[str]) -> tuple[dict[str, Verdict], Point]:

@@ -12,6 +12,9 @@ VALUES = 8
 #: Spacing of the values relative to the probe's step: far below it, far above the rounding of theta.
 RELATIVE_SPACING = 1e-6
 
+#: The spacing is at least so many roundoffs of theta, where the arithmetic is too coarse for the above (float32).
+SPACING_ROUNDOFFS = 1e4
+
 #: Widen the spacing tenfold while half of the values are equal, at most so often.
 WIDENINGS = 4
 
@@ -50,7 +53,9 @@ def difference_noise(values: Sequence[float]) -> float:
     return upper[len(upper) // 2]
 
 
-def measure_noise(function: Callable[[float], float], step: float, roundoff: float) -> float:
+def measure_noise(
+    function: Callable[[float], float], step: float, roundoff: float, value_roundoff: float | None = None
+) -> float:
     """Return the noise of ``function`` around ``-step`` and ``+step``.
 
     Noise at 0 alone is too small at a converged optimum, where the loss itself, and its rounding, nearly vanish.
@@ -59,17 +64,18 @@ def measure_noise(function: Callable[[float], float], step: float, roundoff: flo
         function: t -> f(theta + t v).
         step: the probe's step h.
         roundoff: unit roundoff u of the arithmetic.
+        value_roundoff: unit roundoff of the function's value, where it is another.
 
     Returns:
         ``max(ECnoise at -h, ECnoise at +h, u max|f|)``.
     """
     worst = 0.0
     for centre in (step, -step):
-        spacing = RELATIVE_SPACING * step
+        spacing = max(RELATIVE_SPACING * step, SPACING_ROUNDOFFS * roundoff)
         for _ in range(WIDENINGS):
             values = [function(centre + i * spacing) for i in range(VALUES)]
             if len(set(values)) > VALUES // 2 or len(set(values)) == 1:
                 break
             spacing *= 10
-        worst = max(worst, difference_noise(values), roundoff * max(abs(v) for v in values))
+        worst = max(worst, difference_noise(values), (value_roundoff or roundoff) * max(abs(v) for v in values))
     return worst

@@ -116,7 +116,9 @@ class Prober:
         """Measure the noise once; later rounds reuse it."""
         if self._measured:
             return
-        measured = measure_noise(lambda t: self.point.along(direction, t), step, self.problem.roundoff)
+        measured = measure_noise(
+            lambda t: self.point.along(direction, t), step, self.problem.roundoff, self.point.value_roundoff
+        )
         self.sigma = max(measured, self.point.spread)
         self._measured = True
 

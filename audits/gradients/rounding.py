@@ -9,6 +9,9 @@ from audits.lanes.evaluation import Point, norm
 #: Displacement, relative per element, that replaces rounding noise by other rounding noise ...
 NUDGE = 1e-9
 
+#: ... but never below so many roundoffs of the lane, or nothing would move in float32.
+NUDGE_ROUNDOFFS = 1e3
+
 #: ... and leaves a true gradient the same to far better than this share of its norm.
 ROUNDING_SHARE = 0.1
 
@@ -32,7 +35,7 @@ def mark_rounding_zeros(point: Point, names: Sequence[str], seed: int) -> None:
     doubtful = [n for n in names if n not in point.rounded and norm(point.gradients[n]) > 0.0]
     if not doubtful:
         return
-    nearby = point.nearby_gradients(NUDGE, seed)
+    nearby = point.nearby_gradients(max(NUDGE, NUDGE_ROUNDOFFS * point.problem.roundoff), seed)
     for name in doubtful:
         gradient, other = point.gradients[name], nearby[name]
         assert gradient is not None

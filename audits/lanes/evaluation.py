@@ -76,6 +76,7 @@ class Point:
         program: what the forward did.
         evaluations: how often f was evaluated so far.
         spread: largest |f(theta) - f(theta)| over repeats: 0 unless the loss is nondeterministic.
+        value_roundoff: unit roundoff of the loss itself; in the float32 lane its reduction runs in float64.
         rounded: names whose gradient is rounding noise around zero and counts as zero.
     """
 
@@ -91,6 +92,7 @@ class Point:
         self._moved: set[str] = set(self._theta)
         self._mutates = False
         self.rounded: set[str] = set()
+        self.value_roundoff = problem.roundoff
         self.program = Program()
         self.value = self._record()
         self.gradients, self.analytic_value = self._differentiate()
@@ -239,6 +241,7 @@ class Point:
             raise LaneError(f"the loss stays {loss.dtype} in the float64 lane")
         if self._mutates:
             self._moved = set(self._theta)
+        self.value_roundoff = UNIT_ROUNDOFF[Lane.FLOAT64 if loss.dtype is torch.float64 else Lane.FLOAT32]
         return float(loss.detach())
 
 

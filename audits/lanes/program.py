@@ -28,6 +28,12 @@ _LEAVES_TORCH = frozenset({"_local_scalar_dense", "is_nonzero", "equal", "item"}
 _NO_DECISION = frozenset({"_local_scalar_dense", "equal", "_version", "sym_size", "sym_numel", "is_pinned"})
 
 
+_LOSSES = frozenset(
+    {"_log_softmax", "nll_loss_forward", "nll_loss2d_forward", "mse_loss", "huber_loss", "smooth_l1_loss",
+     "binary_cross_entropy", "binary_cross_entropy_with_logits"}
+)  # fmt: skip
+
+
 class BranchMismatchError(Exception):
     """The replay met another sequence of operators than the recording: Python branched on a value."""
 
@@ -55,13 +61,14 @@ class Recording(TorchDispatchMode):
         super().__init__()
         self._program = program
         self._cursor = cursor
-        self._lift = lift
+        self._lift_all = lift
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         program, known = self._program, traits(func)
         action: Action | None = None
-        if self._lift:
+        lift = self._lift_all or reduces_loss(known, args, kwargs)
+        if lift:
             args, kwargs, changed = lift_call(func, args, kwargs)
             if changed:
                 program.lifted.add(known.name)
@@ -76,7 +83,7 @@ class Recording(TorchDispatchMode):
             if rule is not None and rule.applies(bound):
                 result, decision = record_rule(rule, bound, known.written, func, args, kwargs)
                 program.frozen.add(known.base)
-                action = ReplayRule(rule, decision, self._lift)
+                action = ReplayRule(rule, decision, lift)
             else:
                 result = func(*args, **kwargs)
                 if known.base == "embedding_renorm":
@@ -84,7 +91,7 @@ class Recording(TorchDispatchMode):
                 elif takes_decision(known, args, kwargs, result):
                     program.frozen.add(known.base)
                     action = ReplayResult(result)
-        if self._lift:
+        if lift:
             result, changed = lift_result(func, result)
             if changed:
                 program.lifted.add(known.name)
@@ -143,6 +150,17 @@ class TapeOnly(Free):
     def __init__(self, tape: Tape) -> None:
         self.cursor = tape.cursor(keep_states=True)
         super().__init__(self.cursor, lift=False)
+
+
+def reduces_loss(known: OperatorTraits, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether the operator ends a loss: a loss function, or a sum or mean over everything.
+
+    In the float32 lane these alone run in float64, or the loss's own rounding would hide what the tensors do.
+    """
+    if known.base in _LOSSES:
+        return True
+    bound = known.bind(args, kwargs) if known.base in ("sum", "mean") else {}
+    return bool(bound) and not bound.get("dim")
 
 
 def lifted_call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], cursor: TapeCursor) -> Any:
