@@ -13,6 +13,7 @@ from rich.text import Text
 
 from audits.outcomes import Check, Outcome
 from audits.report import AuditReport
+from audits.skipped import not_checked
 from flows.audit_summary import AuditSummary
 from flows.progress import Listener
 
@@ -77,8 +78,9 @@ def report_view(report: AuditReport) -> Group:
             parts.append(Text(f"... and {len(found) - SHOWN_FINDINGS} more findings: --json or --html FILE shows all"))
     counts = ", ".join(f"{number} {name}" for name, number in report.counts.items() if number)
     parts.append(Text(f"{counts}; {report.seconds:.1f} s on {report.identity.device or 'no device'}", style="dim"))
-    skipped = report.not_checked[:SHOWN_FINDINGS]
-    parts += [Text(f"not checked: {left['check']}: {left['reason']}", style="dim") for left in skipped]
+    for left in not_checked(report.rows)[:SHOWN_FINDINGS]:
+        which = f" ({len(left.parameters)} parameters)" if left.parameters else ""
+        parts.append(Text(f"not checked: {', '.join(left.checks)}: {left.reason}{which}", style="dim"))
     return Group(*parts)
 
 
