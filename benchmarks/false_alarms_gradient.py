@@ -57,8 +57,8 @@ def relu_mlp():
 @family
 def activations_mlp():
     layers: list[nn.Module] = []
-    for act in (nn.LeakyReLU(0.1), nn.PReLU(), nn.ELU(0.7), nn.SELU(), nn.Hardswish(), nn.Hardtanh(), nn.Softshrink(0.1),
-                nn.GELU(), nn.Mish(), nn.RReLU(), nn.ReLU6()):  # fmt: skip
+    for act in (nn.LeakyReLU(0.1), nn.PReLU(), nn.ELU(0.7), nn.SELU(), nn.Hardswish(), nn.Hardtanh(),
+                nn.Softshrink(0.1), nn.GELU(), nn.Mish(), nn.RReLU(), nn.ReLU6()):  # fmt: skip
         layers += [nn.Linear(8, 8), act]
     return nn.Sequential(*layers, nn.Linear(8, 3)), classes(), "cross_entropy"
 
@@ -448,13 +448,14 @@ def main() -> None:
                 worst = max([worst, *ratios])
                 if options.verbose:
                     for row in [*failing, *unsettled]:
-                        print(f"    seed {seed} trained {trained} {row.check} {row.outcome} {row.parameter} {row.module}: {row.cause}"
-                              f" error {row.error} threshold {row.threshold} limit {row.detection_limit} | {row.message[:260]}")  # fmt: skip
+                        print(f"    seed {seed} trained {trained} {row.check} {row.outcome} {row.parameter} {row.module}:"
+                              f" {row.cause} error {row.error} threshold {row.threshold}"
+                              f" limit {row.detection_limit} | {row.message[:260]}")  # fmt: skip
         print(f"{name:28s} {runs:5d} {alarms:7d} {open_runs:5d} {worst:10.3f} {1e3 * seconds / runs:8.0f}", flush=True)
         totals = [totals[0] + runs, totals[1] + alarms, totals[2] + open_runs]
         worst_of_all = max(worst_of_all, worst)
     print(
-        f"{totals[0]} runs, {totals[1]} false alarms, {totals[2]} runs with an inconclusive row, worst r/B {worst_of_all:.3f}"
+        f"{totals[0]} runs, {totals[1]} false alarms, {totals[2]} inconclusive, worst r/B {worst_of_all:.3f}"
     )
 
 

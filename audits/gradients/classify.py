@@ -23,7 +23,7 @@ NARROWINGS = 4
 def jvp_agrees(model: nn.Module, problem: Problem, direction: Tensors, expected: float) -> bool | None:
     """Return whether forward-mode differentiation gives autograd's ``<g, v>``; None where there is none.
 
-    Forward mode is no independent oracle (a detached value has no tangent either), so it only sorts a failure: agreement
+    Forward mode is no independent oracle (a detached value has no tangent either), it only sorts a failure: agreement
     points to a detached value or a stop-gradient, disagreement to a backward formula.
     """
     owned = dict(model.named_parameters())

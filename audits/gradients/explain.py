@@ -90,7 +90,7 @@ def _stop_gradients(
             verdict,
             cause=f"stop-gradient at {places}",
             message=f"the gradient of {name!r} misses what a stop-gradient ({kinds}) in {places} cuts off: autograd "
-            f"gives {_number(verdict.measured)}, the loss's derivative is {_number(verdict.expected)}; with that value held "
+            f"gives {_number(verdict.measured)}, the loss's derivative is {_number(verdict.expected)}; with that held "
             f"constant both agree. If it is meant, declare stop_gradient={paths!r} in the recipe",
             where_to_look=f"{kinds} in {places}",
         )
@@ -201,8 +201,8 @@ def _blamed(name: str, verdict: Verdict, culprits: list[WrongFunction]) -> Verdi
         verdict,
         cause=f"wrong backward of {labels[0]}",
         message=f"the gradient of {name!r} is wrong: autograd gives {_number(verdict.measured)}, the loss's derivative "
-        f"is {_number(verdict.expected)}. The backward of the autograd.Function {', '.join(labels)} is wrong by itself: "
-        f"for its argument {first.argument} it gives {first.measured:.6g} where the derivative of its forward is "
+        f"is {_number(verdict.expected)}. The backward of the autograd.Function {', '.join(labels)} is wrong by "
+        f"itself: for its argument {first.argument} it gives {first.measured:.6g} where the derivative of its forward is "
         f"{first.expected:.6g}",
         where_to_look=f"{first.name}.backward, used by {first.call.label}; if its gradient is meant to differ, declare "
         f"expect={{'custom_gradient': [{first.name!r}]}}",

@@ -50,7 +50,7 @@ def check_inputs(subject: Subject, phase: LivePhase) -> list[ResultRow]:
         text = " ".join(str(error).split())[:300]
         return [ResultRow(check=INPUT.name, outcome=Outcome.INCONCLUSIVE, severity=INPUT.severity, phase=phase.name,
                           lane=Lane.FLOAT64, cause=f"cannot evaluate: {type(error).__name__}", seed=subject.seed,
-                          message=f"the loss could not be differentiated by its inputs in float64: {text}")]  # fmt: skip
+                          message=f"no gradient of the loss by its inputs in float64: {text}")]  # fmt: skip
     finally:
         subject.reset()
 

@@ -154,7 +154,7 @@ def _judge_all(subject: Subject, phase: LivePhase, calls: list[NativeCall], left
     rows = [_deviation_row(subject, phase, found) for found in worst.values()]
     if left_out and rows:
         rows.append(_row(subject, phase, outcome=Outcome.SKIPPED, cause="memory",
-                         message=f"{left_out} further calls were not kept: their inputs exceed {KEPT_BYTES >> 20} MiB"))  # fmt: skip
+                         message=f"{left_out} further calls were not kept for lack of memory"))  # fmt: skip
     for name, why in unjudged.items():
         if name not in worst and "does not require grad" not in why and "not implemented" in why and "Double" in why:
             rows.append(_row(subject, phase, outcome=Outcome.SKIPPED, cause="no float64 kernel",
@@ -267,7 +267,7 @@ def _whole_model(subject: Subject, phase: LivePhase) -> ResultRow:
                         for n, (a, b) in zip(problem.tensors, pairs, strict=True)) ** 0.5  # fmt: skip
     except Exception as error_:
         return _row(subject, phase, outcome=Outcome.SKIPPED, cause="measured only",
-                    message=f"the whole model's gradient could not be taken in float64: {type(error_).__name__}")  # fmt: skip
+                    message=f"no whole-model gradient in float64: {type(error_).__name__}")  # fmt: skip
     relative = error / size if size else 0.0
     return _row(
         subject, phase, outcome=Outcome.SKIPPED, cause="measured only", measured=finite(relative),

@@ -23,7 +23,7 @@ SUSPICIOUS = 1e-6
 def mark_rounding_zeros(point: Point, names: Sequence[str], seed: int) -> None:
     """Add to ``point.rounded`` the tensors whose gradient is nothing but rounding noise.
 
-    A bias before a BatchNorm has the derivative 0, and autograd gives 1e-18. Nothing bounds the error of that number, so
+    A bias before a BatchNorm has the derivative 0, and autograd gives 1e-18. Nothing bounds the error of that number:
     it counts as the zero it stands for: the finite difference must be zero within its bound. Noise is told from a small
     gradient by a second backward at ``theta (1 + 1e-9 normal)``: noise changes entirely, a gradient hardly.
 

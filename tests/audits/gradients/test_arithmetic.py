@@ -29,7 +29,8 @@ def test_exact_mode_gives_the_hand_derived_gradient() -> None:
     mpmath.mp.dps = 50
     weight, bias = mpmath.mpf(model.weight.item()), mpmath.mpf(model.bias.item())
     errors = [
-        (1 / (1 + mpmath.exp(-(weight * a + bias))) - t, a) for a, t in zip(x.flatten().tolist(), y.flatten().tolist())
+        (1 / (1 + mpmath.exp(-(weight * a + bias))) - t, a)
+        for a, t in zip(x.flatten().tolist(), y.flatten().tolist(), strict=True)
     ]
     exact = {"weight": sum(e * a for e, a in errors) / 9, "bias": sum(e for e, _ in errors) / 9}
     for name, value in exact.items():

@@ -27,7 +27,8 @@ def off_by(relative: float) -> type[torch.autograd.Function]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_healthy_operations_pass(dtype: torch.dtype) -> None:
     model = nn.Sequential(
-        nn.Linear(8, 12), nn.LayerNorm(12), nn.GELU(), nn.TransformerEncoderLayer(12, 3, 24), nn.Softmax(-1), nn.Linear(12, 3)
+        nn.Linear(8, 12), nn.LayerNorm(12), nn.GELU(), nn.TransformerEncoderLayer(12, 3, 24), nn.Softmax(-1),
+        nn.Linear(12, 3),
     )  # fmt: skip
     batch = {"x": torch.randn(16, 8).to(dtype), "y": torch.randint(0, 3, (16,))}
     rows = audit(model.to(dtype), batch, checks=(NATIVE,))
@@ -43,7 +44,8 @@ def test_healthy_operations_pass(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize(("dtype", "relative", "found"), [
-    (torch.float32, 1e-3, True), (torch.float32, 1e-7, False), (torch.bfloat16, 0.5, True), (torch.bfloat16, 1e-3, False)
+    (torch.float32, 1e-3, True), (torch.float32, 1e-7, False), (torch.bfloat16, 0.5, True),
+    (torch.bfloat16, 1e-3, False),
 ])  # fmt: skip
 def test_a_wrong_native_kernel_is_named(dtype: torch.dtype, relative: float, found: bool) -> None:
     model = net(Activation(off_by(relative))).to(dtype)
