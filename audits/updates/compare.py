@@ -22,6 +22,9 @@ THRESHOLDS: Mapping[torch.dtype, tuple[float, float]] = {
 #: Independent roundings of one arithmetic scatter alike; four times one draw's scatter bounds another's.
 NOISE_FACTOR = 4.0
 
+#: Bound of the worst element, a quarter of its threshold, below which the bound itself is reported.
+PEAK_FROM = 4.0
+
 #: Relative distance below which two updates point the same way to eight digits and the cosine is 1.
 COSINE_FROM = 1e-4
 
@@ -71,7 +74,8 @@ def rms(tensor: torch.Tensor) -> float:
     """Return the root mean square; 0 for an empty tensor."""
     if not tensor.numel():
         return 0.0
-    return float(torch.linalg.vector_norm(tensor.reshape(-1))) / math.sqrt(tensor.numel())
+    flat = tensor.reshape(-1)
+    return math.sqrt(float(torch.dot(flat, flat)) / tensor.numel())
 
 
 def deviation(
@@ -98,9 +102,10 @@ def deviation(
     off = rms(difference)
     scale = eps * (size + length)
     # The worst element by the tensor's own scale bounds the measure; only when that is much is it taken exactly.
-    peak = float(torch.linalg.vector_norm(difference.reshape(-1), float("inf")))
+    least, most = torch.aminmax(difference)
+    peak = max(float(most), -float(least))
     peak = peak / scale if scale else (float("inf") if peak else 0.0)
-    if not peak <= 1.0:
+    if not peak <= PEAK_FROM:
         spread = eps * (size + length + theta.abs() + reference.abs())
         peak = float((difference.abs() / spread.clamp(min=torch.finfo(torch.float64).tiny)).max())
     moved = rms(actual) if off > COSINE_FROM * length else 0.0

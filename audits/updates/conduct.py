@@ -132,7 +132,7 @@ def _foreign(subject: Subject, step: TrainingStep, call: Call) -> Iterator[tuple
         message = (
             f"{name} is in the optimizer of phase {call.phase.name!r}{moved}; it belongs to phase {', '.join(others)}"
         )
-        if _gradient(call, name) is None:
+        if isinstance(call.note, Door) and call.note.reference is not None and _gradient(call, name) is None:
             message += f": the loss of {call.phase.name!r} does not even depend on it"
         elif cosine < OPPOSED:
             message += f", whose gradient it opposes (cosine {cosine:.2f})"

@@ -224,4 +224,7 @@ def same_bits(one: torch.Tensor, other: torch.Tensor) -> bool:
     one, other = one.detach(), other.detach()
     if one.shape != other.shape or one.dtype != other.dtype:
         return False
-    return bool(torch.equal(one, other)) or bool(((one == other) | (one.isnan() & other.isnan())).all())
+    if torch.equal(one, other):
+        return True
+    missing = one.isnan()
+    return bool(missing.any()) and bool(((one == other) | (missing & other.isnan())).all())
