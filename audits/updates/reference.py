@@ -47,7 +47,13 @@ class Start:
 
 
 def reference_gradient(
-    subject: Subject, phase: LivePhase, start: Start, *, scale: float = 1.0, clip_norm: float | None = None
+    subject: Subject,
+    phase: LivePhase,
+    start: Start,
+    *,
+    scale: float = 1.0,
+    clip_norm: float | None = None,
+    backward_in_autocast: bool = False,
 ) -> Reference:
     """Return the gradient of the declared loss at the model's present weights, leaving everything as it was.
 
@@ -60,6 +66,8 @@ def reference_gradient(
         start: random generators and buffers to evaluate the loss from.
         scale: the loss scale in force.
         clip_norm: norm to clip to; None for the phase's declared one.
+        backward_in_autocast: run the backward under autocast too, where some of its products round once more. torch
+            advises against it, training scripts do it all the same.
     """
     door = RandomState.now()
     here = ModuleState(subject.model)
@@ -73,9 +81,12 @@ def reference_gradient(
         with _weights(subject, start.weights), _as_in_training(subject):
             batches = subject.micro_batches(phase)
             for weight, batch in batches:
-                loss = phase.call_loss(subject.model, batch)
-                found = torch.autograd.grad(loss * (weight * scale) if weight * scale != 1.0 else loss, parameters,
-                                            allow_unused=True)  # fmt: skip
+                with subject.autocast():
+                    loss = phase.call_loss(subject.model, batch)
+                with subject.autocast() if backward_in_autocast else contextlib.nullcontext():
+                    found = torch.autograd.grad(
+                        loss * (weight * scale) if weight * scale != 1.0 else loss, parameters, allow_unused=True
+                    )
                 total += weight * float(loss.detach())
                 _add(weighted, subject.trainable, found, 1.0)
                 if plain is not None:
@@ -129,7 +140,7 @@ def _as_in_training(subject: Subject) -> Iterator[None]:
     for parameter in switched_off:
         parameter.requires_grad_(True)
     try:
-        with torch.enable_grad(), torch.autocast(subject.device.type, enabled=False), subject.autocast():
+        with torch.enable_grad(), torch.autocast(subject.device.type, enabled=False):
             yield
     finally:
         for parameter in switched_off:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -159,11 +160,16 @@ class _Runner:
         nearest, problem = float("inf"), None
         limit = clipping[0].max_norm if clipping and call.phase.recipe.clip_grad_norm is None else None
         with self._watch.paused(), self._buffers.counting():
-            for start in self._candidates(call.phase):
+            for start, inside in itertools.product(self._candidates(call.phase), self._backwards()):
                 self._buffers.begin_trial()
                 try:
                     tried = reference_gradient(
-                        self.subject, call.phase, start, scale=self.context.scaler.get_scale(), clip_norm=limit
+                        self.subject,
+                        call.phase,
+                        start,
+                        scale=self.context.scaler.get_scale(),
+                        clip_norm=limit,
+                        backward_in_autocast=inside,
                     )
                 except Exception as error:
                     problem = f"{type(error).__name__}: {error}"
@@ -173,11 +179,18 @@ class _Runner:
                     distance += 0.0 if tried.same_draws else UNLIKE
                 if found is None or distance < nearest:
                     found, nearest = tried, distance
+                if inside is not self._backwards()[-1] and nearest:
+                    continue
                 if nearest <= AGREED or (not tried.draws and not self.recorder.calls):
                     break
             self._buffers.end_trial()
             self._starts = [self._starts[0], self._start()]
         return Door(found, problem, clipping)
+
+    def _backwards(self) -> tuple[bool, ...]:
+        """Return whether the backward ran under autocast: not in our own step, either way in a user's."""
+        own = self._step_function is None
+        return (False,) if own or self.subject.recipe.precision == "native" else (False, True)
 
     def _leftovers(self, call: Call) -> Iterator[Gradients]:
         """Yield gradients of other phases that may have been left in this phase's parameters."""
