@@ -1,0 +1,279 @@
+"""Training steps as they are run and recorded: contexts, retries, candidates, narrowing, leaving no trace."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from audits.outcomes import Outcome
+from audits.recipe import Phase, Recipe
+from audits.settings import AuditSettings
+from audits.subject import open_subject
+from audits.updates import check_updates
+from audits.updates.audit import worst
+from audits.updates.claims import BY_NAME, UPDATE_CHECKS
+from tests.audits.updates.subjects import audited, failed, of
+from tests.wrong_on_purpose.updates import models
+
+
+def _mlp_case(**more: Any) -> tuple[nn.Module, dict[str, Any]]:
+    model, batch = models.mlp()
+    optimizer = torch.optim.AdamW(model.parameters())
+    return model, {"batch": batch, "loss": models.classify, "optimizer": optimizer, **more}
+
+
+def test_the_checks_are_those_of_the_design() -> None:
+    names = [check.name for check in UPDATE_CHECKS]
+    assert len(set(names)) == len(names)
+    assert {n.partition(".")[0] for n in names} == {"registration", "step", "update", "optimizer", "buffers"}
+    assert all(check.claim and check.threshold for check in UPDATE_CHECKS)
+
+
+def test_every_row_is_of_a_known_check_and_says_something() -> None:
+    model, arguments = _mlp_case()
+    for r in audited(model, **arguments):
+        assert r.check in BY_NAME
+        assert len(r.message) > 10
+        if r.parameter:
+            assert r.numel is not None
+            assert r.module is not None
+
+
+def test_what_only_our_own_step_could_get_wrong_is_skipped() -> None:
+    model, arguments = _mlp_case(clip_grad_norm=1.0)
+    rows = audited(model, **arguments)
+    for check in ("step.clipping", "step.count", "step.mode", "step.learning-rate"):
+        assert [(r.outcome, r.cause) for r in of(rows, check)] == [(Outcome.SKIPPED, "canonical step")]
+
+
+def test_settings_narrow_checks_and_parameters() -> None:
+    model, arguments = _mlp_case()
+    settings = AuditSettings(checks=("update.rule",), parameters=("head.*",))
+    rows = audited(model, settings, **arguments)
+    assert {r.check for r in rows} == {"update.rule"}
+    assert {r.parameter for r in rows} == {"head.weight", "head.bias"}
+
+
+def test_model_is_left_as_it_was() -> None:
+    model, batch = models.conv()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    models.train(model, batch, models.classify, optimizer)
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    live = {p: {k: v.clone() for k, v in s.items() if v is not None} for p, s in optimizer.state.items()}
+    state = torch.get_rng_state()
+
+    def step(m: Any, b: Any, context: Any) -> None:
+        context.optimizer.zero_grad()
+        models.classify(m, b).backward()
+        m.head.weight = nn.Parameter(m.head.weight.detach().clone())
+        context.optimizer.step()
+
+    audited(model, batch=batch, loss=models.classify, optimizer=optimizer, step=step)
+    assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(v, live[p][k]) for p, s in optimizer.state.items() for k, v in s.items() if v is not None)
+    assert dict(model.named_parameters())["head.weight"] is optimizer.param_groups[0]["params"][-2]
+
+
+def test_overflow_of_the_scaled_loss_is_tried_again_at_a_smaller_scale() -> None:
+    model, batch = models.mlp()
+    scales: list[float] = []
+
+    def loss(m: Any, b: Any) -> torch.Tensor:
+        return models.classify(m, b) * 50.0
+
+    def step(m: Any, b: Any, context: Any) -> None:
+        context.optimizer.zero_grad()
+        with torch.autocast("cpu", dtype=torch.float16):
+            value = loss(m, b)
+        scales.append(context.scaler.get_scale())
+        context.scaler.scale(value).backward()
+        context.scaler.step(context.optimizer)
+        context.scaler.update()
+
+    rows = audited(model, batch=batch, loss=loss, step=step, precision="fp16-autocast",
+                   optimizer=torch.optim.SGD(model.parameters(), lr=1e-3))  # fmt: skip
+    assert failed(rows) == []
+    assert scales[0] > scales[-1]
+    assert {r.outcome for r in of(rows, "step.count")} == {Outcome.PASS}
+
+
+def test_step_that_raises_is_open_not_a_fault() -> None:
+    def step(m: Any, b: Any, context: Any) -> None:
+        raise KeyError("learning_rate")
+
+    model, arguments = _mlp_case(step=step)
+    rows = audited(model, **arguments)
+    assert failed(rows) == []
+    assert "KeyError" in next(r.message for r in of(rows, "update.rule") if r.cause == "step raised")
+
+
+def test_schedule_that_starts_at_zero_is_entered_at_its_first_positive_rate() -> None:
+    model, batch = models.mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: k / 10)
+
+    def step(m: Any, b: Any, context: Any) -> None:
+        context.optimizer.zero_grad()
+        models.classify(m, b).backward()
+        context.optimizer.step()
+        context.scheduler.step()
+
+    arguments = {"batch": batch, "loss": models.classify, "optimizer": optimizer, "scheduler": scheduler}
+    for more in ({}, {"step": step}):
+        rows = audited(model, **arguments, **more)
+        assert failed(rows) == []
+        assert {r.outcome for r in of(rows, "update.rule", "head.weight")} == {Outcome.PASS}
+    rates = of(rows, "step.learning-rate")
+    assert {r.outcome for r in rates} == {Outcome.PASS}
+
+
+def test_scheduler_that_runs_once_per_epoch_is_open() -> None:
+    model, batch = models.mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+
+    def step(m: Any, b: Any, context: Any) -> None:
+        context.optimizer.zero_grad()
+        models.classify(m, b).backward()
+        context.optimizer.step()
+
+    rows = audited(model, batch=batch, loss=models.classify, optimizer=optimizer, scheduler=scheduler, step=step)
+    assert failed(rows) == []
+    assert {r.cause for r in of(rows, "step.learning-rate")} == {"not stepped"}
+
+
+def test_undeclared_clipping_warns_and_its_gradient_is_compared_clipped() -> None:
+    def step(m: Any, b: Any, context: Any) -> None:
+        context.optimizer.zero_grad()
+        models.classify(m, b).backward()
+        nn.utils.clip_grad_norm_(m.parameters(), 0.1)
+        context.optimizer.step()
+
+    model, arguments = _mlp_case(step=step)
+    rows = audited(model, **arguments)
+    assert failed(rows) == []
+    assert {r.outcome for r in of(rows, "step.clipping")} == {Outcome.WARN}
+
+
+def test_all_backwards_before_all_steps_is_healthy() -> None:
+    """Actor and critic: gradients of both are computed before either moves."""
+    model, batch = models.mlp()
+    trunk, head = [*model.first.parameters(), *model.second.parameters()], list(model.head.parameters())
+    phases = [Phase("trunk", loss=models.classify, optimizer=torch.optim.SGD(trunk, lr=0.1)),
+              Phase("head", loss=models.classify, optimizer=torch.optim.SGD(head, lr=0.1))]  # fmt: skip
+
+    def step(m: Any, b: Any, context: Any) -> None:
+        m.zero_grad()
+        models.classify(m, b).backward()
+        for optimizer in context.optimizers.values():
+            optimizer.step()
+
+    rows = audited(model, batch=batch, phases=phases, step=step)
+    assert failed(rows) == []
+    assert {r.outcome for r in of(rows, "step.gradient", "head.weight")} == {Outcome.PASS}
+
+
+def test_random_draws_in_another_order_are_open_not_a_fault() -> None:
+    model, batch = models.vae()
+
+    def step(m: Any, b: Any, context: Any) -> None:
+        torch.rand(3)  # an augmentation that the declared loss knows nothing of
+        context.optimizer.zero_grad()
+        models.evidence_bound(m, b).backward()
+        context.optimizer.step()
+
+    rows = audited(model, batch=batch, loss=models.evidence_bound, step=step,
+                   optimizer=torch.optim.SGD(model.parameters(), lr=0.1))  # fmt: skip
+    assert failed(rows) == []
+    assert {r.outcome for r in of(rows, "step.gradient", "encoder.weight")} == {Outcome.INCONCLUSIVE}
+
+
+@pytest.mark.parametrize("options", [{}, {"fused": True}], ids=str)
+def test_closures_and_tensor_rates_are_recorded(options: dict[str, Any]) -> None:
+    model, batch = models.mlp()
+
+    def step(m: Any, b: Any, context: Any) -> None:
+        def closure() -> torch.Tensor:
+            context.optimizer.zero_grad()
+            value = models.classify(m, b)
+            value.backward()
+            return value
+
+        context.optimizer.step(closure)
+
+    optimizer = torch.optim.Adam(model.parameters(), lr=torch.tensor(1e-3), **options)
+    rows = audited(model, batch=batch, loss=models.classify, optimizer=optimizer, step=step)
+    assert failed(rows) == []
+    assert {r.outcome for r in of(rows, "step.gradient")} == {Outcome.PASS}
+    assert {r.outcome for r in of(rows, "update.rule")} == {Outcome.PASS}
+
+
+def test_fault_of_the_build_is_told_from_a_fault_of_the_model() -> None:
+    """CPU fused SGD skips blocks of low-precision weights in torch 2.13 (pytorch#191763)."""
+    model, batch = models.mlp()
+    model, batch = model.bfloat16(), {"x": batch["x"].bfloat16(), "y": batch["y"]}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, fused=True)
+    rows = audited(model, batch=batch, loss=models.classify, optimizer=optimizer)
+    if not failed(rows):
+        pytest.skip(f"torch {torch.__version__} has no such fault")
+    assert {r.cause for r in rows if r.outcome is Outcome.FAIL} == {"environment"}
+    assert "plain loop" in of(rows, "optimizer.probe")[0].message
+
+
+def test_unknown_optimizer_is_held_to_invariants_only() -> None:
+    from tests.wrong_on_purpose.updates.optimizers import Lion
+
+    model, batch = models.mlp()
+    rows = audited(model, batch=batch, loss=models.classify, optimizer=Lion(model.parameters()))
+    assert failed(rows) == []
+    assert [(r.outcome, r.cause) for r in of(rows, "optimizer.invariants")] == [(Outcome.PASS, "invariants only")]
+    assert {r.cause for r in of(rows, "update.rule")} == {"no reference rule"}
+
+
+def test_zero_sized_scalar_and_complex_parameters() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.tensor(1.5))
+            self.none = nn.Parameter(torch.zeros(0, 3))
+            self.phase = nn.Parameter(torch.randn(4, dtype=torch.complex64))
+
+    def loss(m: Any, b: Any) -> torch.Tensor:
+        return (m.scale * (m.phase * b["x"]).abs().square().sum() + m.none.sum()) * 0.1
+
+    torch.manual_seed(0)
+    for make in (torch.optim.Adam, torch.optim.SGD):
+        model = Odd()
+        rows = audited(model, batch={"x": torch.randn(4)}, loss=loss, optimizer=make(model.parameters(), lr=1e-2))
+        assert failed(rows) == []
+        assert {r.outcome for r in of(rows, "update.rule", "phase")} == {Outcome.PASS}
+        assert {r.outcome for r in of(rows, "update.rule", "scale")} == {Outcome.PASS}
+
+
+def test_failure_that_a_second_seed_does_not_show_is_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, arguments = _mlp_case()
+    recipe = Recipe.capture(model, **arguments)
+    seeds: list[int] = []
+
+    def flaky(m: Any, b: Any) -> torch.Tensor:
+        value = models.classify(m, b)
+        return value * (float("nan") if torch.initial_seed() == seeds[0] else 1.0)
+
+    with open_subject(model, recipe, device="cpu") as subject:
+        seeds.append(subject.seed)
+        for phase in subject.phases:
+            monkeypatch.setattr(phase, "_loss", flaky)
+        rows = check_updates(subject)
+    assert failed(rows) == []
+    assert {(r.outcome, r.cause) for r in of(rows, "step.loss-finite")} == {(Outcome.INCONCLUSIVE, "not reproduced")}
+
+
+def test_worst_row_of_the_steps_is_kept() -> None:
+    model, arguments = _mlp_case()
+    rows = audited(model, **arguments)
+    assert worst(rows) == rows
+    assert len(of(rows, "update.finite", "head.bias")) == 1
