@@ -28,5 +28,5 @@ def find_check(name: str) -> Check:
         InputError: there is none; the text suggests the nearest.
     """
     if name not in CHECKS:
-        raise InputError(f"there is no check {name!r}{suggest(name, CHECKS)}; `gradaudit checks` lists them")
+        raise InputError(f"there is no check {name!r}{suggest(name, CHECKS)} (`gradaudit checks` lists them)")
     return CHECKS[name]

@@ -85,12 +85,15 @@ def report_view(report: AuditReport) -> Group:
 
 
 def checks_table(checks: Iterable[Check]) -> Table:
-    """Return one line per check."""
+    """Return one line per check; a narrow terminal leaves the threshold to ``gradaudit explain``."""
+    wide = console.width >= WIDE
     table = _table("Checks")
-    for column in ("check", "claim", "severity", "threshold"):
+    table.add_column("check", no_wrap=True)
+    for column in ("claim", "severity", *(["threshold"] if wide else [])):
         table.add_column(column, overflow="fold")
     for check in checks:
-        table.add_row(check.name, escape(check.claim), str(check.severity), escape(check.threshold))
+        cells = [check.name, escape(check.claim), str(check.severity), escape(check.threshold)]
+        table.add_row(*cells[: None if wide else 3])
     return table
 
 

@@ -55,6 +55,8 @@ def publish(
             "audit.fingerprint": fingerprint,
             "audit.artifact_kind": identity.artifact_kind,
             "audit.isolation": identity.isolation,
+            "mlflow.source.name": "gradaudit",
+            "mlflow.source.type": "JOB",
             "mlflow.note.content": render_markdown(report, links={})[:MAXIMUM_TAG],
         }
         run = client.create_run(experiment_id, run_name=version.label, tags=tags)
