@@ -167,7 +167,8 @@ class Recorder:
             loss = closure()
             gradients = self._gradients(optimizer)
             weights = snapshot({n: self._subject.parameters[n] for n in gradients})
-            call.evaluations.append((weights, float(loss), gradients))
+            value = loss.detach() if isinstance(loss, torch.Tensor) else loss
+            call.evaluations.append((weights, float(value), gradients))
             if first:
                 call.gradients = gradients
                 call.note = self._at_the_door(call)

@@ -19,7 +19,9 @@ from tests.wrong_on_purpose.updates import models
 ADAMW = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01}
 
 
-def _update(options: dict[str, object], theta: torch.Tensor, gradient: torch.Tensor, rule: str = "AdamW") -> torch.Tensor:
+def _update(
+    options: dict[str, object], theta: torch.Tensor, gradient: torch.Tensor, rule: str = "AdamW"
+) -> torch.Tensor:
     return RULES[rule].update(theta, gradient, {}, options)
 
 
@@ -73,16 +75,16 @@ def test_resolution_is_the_smallest_error_that_shows(tensors: tuple[torch.Tensor
         ({"betas": (0.999, 0.9)}, ""),
     ],
 )
-def test_diagnosis_names_the_alternative(planted: dict[str, object], words: str, tensors: tuple[torch.Tensor, torch.Tensor]) -> None:
+def test_diagnosis_names_the_alternative(
+    planted: dict[str, object], words: str, tensors: tuple[torch.Tensor, torch.Tensor]
+) -> None:
     theta, gradient = tensors
     state = {"step": 3.0, "exp_avg": gradient.flip(0), "exp_avg_sq": gradient.square() * 2}
     actual = RULES["AdamW"].update(theta, gradient, dict(state), {**ADAMW, **planted})
     assert words in explain(RULES["AdamW"], theta, gradient, state, ADAMW, actual, torch.float64)
     coupled = RULES["Adam"].update(theta, gradient, dict(state), ADAMW)
     assert "coupled" in explain(RULES["AdamW"], theta, gradient, state, ADAMW, coupled, torch.float64)
-    assert "opposite sign" in explain(
-        RULES["SGD"], theta, gradient, {}, {"lr": 0.1}, 0.1 * gradient, torch.float64
-    )
+    assert "opposite sign" in explain(RULES["SGD"], theta, gradient, {}, {"lr": 0.1}, 0.1 * gradient, torch.float64)
     assert "no update" in explain(RULES["SGD"], theta, gradient, {}, {"lr": 0.1}, 0.0 * gradient, torch.float64)
 
 
@@ -103,6 +105,8 @@ def test_learning_rate_zero_is_open() -> None:
 
 def test_bfloat16_is_judged_on_wider_copies() -> None:
     model, batch = models.gpt()
-    rows = audited(model.bfloat16(), batch=batch, loss=models.next_token, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+    rows = audited(
+        model.bfloat16(), batch=batch, loss=models.next_token, optimizer=torch.optim.SGD(model.parameters(), lr=0.1)
+    )
     assert {r.lane for r in of(rows, "update.rule")} == {Lane.FLOAT32}
     assert all(r.detection_limit is not None and r.detection_limit <= 1e-2 for r in of(rows, "update.rule"))

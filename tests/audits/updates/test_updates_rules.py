@@ -89,11 +89,17 @@ def test_first_steps_by_hand() -> None:
     assert sgd.item() == pytest.approx(-0.1 * (0.5 + 0.02))
     adam = RULES["Adam"].update(theta, gradient, {}, {"lr": 0.1, "betas": (0.9, 0.99), "eps": 0.25})
     assert adam.item() == pytest.approx(-0.1 * 0.5 / (0.5 + 0.25))
-    adamw = RULES["AdamW"].update(theta, gradient, {}, {"lr": 0.1, "betas": (0.9, 0.99), "eps": 0.0, "weight_decay": 0.3})
+    adamw = RULES["AdamW"].update(
+        theta, gradient, {}, {"lr": 0.1, "betas": (0.9, 0.99), "eps": 0.0, "weight_decay": 0.3}
+    )
     assert adamw.item() == pytest.approx(-0.1 - 0.1 * 0.3 * 2.0)
     adagrad = RULES["Adagrad"].update(theta, gradient, {}, {"lr": 0.1, "eps": 0.0, "initial_accumulator_value": 0.75})
     assert adagrad.item() == pytest.approx(-0.1 * 0.5 / 1.0)
-    state = {"step": 1.0, "prev": torch.tensor([-1.0], dtype=torch.float64), "step_size": torch.tensor([0.2], dtype=torch.float64)}
+    state = {
+        "step": 1.0,
+        "prev": torch.tensor([-1.0], dtype=torch.float64),
+        "step_size": torch.tensor([0.2], dtype=torch.float64),
+    }
     rprop = RULES["Rprop"].update(theta, gradient, state, {"lr": 0.1, "etas": (0.5, 1.2), "step_sizes": (1e-6, 50)})
     assert rprop.item() == 0.0
     assert state["step_size"].item() == pytest.approx(0.1)
