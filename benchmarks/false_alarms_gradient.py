@@ -448,15 +448,13 @@ def main() -> None:
                 worst = max([worst, *ratios])
                 if options.verbose:
                     for row in [*failing, *unsettled]:
-                        print(f"    seed {seed} trained {trained} {row.check} {row.outcome} {row.parameter} {row.module}:"
+                        print(f"    seed {seed} trained {trained} {row.check} {row.outcome} {row.parameter}"
                               f" {row.cause} error {row.error} threshold {row.threshold}"
                               f" limit {row.detection_limit} | {row.message[:260]}")  # fmt: skip
         print(f"{name:28s} {runs:5d} {alarms:7d} {open_runs:5d} {worst:10.3f} {1e3 * seconds / runs:8.0f}", flush=True)
         totals = [totals[0] + runs, totals[1] + alarms, totals[2] + open_runs]
         worst_of_all = max(worst_of_all, worst)
-    print(
-        f"{totals[0]} runs, {totals[1]} false alarms, {totals[2]} inconclusive, worst r/B {worst_of_all:.3f}"
-    )
+    print(f"{totals[0]} runs, {totals[1]} false alarms, {totals[2]} inconclusive, worst r/B {worst_of_all:.3f}")
 
 
 if __name__ == "__main__":

@@ -181,9 +181,7 @@ def bench(name: str, make: Callable[[], tuple[nn.Module, Any, Loss]], repeats: i
             agree = sum(v.outcome is Outcome.PASS for v in found.values())
             point.restore()
             rival, verdict = timed(lambda: gradcheck(problem, False), 1)
-            print(
-                f"  exact             {exact:10.3f} s   {'vmap' if holds else 'loop'}, {agree} of {len(names)} pass"
-            )
+            print(f"  exact             {exact:10.3f} s   {'vmap' if holds else 'loop'}, {agree} of {len(names)} pass")
             print(
                 f"  gradcheck slow    {rival:10.3f} s   {rival / exact:.1f} times exact   passes: {verdict}", flush=True
             )

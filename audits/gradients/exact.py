@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 
 from audits.gradients.batched import CHUNK, batched_elements
 from audits.gradients.localise import ROUNDING_ERROR
-from audits.gradients.noise import measure_noise
-from audits.gradients.probe import DOT_ROUNDING, SMALLEST_RMS
+from audits.gradients.probe import DOT_ROUNDING, SMALLEST_RMS, Prober
 from audits.gradients.romberg import FIRST_STEP, SHRINK, Estimate, noise_part, romberg, romberg_at
 from audits.gradients.verdicts import Verdict
 from audits.lanes.evaluation import BranchMismatchError, Point, norm
@@ -45,15 +44,15 @@ def check_exactly(point: Point, names: Sequence[str], *, detection_limit: float)
         A verdict per tensor with the numbers of its worst element; a tensor whose gradient is zero here is ``pass``
         with cause ``absolute`` when every difference is zero within its bound.
     """
-    return {name: _check_tensor(point, name, detection_limit) for name in names}
+    prober = Prober(point, 0)
+    prober.measure(prober.everywhere(FIRST_STEP), FIRST_STEP)
+    return {name: _check_tensor(point, name, detection_limit, prober.sigma) for name in names}
 
 
-def _check_tensor(point: Point, name: str, detection_limit: float) -> Verdict:
+def _check_tensor(point: Point, name: str, detection_limit: float, sigma: float) -> Verdict:
     gradient, theta = (None if name in point.rounded else point.gradients[name]), point.theta(name)
     flat = None if gradient is None else gradient.reshape(-1).tolist()
     rms = max(norm(theta) / math.sqrt(theta.numel()), SMALLEST_RMS)
-    sigma = measure_noise(lambda t: point.along_element(name, 0, t * rms), FIRST_STEP, point.problem.roundoff)
-    sigma = max(sigma, point.spread)
     slope = norm(gradient)
     worst: tuple[float, float, Estimate | None, int] = (-1.0, 0.0, None, 0)
     squared_bound = 0.0

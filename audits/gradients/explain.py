@@ -202,7 +202,7 @@ def _blamed(name: str, verdict: Verdict, culprits: list[WrongFunction]) -> Verdi
         cause=f"wrong backward of {labels[0]}",
         message=f"the gradient of {name!r} is wrong: autograd gives {_number(verdict.measured)}, the loss's derivative "
         f"is {_number(verdict.expected)}. The backward of the autograd.Function {', '.join(labels)} is wrong by "
-        f"itself: for its argument {first.argument} it gives {first.measured:.6g} where the derivative of its forward is "
+        f"itself: for its argument {first.argument} it gives {first.measured:.6g} where its forward's derivative is "
         f"{first.expected:.6g}",
         where_to_look=f"{first.name}.backward, used by {first.call.label}; if its gradient is meant to differ, declare "
         f"expect={{'custom_gradient': [{first.name!r}]}}",

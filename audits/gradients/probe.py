@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from audits.gradients.noise import measure_noise
+from audits.gradients.noise import WIDE_SPACING, measure_noise
 from audits.gradients.romberg import Estimate, noise_part, romberg, romberg_at
 from audits.lanes.evaluation import Point, dot, norm
 
@@ -20,6 +20,9 @@ SLOPE_OVER_NOISE = 4.5e5
 
 #: Prior guess of the noise in units of u |f|, before it is measured (measured: 1.0 to 1.2 on healthy nets).
 TYPICAL_NOISE = 1.2
+
+#: A second measurement of the noise changes the verdict when it is larger by this factor.
+LARGER_NOISE = 1.5
 
 #: Probability with which an error at the detection limit may be missed by all probes together.
 MISS_PROBABILITY = 1e-3
@@ -112,6 +115,14 @@ class Prober:
             made[name] = vector.add_(vector.sign(), alpha=0.5).mul_(scale)
         return made
 
+    def everywhere(self, step: float) -> dict[str, torch.Tensor]:
+        """Return a direction through every tensor of the point.
+
+        Noise is measured along this one: where only a tensor without effect moves (a bias before a BatchNorm), rounding
+        flips rarely, and eight values that happen to be equal would say that there is none.
+        """
+        return self.direction(self.scales(self.point.names, step))
+
     def measure(self, direction: Mapping[str, torch.Tensor], step: float) -> None:
         """Measure the noise once; later rounds reuse it."""
         if self._measured:
@@ -122,10 +133,24 @@ class Prober:
         self.sigma = max(measured, self.point.spread)
         self._measured = True
 
+    def remeasure(self, direction: Mapping[str, torch.Tensor], step: float) -> bool:
+        """Measure the noise at a wider spacing; return whether it is larger than was thought."""
+        wide = measure_noise(
+            lambda t: self.point.along(direction, t),
+            step,
+            self.problem.roundoff,
+            self.point.value_roundoff,
+            relative_spacing=WIDE_SPACING,
+        )
+        larger = wide > LARGER_NOISE * self.sigma
+        self.sigma = max(self.sigma, wide)
+        return larger
+
     def probe(self, scales: Mapping[str, float], step: float) -> Probe:
         """Compare along one new direction; the noise is measured on the first."""
         direction = self.direction(scales)
-        self.measure(direction, step)
+        if not self._measured:
+            self.measure(direction if len(scales) == len(self.point.names) else self.everywhere(step), step)
         return self._compare(direction, romberg(lambda t: self.point.along(direction, t), step, self.sigma))
 
     def again(self, probe: Probe, step: float) -> Probe:
@@ -135,7 +160,8 @@ class Prober:
 
     def along(self, direction: Mapping[str, torch.Tensor], step: float) -> Probe:
         """Compare along a direction of the caller's."""
-        self.measure(direction, step)
+        if not self._measured:
+            self.measure(self.everywhere(step), step)
         return self._compare(direction, romberg(lambda t: self.point.along(direction, t), step, self.sigma))
 
     def _compare(self, direction: Mapping[str, torch.Tensor], estimate: Estimate) -> Probe:

@@ -113,3 +113,39 @@ def test_micro_batches_are_added_up() -> None:
     batch = [classes(8), classes(6)]
     assert set(outcomes(audit(net(nn.ReLU()), batch, method="probe")).values()) == {Outcome.PASS}
     assert set(outcomes(audit(net(nn.ReLU()), classes(16), method="probe", accumulate=4)).values()) == {Outcome.PASS}
+
+
+class Unseen(torch.autograd.Function):
+    """|x - shift| computed outside torch: no rule can freeze its branch."""
+
+    @staticmethod
+    def forward(ctx, x, shift, factor):  # type: ignore[no-untyped-def]
+        import numpy as np
+
+        value = x.detach().numpy() - shift
+        ctx.save_for_backward(torch.from_numpy(np.sign(value)))
+        ctx.factor = factor
+        return torch.from_numpy(np.abs(value))
+
+    @staticmethod
+    def backward(ctx, gradient):  # type: ignore[no-untyped-def]
+        (sign,) = ctx.saved_tensors
+        return ctx.factor * gradient * sign.to(gradient.dtype), None, None
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.02, 0.3])
+def test_kinks_without_a_rule_raise_no_false_alarm(shift: float) -> None:
+    class Kinked(nn.Module):
+        def __init__(self, factor: float) -> None:
+            super().__init__()
+            self.weight, self.factor = nn.Parameter(torch.randn(6)), factor
+            with torch.no_grad():
+                self.weight[2] = shift  # the kink itself
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x[:, :6] * Unseen.apply(self.weight, shift, self.factor)
+
+    for seed in range(4):
+        torch.manual_seed(seed)
+        assert not failing(audit(Kinked(1.0), classes(width=8, kinds=6), method="probe", seed=seed))
+        assert failing(audit(Kinked(1.7), classes(width=8, kinds=6), method="probe", seed=seed)) == {"weight"}
