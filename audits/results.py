@@ -157,6 +157,11 @@ class ResultsStore:
         else:
             self._filesystem, self._path = fs.LocalFileSystem(), os.path.abspath(self.root)
 
+    @property
+    def local_folder(self) -> Path | None:
+        """The store's folder; None for an object store."""
+        return Path(self._path) if isinstance(self._filesystem, fs.LocalFileSystem) else None
+
     def write(self, dataset: str, table: pa.Table, *, date: datetime.date, audit_id: str) -> str:
         """Write one audit's file whole; readers see all of it or nothing. A repeat replaces it.
 
@@ -167,7 +172,7 @@ class ResultsStore:
         target = f"{folder}/part-{audit_id}.parquet"
         try:
             if isinstance(self._filesystem, fs.LocalFileSystem):
-                _write_atomically(table, Path(target))
+                write_atomically(table, Path(target))
             else:
                 with self._filesystem.open_output_stream(target) as stream:
                     write_parquet(table, stream)
@@ -186,41 +191,51 @@ class ResultsStore:
         if self._filesystem.get_file_info(path).type == fs.FileType.NotFound:
             empty = schema.empty_table()
             return empty if columns is None else empty.select(list(columns))
-        keys = ["audit_id", "audited_at"] + (["row"] if dataset == "rows" else [])
-        wanted = list(schema.names) if columns is None else list(dict.fromkeys([*columns, *keys]))
+        wanted = list(schema.names) if columns is None else list(dict.fromkeys([*columns, *_keys(dataset)]))
         try:
             parts = ds.dataset(path, schema=schema, filesystem=self._filesystem, format="parquet", partitioning="hive")
             table = parts.to_table(columns=wanted, filter=filter)
         except (OSError, pa.ArrowInvalid) as error:
             raise InfrastructureError(f"results in {path} cannot be read: {error}") from error
-        table = _newest(table, keys)
+        table = newest(table, dataset)
         return table if columns is None else table.select(list(columns))
 
 
-def _newest(table: pa.Table, keys: list[str]) -> pa.Table:
-    """Keep the newest file's rows of every audit id, each row once."""
+def _keys(dataset: str) -> list[str]:
+    return ["audit_id", "audited_at"] + (["row"] if dataset == "rows" else [])
+
+
+def newest(table: pa.Table, dataset: str) -> pa.Table:
+    """Keep, of every audit id, the rows of its newest writing, each row once."""
     if not table.num_rows:
         return table
-    frame = table.select(keys).to_pandas()
-    newest = frame["audited_at"] == frame.groupby("audit_id")["audited_at"].transform("max")
-    kept = newest & ~frame.duplicated()
+    frame = table.select(_keys(dataset)).to_pandas()
+    latest = frame["audited_at"] == frame.groupby("audit_id")["audited_at"].transform("max")
+    kept = latest & ~frame.duplicated()
     return table if kept.all() else table.filter(pa.array(kept))
 
 
-def write_parquet(table: pa.Table, where: Any) -> None:
+def write_parquet(table: pa.Table, where: Any, *, row_group_size: int | None = None) -> None:
     """Write a table as the store does: zstd, dictionaries for strings, byte-stream-split for floats."""
     strings = [f.name for f in table.schema if f.type == _STRING]
     floats = [f.name for f in table.schema if f.type == _FLOAT]
-    pq.write_table(table, where, compression="zstd", use_dictionary=strings, use_byte_stream_split=floats)
+    pq.write_table(
+        table,
+        where,
+        compression="zstd",
+        use_dictionary=strings,
+        use_byte_stream_split=floats,
+        row_group_size=row_group_size,
+    )
 
 
-def _write_atomically(table: pa.Table, target: Path) -> None:
+def write_atomically(table: pa.Table, target: Path, *, row_group_size: int | None = None) -> None:
     """Write under a temporary name that no reader looks at, flush to disk, rename."""
     target.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(prefix=".writing-", suffix=".tmp", dir=target.parent)
     try:
         with os.fdopen(descriptor, "wb") as stream:
-            write_parquet(table, stream)
+            write_parquet(table, stream, row_group_size=row_group_size)
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, target)

@@ -10,6 +10,7 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
+from audits.compaction import compact
 from audits.results import ResultsStore
 from flows.audit_summary import AuditSummary
 from flows.audit_versions import audit_versions
@@ -50,6 +51,7 @@ def nightly_audit(models: list[str] | None = None, force: bool = False) -> Any:
     """
     settings = GradauditSettings.load()
     client = MlflowClient(tracking_uri=settings.tracking_uri)
+    compact(ResultsStore(settings.results), before=datetime.datetime.now(datetime.UTC).date())
     due, looked_at = choose_due(client, settings, models=models or [], force=force)
     listener().planned(len(due))
     result: dict[str, Any] = {"looked_at": looked_at, "audited": []}
