@@ -12,7 +12,7 @@ from audits.gradients.localise import ROUNDING_LIMIT, Localiser
 from audits.gradients.probe import Probe, Prober
 from audits.gradients.romberg import FIRST_STEP
 from audits.gradients.rounding import mark_rounding_zeros, suspicious
-from audits.gradients.verdicts import Verdict
+from audits.gradients.verdicts import Verdict, describe
 from audits.lanes.evaluation import BranchMismatchError, LaneError, Point, Problem, norm
 from audits.outcomes import Lane, Outcome
 
@@ -168,7 +168,7 @@ class Certifier:
                 noise = torch.randn(theta.shape, generator=generator, dtype=theta.dtype)
                 shift[name] = noise.to(theta.device) * (size * prober.rms[name])
             try:
-                moved = Point(self._problem, shift=shift)
+                moved = Point(self._problem, shift=shift, origin=point)
             except (RuntimeError, LaneError, BranchMismatchError, ValueError):
                 point.restore_from_theta()
                 continue
@@ -196,10 +196,9 @@ class Certifier:
                 f"derivative (absolute limit {limit:.3g})",
             )
             return
-        cause = known.cause or "unresolved"
-        self.verdicts[name] = replace(
-            known, outcome=Outcome.INCONCLUSIVE, cause=cause, message=known.message or f"cannot judge {name!r}: {cause}"
-        )
+        cause = known.cause if known.outcome is Outcome.INCONCLUSIVE and known.cause else "unresolved"
+        judged = replace(known, outcome=Outcome.INCONCLUSIVE, cause=cause)
+        self.verdicts[name] = replace(judged, message=known.message or describe(name, judged))
 
 
 def _unresolved(point: Point) -> str:

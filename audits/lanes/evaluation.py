@@ -80,14 +80,16 @@ class Point:
         rounded: names whose gradient is rounding noise around zero and counts as zero.
     """
 
-    def __init__(self, problem: Problem, *, shift: Tensors | None = None) -> None:
+    def __init__(self, problem: Problem, *, shift: Tensors | None = None, origin: Point | None = None) -> None:
         self.problem = problem
         self.evaluations = 0
-        self._theta = {name: as_real(t.detach()).clone() for name, t in problem.tensors.items()}
-        if shift is not None:
-            self._original = dict(self._theta)
-            self._theta = {n: t + shift[n] if n in shift else t for n, t in self._theta.items()}
+        self._theta: dict[str, torch.Tensor]
+        self._original: dict[str, torch.Tensor]
+        if origin is not None and shift is not None:
+            self._original = origin._theta
+            self._theta = {name: t + shift[name] if name in shift else t for name, t in origin._theta.items()}
         else:
+            self._theta = {name: as_real(t.detach()).clone() for name, t in problem.tensors.items()}
             self._original = self._theta
         self._moved: set[str] = set(self._theta)
         self._mutates = False
