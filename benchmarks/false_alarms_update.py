@@ -153,7 +153,8 @@ def main() -> int:
         count[name] += 1
         for r in rows:
             if r.outcome is Outcome.FAIL:
-                where = f"{name} {options} {dtype} {'captured' if trained else 'fresh'}: {r.check} {r.parameter}: {r.message}"
+                state = "captured" if trained else "fresh"
+                where = f"{name} {options} {dtype} {state}: {r.check} {r.parameter}: {r.message}"
                 (environment if r.cause == "environment" else alarms).append(where)
             if (
                 r.check in ("update.rule", "optimizer.probe")
@@ -169,7 +170,8 @@ def main() -> int:
     for name in count:
         rule, probe = worst[name, "update.rule"], worst[name, "optimizer.probe"]
         print(
-            f"{name:<12}{count[name]:>8}{unresolved[name]:>11}{rule[1]:>13.3g} ({rule[0]:.0%}){probe[1]:>17.3g} ({probe[0]:.0%})"
+            f"{name:<12}{count[name]:>8}{unresolved[name]:>11}{rule[1]:>13.3g} ({rule[0]:.0%})"
+            f"{probe[1]:>17.3g} ({probe[0]:.0%})"
         )
     print(f"{sum(count.values())} healthy audits in {time.perf_counter() - started:.0f} s: {len(alarms)} false alarms")
     for text in alarms:

@@ -1,6 +1,7 @@
 """Cost of the update audit against the two training steps it audits, at 10k, 1M and 124M parameters.
 
-Prints, per size: CPU seconds (median of some) of two plain training steps, of one optimizer step in float64 (torch's for-loop), of the
+Prints, per size: CPU seconds (median of some) of two plain training steps, of one optimizer step in float64
+(torch's for-loop), of the
 audit's recorded and judged steps, of the synthetic probe, and the ratio
 
     (audit - one float64 optimizer step) / two training steps
@@ -97,18 +98,16 @@ def measure(name: str, repeats: int) -> None:
         copy.grad = parameter.grad.double()
     float64 = torch.optim.AdamW(wide, lr=1e-3, foreach=False)
     recipe = Recipe.capture(model, batch=batch, loss=loss, optimizer=torch.optim.AdamW(model.parameters(), lr=1e-3))
-    measured = []
     with open_subject(model, recipe, device="cpu") as subject:
-        for _ in range(repeats):  # side by side, so that what else the machine does strikes all alike
-            measured.append(
-                (
-                    seconds(two_steps),
-                    seconds(float64.step),
-                    seconds(lambda: check_registration(subject)),
-                    seconds(lambda: steps_only(subject)),
-                    seconds(lambda: [synthetic_rows(subject, phase) for phase in subject.phases]),
-                )
-            )
+        parts: list[Callable[[], Any]] = [
+            two_steps,
+            float64.step,
+            lambda: check_registration(subject),
+            lambda: steps_only(subject),
+            lambda: [synthetic_rows(subject, phase) for phase in subject.phases],
+        ]
+        # side by side, so that what else the machine does strikes all alike
+        measured = [tuple(seconds(part) for part in parts) for _ in range(repeats)]
     training, one_float64, registration, steps, probe = (
         statistics.median(part) for part in zip(*measured, strict=True)
     )
@@ -116,8 +115,8 @@ def measure(name: str, repeats: int) -> None:
     ratio = statistics.median((sum(m[2:]) - m[1]) / m[0] for m in measured)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(
-        f"{name:>5} {count:>12,} {training:>10.3f} {one_float64:>12.3f} {registration:>9.3f} {steps:>9.3f} {probe:>8.3f}"
-        f" {audit / training:>8.1f} {ratio:>8.1f} {peak:>7.1f}"
+        f"{name:>5} {count:>12,} {training:>10.3f} {one_float64:>12.3f} {registration:>9.3f} {steps:>9.3f}"
+        f" {probe:>8.3f} {audit / training:>8.1f} {ratio:>8.1f} {peak:>7.1f}"
     )
 
 
@@ -134,8 +133,8 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     warnings.simplefilter("ignore")
     print(f"torch {torch.__version__}, {arguments.threads} thread(s), AdamW, float32; CPU seconds")
-    print(f"{'size':>5} {'parameters':>12} {'2 steps':>10} {'1 f64 step':>12} {'register':>9} {'judged':>9} {'probe':>8}"
-          f" {'audit/2':>8} {'ratio':>8} {'GiB':>7}")  # fmt: skip
+    print(f"{'size':>5} {'parameters':>12} {'2 steps':>10} {'1 f64 step':>12} {'register':>9} {'judged':>9}"
+          f" {'probe':>8} {'audit/2':>8} {'ratio':>8} {'GiB':>7}")  # fmt: skip
     for name in arguments.sizes:
         measure(name, 1 if name == "124M" else 9)
 

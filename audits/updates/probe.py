@@ -221,8 +221,13 @@ def _round_trip(subject: Subject, phase: LivePhase, synthetic: Synthetic, rule: 
                                "that state_dict() does not hold, or load_state_dict() does not restore")  # fmt: skip
                     if torch_owned(phase):
                         # torch casts scalar state (NAdam's mu_product) to the weights' dtype when it loads it.
-                        cause, outcome = ENVIRONMENT, Outcome.PASS if found.met else Outcome.FAIL
-                        message += "; no code but torch's is involved" + (", and it is rounding" if found.met else "")
+                        cause = None if found.met else ENVIRONMENT
+                        outcome = Outcome.PASS if found.met else Outcome.FAIL
+                        message += "; no code but torch's is involved"
+                        if found.met:
+                            message = (f"saved and loaded, the optimizer of phase {phase.name!r} goes on as one that "
+                                       "never stopped, but for a rounding: torch loads scalar state in the weights' "
+                                       "dtype")  # fmt: skip
                     count = int((one[apart] != other[apart]).sum())
                     return row(subject, check, outcome, message, measured=float(count), expected=0.0, step=number,
                                error=found.error, threshold=found.threshold, cause=cause, **common)  # fmt: skip

@@ -117,8 +117,10 @@ def test_shared_parameters_may_be_declared() -> None:
         return m.encoder(b["x"]).square().mean()
 
     def phases() -> list[Phase]:
-        return [Phase("reconstruct", loss=first, optimizer=torch.optim.SGD(model.parameters(), lr=0.1)),
-                Phase("regularise", loss=second, optimizer=torch.optim.SGD(model.encoder.parameters(), lr=0.1))]  # fmt: skip
+        return [
+            Phase("reconstruct", loss=first, optimizer=torch.optim.SGD(model.parameters(), lr=0.1)),
+            Phase("regularise", loss=second, optimizer=torch.optim.SGD(model.encoder.parameters(), 0.1)),
+        ]
 
     assert failed(audited(model, batch=batch, phases=phases(), expect={"shared": ["encoder.*"]})) == []
     undeclared = audited(model, batch=batch, phases=phases())

@@ -14,7 +14,8 @@ from audits.updates.rules.lbfgs import Memory, lbfgs_step
 
 #: Every option of every class, beside the defaults.
 OPTIONS: dict[str, list[dict[str, Any]]] = {
-    "SGD": [{"lr": 0.1}, {"lr": 0.1, "momentum": 0.9, "dampening": 0.2}, {"lr": 0.1, "weight_decay": 0.1, "maximize": True},
+    "SGD": [{"lr": 0.1}, {"lr": 0.1, "momentum": 0.9, "dampening": 0.2},
+            {"lr": 0.1, "weight_decay": 0.1, "maximize": True},
             {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.1}],
     "Adam": [{}, {"weight_decay": 0.1, "amsgrad": True}, {"maximize": True, "eps": 1e-3},
              {"decoupled_weight_decay": True, "weight_decay": 0.1, "betas": (0.5, 0.7)}],
@@ -107,7 +108,8 @@ def test_first_steps_by_hand() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"lr": 0.3, "max_iter": 4}, {"line_search_fn": "strong_wolfe"}, {"line_search_fn": "strong_wolfe", "history_size": 2},
+    [{}, {"lr": 0.3, "max_iter": 4}, {"line_search_fn": "strong_wolfe"},
+     {"line_search_fn": "strong_wolfe", "history_size": 2},
      {"max_eval": 3}, {"tolerance_grad": 1e-2}],
     ids=str,
 )  # fmt: skip

@@ -244,7 +244,9 @@ _CLIPPINGS: dict[str, tuple[str, str | None, Any]] = {
     "clipped layer by layer": (
         "step.clipping", None, lambda m: [nn.utils.clip_grad_norm_([p], 0.05) for p in m.parameters()],
     ),
-    "only the head clipped": ("step.gradient", "first.weight", lambda m: nn.utils.clip_grad_norm_(m.head.parameters(), 0.05)),
+    "only the head clipped": (
+        "step.gradient", "first.weight", lambda m: nn.utils.clip_grad_norm_(m.head.parameters(), 0.05),
+    ),
     "clipped by value in place of norm": (
         "step.gradient", "second.weight", lambda m: nn.utils.clip_grad_value_(m.parameters(), 0.05),
     ),
@@ -444,7 +446,7 @@ def _(wrong: bool) -> Any:
 
 
 @step_fault("frozen layer written by the step", "mlp", "update.frozen", "first.bias", expect={"frozen": ["first.bias"]},
-            optimizer=lambda p: torch.optim.SGD([q.requires_grad_(i != 1) for i, q in enumerate(p)], lr=0.1))  # fmt: skip
+            optimizer=lambda p: torch.optim.SGD([q.requires_grad_(i != 1) for i, q in enumerate(p)], 0.1))  # fmt: skip
 def _(wrong: bool) -> Any:
     def step(model: Any, batch: Any, context: Any) -> None:
         context.optimizer.zero_grad()

@@ -245,7 +245,8 @@ class OwnRprop(Own):
 
 class OwnMuon(Own):
     defaults_of = {"lr": 1e-3, "weight_decay": 0.1, "momentum": 0.95, "nesterov": True,
-                   "ns_coefficients": (3.4445, -4.775, 2.0315), "eps": 1e-7, "ns_steps": 5, "adjust_lr_fn": None}  # fmt: skip
+                   "ns_coefficients": (3.4445, -4.775, 2.0315), "eps": 1e-7, "ns_steps": 5,
+                   "adjust_lr_fn": None}  # fmt: skip
 
     def move(self, p: torch.Tensor, g: torch.Tensor, state: dict[str, Any], group: dict[str, Any], index: int) -> None:
         wrong, momentum = group["mistake"], group["momentum"]
