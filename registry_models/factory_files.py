@@ -1,4 +1,4 @@
-"""The ``eager`` artifact kind: a factory's import path and arguments, and weights in safetensors."""
+"""The ``eager`` artifact kind: a factory's import path and arguments; weights in safetensors, or in MLflow's pt2."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch import nn
 
 from audits.callables import import_object
 from audits.errors import ArtifactError, RecipeError, suggest
+from registry_models.pt2_weights import read_pt2_weights
 from registry_models.recipe_files import load_yaml
 
 FACTORY_FILE, WEIGHTS_FILE = "factory.yaml", "weights.safetensors"
@@ -44,8 +45,17 @@ class Factory:
         return model
 
 
-def write_factory(model: nn.Module, factory: Factory, folder: Path) -> None:
+def write_factory(
+    model: nn.Module, factory: Factory, folder: Path, *, weights_too: bool = True, stored_path: str | None = None
+) -> None:
     """Write the factory and the model's weights, after proving that they give the same model back.
+
+    Args:
+        model: the model whose weights they are.
+        factory: what rebuilds it.
+        folder: where to.
+        weights_too: False where a pt2 archive beside it brings the weights.
+        stored_path: the factory's import path where the version is loaded, if it is another one there.
 
     Raises:
         ArtifactError: the factory does not rebuild this model; the text says where they differ.
@@ -54,13 +64,18 @@ def write_factory(model: nn.Module, factory: Factory, folder: Path) -> None:
     rebuilt = factory.build()
     load_weights(rebuilt, weights)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(weights, folder / WEIGHTS_FILE)
-    plain = {"factory": factory.path, "arguments": dict(factory.arguments)}
+    if weights_too:
+        save_file(weights, folder / WEIGHTS_FILE)
+    plain = {"factory": stored_path or factory.path, "arguments": dict(factory.arguments)}
     (folder / FACTORY_FILE).write_text(yaml.safe_dump(plain, sort_keys=False), encoding="utf-8")
 
 
-def read_factory(folder: Path) -> nn.Module:
+def read_factory(folder: Path, archive: Path | None = None) -> nn.Module:
     """Rebuild the module and load its weights, strictly.
+
+    Args:
+        folder: the folder of `write_factory`.
+        archive: the pt2 archive that holds the weights where the folder does not.
 
     Raises:
         ArtifactError: a file is broken, the factory fails, or the weights do not fit.
@@ -74,13 +89,26 @@ def read_factory(folder: Path) -> nn.Module:
     for key in plain:
         if key not in ("factory", "arguments"):
             raise ArtifactError(f"{FACTORY_FILE} has unknown key {key!r}{suggest(key, ('factory', 'arguments'))}")
-    try:
-        weights = load_file(folder / WEIGHTS_FILE)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ArtifactError(f"{WEIGHTS_FILE} is missing, truncated or corrupt: {error}") from error
+    if archive is not None and archive.is_file() and not (folder / WEIGHTS_FILE).exists():
+        weights = read_pt2_weights(archive)
+    else:
+        try:
+            weights = load_file(folder / WEIGHTS_FILE)
+        except (SafetensorError, OSError, ValueError) as error:
+            raise ArtifactError(f"{WEIGHTS_FILE} is missing, truncated or corrupt: {error}") from error
     model = Factory(plain["factory"], plain.get("arguments") or {}).build()
-    load_weights(model, weights)
+    load_weights(model, _without_aliases(model, weights))
     return model
+
+
+def _without_aliases(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Drop later names of tied tensors: an archive brings them under each name, and they must agree."""
+    kept = dict(weights)
+    for name, first in _aliases(model).items():
+        tensor = kept.pop(name, None)
+        if tensor is not None and first in kept and not torch.equal(tensor, kept[first]):
+            raise ArtifactError(f"the factory ties {name!r} to {first!r}, but their weights differ")
+    return kept
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:

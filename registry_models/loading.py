@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import pickle
 import sys
+import warnings
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from audits.errors import ArtifactError
+from registry_models.archives import is_torchscript, refuse_expanding
+from registry_models.exported import ExportedGraph, load_exported
 from registry_models.factory_files import read_factory
 from registry_models.recipe_files import FOLDER
+from registry_models.transformers_files import load_transformers
 
 #: Top-level names that a version's own code may not replace.
 PROTECTED = frozenset(sys.stdlib_module_names) | {
@@ -29,29 +34,59 @@ PROTECTED = frozenset(sys.stdlib_module_names) | {
     "prefect",
 }
 
+_TORCHSCRIPT = (
+    "unsupported artifact kind: TorchScript archives hold no Python model and cannot be audited; log the eager module "
+    "with registry_models.log_model(model, name, recipe=..., factory=...)"
+)
 
-def load_module(folder: Path, artifact_kind: str, code_folder: Path | None) -> nn.Module:
-    """Return the version's module, on the CPU.
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A version's module and what its artifact kind could not bring back.
+
+    Attributes:
+        module: the module, on the CPU.
+        artifact_kind: as `registry_models.snapshot` names it.
+        exported: what exporting did, for an exported graph.
+    """
+
+    module: nn.Module
+    artifact_kind: str
+    exported: ExportedGraph | None = None
+
+
+def load_model(folder: Path, artifact_kind: str, code_folders: tuple[Path, ...] = ()) -> LoadedModel:
+    """Load the version's module, on the CPU.
 
     Args:
         folder: the model directory.
         artifact_kind: as `registry_models.snapshot` found it.
-        code_folder: the version's own code, put on the import path.
+        code_folders: the version's own code and its recipe's, put on the import path, the first one first.
 
     Raises:
         ArtifactError: the kind is not supported, or the files are broken; the text says what to do.
     """
-    if code_folder is not None:
-        refuse_shadowing(code_folder)
-        sys.path.insert(0, str(code_folder))
+    for code in reversed(code_folders):
+        refuse_shadowing(code)
+        sys.path.insert(0, str(code))
     if artifact_kind == "eager":
-        return read_factory(folder / "extra_files" / FOLDER)
+        return LoadedModel(read_factory(folder / "extra_files" / FOLDER, folder / "data" / "model.pt2"), artifact_kind)
     if artifact_kind == "pickle":
-        return _unpickle(folder / "data" / "model.pth")
+        return LoadedModel(_unpickle(folder / "data" / "model.pth"), artifact_kind)
+    if artifact_kind == "transformers":
+        return LoadedModel(load_transformers(folder), artifact_kind)
+    if artifact_kind == "exported":
+        graph = load_exported(folder / "data" / "model.pt2")
+        return LoadedModel(graph.module, artifact_kind, graph)
     raise ArtifactError(
         f"unsupported artifact kind {artifact_kind!r}: log the model with registry_models.log_model(model, "
         "name, recipe=..., factory=...)"
     )
+
+
+def load_module(folder: Path, artifact_kind: str, code_folder: Path | None) -> nn.Module:
+    """Return the version's module alone; see `load_model`."""
+    return load_model(folder, artifact_kind, () if code_folder is None else (code_folder,)).module
 
 
 def refuse_shadowing(code_folder: Path) -> None:
@@ -70,10 +105,15 @@ def refuse_shadowing(code_folder: Path) -> None:
 
 
 def _unpickle(path: Path) -> nn.Module:
+    if is_torchscript(path):
+        raise ArtifactError(_TORCHSCRIPT)
+    if zipfile.is_zipfile(path):
+        refuse_expanding(path)
     try:
-        with path.open("rb") as stream:
+        with path.open("rb") as stream, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the modules that a pickle imports
             loaded = torch.load(stream, map_location="cpu", weights_only=False)
-    except (ModuleNotFoundError, AttributeError) as error:
+    except (ImportError, AttributeError) as error:
         raise ArtifactError(
             f"the pickled model needs code that is not there ({error}): log it with code_paths=[...], or with "
             "factory=..."
@@ -82,7 +122,7 @@ def _unpickle(path: Path) -> nn.Module:
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ArtifactError(f"the model file {path.name} is truncated or corrupt: {text}") from error
     if isinstance(loaded, torch.jit.ScriptModule):
-        raise ArtifactError("unsupported artifact kind: TorchScript archives cannot be audited; log the eager module")
+        raise ArtifactError(_TORCHSCRIPT)
     if not isinstance(loaded, nn.Module):
         raise ArtifactError(f"the pickle holds a {type(loaded).__name__}, not a torch.nn.Module")
     return loaded

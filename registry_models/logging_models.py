@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,10 @@ from audits.callables import CallableReference
 from audits.capture import unwrap
 from audits.errors import ArtifactError
 from audits.recipe import Recipe
+from registry_models.exporting import in_eval_mode, on_cpu, pt2_options
 from registry_models.factory_files import Factory, write_factory
-from registry_models.recipe_files import FOLDER, write_recipe
+from registry_models.recipe_files import CODE_FOLDER, FOLDER, write_recipe
+from registry_models.shipping import copy_code, ship
 from registry_models.versions import RECIPE_TAG, VersionReference, ensure_experiment
 
 _log = logging.getLogger(__name__)
@@ -43,11 +46,13 @@ def log_model(
         model: the trained module; wrappers are looked through.
         name: registered model's name, and the logged model's.
         recipe: how it is trained, from `Recipe.capture`; it travels with the version.
-        factory: function (or ``"package.module:function"``) that builds the module. Weights then travel as
-            safetensors and loading needs no pickle; without it the module is pickled and its class must be importable
+        factory: function (or ``"package.module:function"``) that builds the module. Loading then needs no pickle:
+            the model is written as pt2, whose weights the audit takes, where `torch.export` can export it, and its
+            weights as safetensors where not. Without a factory the module is pickled and its class must be importable
             where audits run.
         factory_args: keyword arguments of the factory, plain values.
-        mlflow_options: passed on to `mlflow.pytorch.log_model`.
+        mlflow_options: passed on to `mlflow.pytorch.log_model`. Code of the loss, the step, the factory and the
+            optimizer that is not installed is shipped by ``code_paths``, besides what is given there.
 
     Returns:
         MLflow's `ModelInfo`; ``registered_model_version`` is the new version's number.
@@ -57,19 +62,22 @@ def log_model(
         ArtifactError: the factory does not rebuild this model.
     """
     model = unwrap(model)
-    with tempfile.TemporaryDirectory(prefix="gradaudit-log-") as temporary:
+    if factory is None and factory_args is not None:
+        raise ArtifactError("factory_args= needs factory=")
+    code_paths = [str(path) for path in mlflow_options.pop("code_paths", None) or []]
+    reference = None if factory is None else CallableReference.of(factory, role="factory")
+    shipment = ship(recipe, factory=reference, pickled=model if factory is None else None, given=code_paths)
+    code_paths += [str(path) for path in shipment.paths]
+    with tempfile.TemporaryDirectory(prefix="gradaudit-log-") as temporary, on_cpu(model) as stored:
         folder = Path(temporary) / FOLDER
-        if recipe is not None:
-            write_recipe(recipe, Path(temporary))
-        if factory is not None:
-            reference = CallableReference.of(factory, role="factory")
-            if reference.path is None or not reference.storable:
-                raise ArtifactError(
-                    f"factory {reference.describe()} cannot be imported by another process: move it to a module"
-                )
-            write_factory(model, Factory(reference.path, dict(factory_args or {})), folder)
-        elif factory_args is not None:
-            raise ArtifactError("factory_args= needs factory=")
+        if shipment.recipe is not None:
+            write_recipe(shipment.recipe, Path(temporary))
+        written = _serialization(model, recipe, factory is not None, mlflow_options)
+        if reference is not None:
+            # proven with the path it has here; stored under the one it has where the version is loaded
+            here = Factory(str(reference.path), dict(factory_args or {}))
+            pickled = written["serialization_format"] == "pickle"
+            write_factory(stored, here, folder, weights_too=pickled, stored_path=str(shipment.factory))
         else:
             _log.warning("%s is pickled: its class must be importable where audits run; factory= avoids pickle", name)
         extra = list(mlflow_options.pop("extra_files", None) or [])
@@ -78,15 +86,38 @@ def log_model(
         options = {
             "name": re.sub(r"[/:.%\"']", "-", name),
             "registered_model_name": name,
-            "serialization_format": "pt2" if mlflow_options.get("export_model") else "pickle",
             "pip_requirements": [f"torch=={_torch_version()}"],
             **mlflow_options,
+            **written,
         }
-        return mlflow.pytorch.log_model(model, extra_files=extra or None, **options)
+        if written["serialization_format"] == "pickle":
+            return mlflow.pytorch.log_model(model, extra_files=extra or None, code_paths=code_paths or None, **options)
+        with in_eval_mode(stored), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch.export warns about its own internals
+            return mlflow.pytorch.log_model(stored, extra_files=extra or None, code_paths=code_paths or None, **options)
+
+
+def _serialization(
+    model: nn.Module, recipe: Recipe | None, factory: bool, options: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return how MLflow is to write the model: as the caller says, else pt2 beside a factory where that works."""
+    if "serialization_format" in options:
+        return {"serialization_format": options["serialization_format"]}
+    if options.get("export_model"):
+        return {"serialization_format": "pt2"}
+    if factory:
+        with on_cpu(model) as exportable:
+            chosen = pt2_options(exportable, recipe, options.get("input_example"))
+        if chosen is not None:
+            return {key: value for key, value in chosen.items() if options.get(key) is None}
+    return {"serialization_format": "pickle"}
 
 
 def attach_recipe(version: str, recipe: Recipe, *, client: MlflowClient | None = None) -> str:
     """Give an already registered version a recipe: stored in a run of its own, named by the tag ``audit.recipe``.
+
+    Anybody may set a tag, so what lowers scrutiny in such a recipe (``stop_gradient``, frozen parameters) is named in
+    the report and counts as not covered; a recipe that travels with the version, or a trusted one, has no such limit.
 
     Args:
         version: ``models:/NAME/VERSION`` or ``models:/NAME@ALIAS``.
@@ -98,8 +129,11 @@ def attach_recipe(version: str, recipe: Recipe, *, client: MlflowClient | None =
     """
     client = client or MlflowClient()
     found = VersionReference.parse(version).resolve(client)
+    shipment = ship(recipe)
+    assert shipment.recipe is not None
     with tempfile.TemporaryDirectory(prefix="gradaudit-attach-") as temporary:
-        folder = write_recipe(recipe, Path(temporary))
+        folder = write_recipe(shipment.recipe, Path(temporary))
+        copy_code(shipment.paths, folder / CODE_FOLDER)
         run = client.create_run(
             ensure_experiment(client, RECIPES_EXPERIMENT), run_name=f"recipe for {found.name} v{found.version}"
         )

@@ -4,6 +4,7 @@
 audit/recipe.yaml             everything but the tensors; human-readable, comments allowed
 audit/batch.safetensors       the batch's tensors, under the names that recipe.yaml's ``batch`` gives them
 audit/optimizer.safetensors   optimizer state, when there is any; its structure is in the file's metadata
+audit/code/                   modules of the loss and the step, in a recipe that was attached to a version
 ```
 """
 
@@ -25,6 +26,7 @@ from audits.recipe_data import recipe_from_plain, recipe_to_plain
 
 #: The folder's name, beside a model's other extra files.
 FOLDER = "audit"
+CODE_FOLDER = "code"
 RECIPE_FILE, BATCH_FILE, STATE_FILE = "recipe.yaml", "batch.safetensors", "optimizer.safetensors"
 
 #: A recipe of a model with 2,000 parameters is about 200 kB; a file beyond this is no recipe.

@@ -163,8 +163,8 @@ def test_code_that_would_replace_a_library_is_refused(tmp_path: Path) -> None:
 
 
 def test_unsupported_kinds_say_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match=r"unsupported artifact kind 'exported'.*factory="):
-        load_module(tmp_path, "exported", None)
+    with pytest.raises(ArtifactError, match=r"unsupported artifact kind 'sklearn'.*factory="):
+        load_module(tmp_path, "sklearn", None)
 
 
 def test_another_store_than_mlflows_current_one_is_asked(client: MlflowClient, tmp_path: Path) -> None:
