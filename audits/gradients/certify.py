@@ -85,7 +85,7 @@ class Certifier:
         """Run the joint rounds; return the tensors still open: unresolved ones and zero gradients."""
         if not names:
             return []
-        mark_rounding_zeros(point, suspicious(point, names), self._seed)
+        mark_rounding_zeros(point, suspicious(point, names))
         prober = Prober(point, self._seed + (1 if displaced else 0))
         open_names = list(names)
         zero: list[str] = []
@@ -137,7 +137,7 @@ class Certifier:
     def displace(self, point: Point, names: list[str]) -> None:
         """Judge unresolved and zero gradients again a little way off, where they need not vanish."""
         before = {name: self.verdicts.get(name) for name in names}
-        mark_rounding_zeros(point, names, self._seed)
+        mark_rounding_zeros(point, names)
         here = self._zeros(point, names)
         moved = self._displaced_point(point)
         if moved is None:
@@ -147,7 +147,7 @@ class Certifier:
         try:
             judged = [n for n in names if moved.gradients[n] is None or bool(torch.isfinite(moved.gradients[n]).all())]  # type: ignore[arg-type]
             leftover = self._rounds(moved, judged, displaced=True)
-            mark_rounding_zeros(moved, leftover, self._seed)
+            mark_rounding_zeros(moved, leftover)
             there = self._zeros(moved, leftover)
         finally:
             moved.restore()

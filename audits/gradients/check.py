@@ -130,7 +130,7 @@ def judge(subject: Subject, problem: Problem, names: list[str]) -> tuple[dict[st
         elif method == "gradcheck":
             verdicts |= check_with_gradcheck(problem, finite)
         else:
-            mark_rounding_zeros(point, suspicious(point, finite), subject.seed)
+            mark_rounding_zeros(point, suspicious(point, finite))
             verdicts |= check_exactly(point, finite, detection_limit=settings.detection_limit)
             doubtful = [name for name in finite if verdicts[name].cause in ("absolute", "unresolved")]
             if doubtful:

@@ -20,22 +20,21 @@ ROUNDING_SHARE = 0.1
 SUSPICIOUS = 1e-6
 
 
-def mark_rounding_zeros(point: Point, names: Sequence[str], seed: int) -> None:
+def mark_rounding_zeros(point: Point, names: Sequence[str]) -> None:
     """Add to ``point.rounded`` the tensors whose gradient is nothing but rounding noise.
 
     A bias before a BatchNorm has the derivative 0, and autograd gives 1e-18. Nothing bounds the error of that number:
     it counts as the zero it stands for: the finite difference must be zero within its bound. Noise is told from a small
-    gradient by a second backward at ``theta (1 + 1e-9 normal)``: noise changes entirely, a gradient hardly.
+    gradient by a second backward at ``theta (1 + 1e-9)``: noise changes entirely, a gradient hardly.
 
     Args:
         point: where.
         names: tensors to look at; exact zeros among them are left alone.
-        seed: of the displacement.
     """
     doubtful = [n for n in names if n not in point.rounded and norm(point.gradients[n]) > 0.0]
     if not doubtful:
         return
-    nearby = point.nearby_gradients(max(NUDGE, NUDGE_ROUNDOFFS * point.problem.roundoff), seed)
+    nearby = point.nearby_gradients(max(NUDGE, NUDGE_ROUNDOFFS * point.problem.roundoff))
     for name in doubtful:
         gradient, other = point.gradients[name], nearby[name]
         assert gradient is not None

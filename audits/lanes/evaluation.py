@@ -140,14 +140,9 @@ class Point:
         self._moved = set(self._theta)
         self._place({}, 0.0)
 
-    def nearby_gradients(self, size: float, seed: int) -> dict[str, torch.Tensor | None]:
-        """Return autograd's gradients at ``theta (1 + size * normal)``: what of them is rounding changes entirely."""
-        generator = torch.Generator().manual_seed(seed + 29)
-        direction = {
-            name: t * torch.randn(t.shape, generator=generator, dtype=t.dtype).to(t.device)
-            for name, t in self._theta.items()
-        }
-        gradients, _ = self._differentiate(direction, size)
+    def nearby_gradients(self, size: float) -> dict[str, torch.Tensor | None]:
+        """Return autograd's gradients at ``theta (1 + size)``: what of them is rounding changes entirely."""
+        gradients, _ = self._differentiate(self._theta, size)
         return gradients
 
     def _place(self, direction: Tensors, step: float) -> None:
