@@ -31,7 +31,9 @@ def rule_for(subject: Subject, phase: LivePhase) -> Rule | None:
     for ancestor in cls.__mro__:
         if "step" in vars(ancestor):
             if getattr(torch.optim, ancestor.__name__, None) is ancestor:
-                return RULES.get(ancestor.__name__)
+                # AdamW inherits Adam's step: the first class of torch's own names the rule.
+                exported = next(c for c in cls.__mro__ if getattr(torch.optim, c.__name__, None) is c)
+                return RULES.get(exported.__name__)
             break
     declared = expected_class_name(subject.recipe.expect.get("optimizer"), phase.name)
     rule = RULES.get(declared or "") or RULES.get(cls.__name__)

@@ -12,6 +12,7 @@ from audits.subject import Subject
 from audits.updates.compare import real_dtype, rms, to_double
 from audits.updates.recorder import Call
 from audits.updates.reference import Gradients, Reference
+from audits.updates.registration import matches
 from audits.updates.rows import norm, row
 from audits.updates.steps import Door, TrainingStep
 
@@ -33,6 +34,7 @@ PARALLEL = 1e-3
 
 def gradient_rows(subject: Subject, steps: list[TrainingStep], step: TrainingStep) -> Iterator[ResultRow]:
     """Yield ``step.loss-finite``, ``step.gradient-present`` and ``step.gradient`` of a training step."""
+    frozen = subject.recipe.expect.get("frozen")
     for call in step.calls:
         door = call.note
         if not isinstance(door, Door) or door.reference is None:
@@ -48,8 +50,8 @@ def gradient_rows(subject: Subject, steps: list[TrainingStep], step: TrainingSte
                   step=step.number, measured=reference.loss)  # fmt: skip
         scale = _global_rms(reference.gradients, call.phase.parameters)
         for name in call.phase.parameters:
-            if not subject.settings.wants_parameter(name):
-                continue
+            if not subject.settings.wants_parameter(name) or matches(name, frozen):
+                continue  # what is meant to be frozen may well have its gradient zeroed: update.frozen judges it
             yield _present(subject, call, name, reference)
             if good:
                 yield from _same(subject, steps, call, name, reference, scale)

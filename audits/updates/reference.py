@@ -91,7 +91,7 @@ def reference_gradient(
                 _add(weighted, subject.trainable, found, 1.0)
                 if plain is not None:
                     _add(plain, subject.trainable, found, 1.0 / (len(batches) * weight) if weight else 0.0)
-        ended = torch.get_rng_state()
+        ended = RandomState.now()
         buffers = {name: buffer.detach().clone() for name, buffer in subject.model.named_buffers()}
     finally:
         here.restore()
@@ -113,10 +113,22 @@ def reference_gradient(
         gradients=weighted,
         loss=total,
         norm=float(norm),
-        same_draws=torch.equal(ended, door.cpu),
-        draws=not torch.equal(ended, start.random.cpu),
+        same_draws=same_random(ended, door),
+        draws=not same_random(ended, start.random),
         unweighted=plain,
         buffers=buffers,
+    )
+
+
+def same_random(one: RandomState, other: RandomState) -> bool:
+    """Whether torch's (CPU and CUDA), NumPy's and Python's generators stand at the same place."""
+    return (
+        torch.equal(one.cpu, other.cpu)
+        and len(one.cuda) == len(other.cuda)
+        and all(torch.equal(a, b) for a, b in zip(one.cuda, other.cuda, strict=True))
+        and one.numpy[2:] == other.numpy[2:]
+        and bool((one.numpy[1] == other.numpy[1]).all())
+        and one.python == other.python
     )
 
 
