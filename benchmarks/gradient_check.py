@@ -246,6 +246,7 @@ def what_gradcheck_passes(problem: Problem, names: list[str]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--gpt2", action="store_true", help="also GPT-2 small's layout, 124 M parameters")
+    parser.add_argument("--only", default="", help="only the models whose name contains this")
     parser.add_argument("--slow", action="store_true", help="also exact mode against gradcheck's slow mode")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -253,11 +254,12 @@ def main() -> None:
 
     warnings.simplefilter("ignore")
     print(f"torch {torch.__version__}, {platform.machine()}, {platform.processor() or 'CPU'}, 1 thread, float64")
-    bench("10k MLP", mlp, 3, options.slow)
-    bench("10k CNN (BatchNorm in train mode)", cnn, 3, options.slow)
-    bench("0.9 M GPT", small_gpt, 3, options.slow)
+    models = {"10k MLP": mlp, "10k CNN (BatchNorm in train mode)": cnn, "0.9 M GPT": small_gpt}
     if options.gpt2:
-        bench("GPT-2 small", gpt2, 1, options.slow)
+        models["GPT-2 small"] = gpt2
+    for name, make in models.items():
+        if options.only in name:
+            bench(name, make, 1 if name == "GPT-2 small" else 3, options.slow)
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ class BatchedElements:
         with quiet():
             if self._program is None:
                 program = Program()
-                with Recording(program, problem.tape.cursor(), lift=True):
+                with Recording(program, problem.tape.cursor(), lift=problem.lifts):
                     out = torch.func.vmap(one, randomness="same")(copies.requires_grad_())
                 self._program = program
             else:

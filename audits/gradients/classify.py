@@ -37,7 +37,7 @@ def jvp_agrees(model: nn.Module, problem: Problem, direction: Tensors, expected:
                 for name, tensor in problem.tensors.items()
             }
             swap = nn.utils.stateless._reparametrize_module
-            with swap(model, duals, tie_weights=True), Free(problem.tape.cursor(), lift=True):
+            with swap(model, duals, tie_weights=True), Free(problem.tape.cursor(), lift=problem.lifts):
                 tangent = forward_ad.unpack_dual(problem.loss()).tangent
     except (RuntimeError, NotImplementedError, TypeError, ValueError):
         return None

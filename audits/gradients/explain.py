@@ -12,7 +12,7 @@ from audits.gradients.graph import LossGraph, root_of
 from audits.gradients.probe import Prober
 from audits.gradients.romberg import FIRST_STEP
 from audits.gradients.verdicts import Verdict, describe
-from audits.lanes.evaluation import BranchMismatchError, LaneError, Point, Problem, dot, norm, quiet
+from audits.lanes.evaluation import Point, Problem, dot, norm, quiet
 from audits.lanes.program import Free
 from audits.lanes.stops import StopGradients, StopSite
 from audits.lanes.watching import ModuleStack
@@ -47,7 +47,7 @@ def explain(
         failing = _failing(explained)
         if failing:
             explained |= _formulas(subject, problem, point, {n: explained[n] for n in failing})
-    except (LaneError, BranchMismatchError, RuntimeError, TypeError, ValueError) as error:
+    except Exception as error:  # an explanation that fails must not hide the failure
         for name in failing:
             note = f"; its cause could not be narrowed down ({type(error).__name__})"
             explained[name] = replace(explained[name], message=describe(name, explained[name]) + note)
@@ -114,7 +114,7 @@ def _meant(name: str, verdict: Verdict, places: str, *, declared: bool, stopped:
 def _sites(subject: Subject, problem: Problem) -> list[StopSite]:
     stops = StopGradients(subject.model, lambda site: False)
     problem.before()
-    with quiet(), Free(problem.tape.cursor(), lift=True), stops.active():
+    with quiet(), Free(problem.tape.cursor(), lift=problem.lifts), stops.active():
         problem.loss()
     return stops.sites
 

@@ -70,7 +70,7 @@ def recorded_calls(problem: Problem, stack: ModuleStack) -> list[FunctionCall]:
             calls.append(FunctionCall(cls, stack.path, stack.label(stack.path), copied))
 
     problem.before()
-    with quiet(), stack.watching(), FunctionDepth().watching(observe), Free(problem.tape.cursor(), lift=True):
+    with quiet(), stack.watching(), FunctionDepth().watching(observe), Free(problem.tape.cursor(), lift=problem.lifts):
         problem.loss()
     return calls
 

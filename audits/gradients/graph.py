@@ -21,7 +21,7 @@ class LossGraph:
 
     def __init__(self, problem: Problem) -> None:
         problem.before()
-        with quiet(), Free(problem.tape.cursor(), lift=True):
+        with quiet(), Free(problem.tape.cursor(), lift=problem.lifts):
             self._loss = problem.loss()
         self._names = {id(tensor): name for name, tensor in problem.tensors.items()}
         self.distance: dict[str, int] = {}

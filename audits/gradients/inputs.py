@@ -8,7 +8,7 @@ from audits.gradients.certify import Certifier
 from audits.gradients.claims import INPUT
 from audits.gradients.explain import explain
 from audits.gradients.verdicts import Verdict, describe
-from audits.lanes.evaluation import BranchMismatchError, LaneError, Point, norm
+from audits.lanes.evaluation import Point, norm
 from audits.lanes.float64 import float64_lane
 from audits.outcomes import Lane, Outcome, ResultRow, finite
 from audits.subject import LivePhase, Subject
@@ -46,7 +46,7 @@ def check_inputs(subject: Subject, phase: LivePhase) -> list[ResultRow]:
             point = certifier.run(names)
             verdicts = explain(subject, phase, problem, point, certifier.verdicts)
             return [_row(subject, phase, name, _lenient(verdicts[name], name in asked), point) for name in names]
-    except (LaneError, BranchMismatchError, RuntimeError, TypeError, ValueError) as error:
+    except Exception as error:  # the model's own code runs here: whatever it raises is its answer
         text = " ".join(str(error).split())[:300]
         return [ResultRow(check=INPUT.name, outcome=Outcome.INCONCLUSIVE, severity=INPUT.severity, phase=phase.name,
                           lane=Lane.FLOAT64, cause=f"cannot evaluate: {type(error).__name__}", seed=subject.seed,

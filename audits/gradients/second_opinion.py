@@ -31,7 +31,7 @@ def check_with_gradcheck(problem: Problem, names: Sequence[str]) -> dict[str, Ve
 
         def function(_: torch.Tensor) -> torch.Tensor:
             problem.before()
-            with Free(problem.tape.cursor(), lift=True):
+            with Free(problem.tape.cursor(), lift=problem.lifts):
                 return problem.loss()
 
         fast = tensor.numel() > SLOW_LIMIT

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import math
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -59,6 +61,11 @@ class Problem:
     def roundoff(self) -> float:
         """Unit roundoff u of the lane."""
         return UNIT_ROUNDOFF[self.lane]
+
+    @property
+    def lifts(self) -> bool:
+        """Whether low-precision values inside the forward are lifted."""
+        return self.lane is Lane.FLOAT64
 
 
 def as_real(tensor: torch.Tensor) -> torch.Tensor:
@@ -262,9 +269,14 @@ def differentiate(loss: torch.Tensor, tensors: Tensors) -> dict[str, torch.Tenso
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Evaluate with gradients on, autocast off, compiled parts eager, warnings held back."""
-    with warnings.catch_warnings(), torch.enable_grad(), torch.compiler.set_stance("force_eager"):
+    with warnings.catch_warnings(), torch.enable_grad(), _eager():
         warnings.simplefilter("ignore")
         yield
+
+
+def _eager() -> contextlib.AbstractContextManager[Any]:
+    """Run compiled parts eagerly; where dynamo was never imported there are none, and importing it takes seconds."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else contextlib.nullcontext()
 
 
 def norm(tensor: torch.Tensor | None) -> float:

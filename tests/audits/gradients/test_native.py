@@ -94,3 +94,21 @@ def test_models_without_float64_kernels_fall_back_to_float32() -> None:
     wrong = audit(net(Activation(WrongSingleOnly)), classes(), method="probe")
     assert "0.weight" in failing(wrong)
     assert not failing(wrong) & {"2.weight", "2.bias", "4.weight", "4.bias"}
+
+
+def test_a_model_that_refuses_float64_in_any_way_is_answered() -> None:
+    class Refusing(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            assert x.dtype is torch.float32
+            return x
+
+    class Crashing(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if x.dtype is torch.float64:
+                raise KeyError("no such kernel")
+            return x
+
+    assert {row.lane for row in audit(net(Refusing()), classes(), method="probe")} == {Lane.FLOAT32}
+    rows = audit(net(Crashing()), classes(), method="probe")
+    assert {row.outcome for row in rows} == {Outcome.INCONCLUSIVE}
+    assert "no such kernel" in rows[0].message
