@@ -47,6 +47,8 @@ def _frozen(subject: Subject, step: TrainingStep, start: dict[str, torch.Tensor]
         message = f"{name} is {why}, but training moved it by {distance:.3g}"
         if mover:
             message += f" (the optimizer of phase {mover!r}{_how(step, mover, name)})"
+        else:
+            message += " outside of any optimizer; an EMA shadow is declared by expect={'ema': ...}"
         yield row(subject, "update.frozen", Outcome.FAIL, message, parameter=name, phase=mover, step=step.number,
                   measured=distance, expected=0.0)  # fmt: skip
 

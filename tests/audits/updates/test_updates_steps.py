@@ -277,3 +277,44 @@ def test_worst_row_of_the_steps_is_kept() -> None:
     rows = audited(model, **arguments)
     assert worst(rows) == rows
     assert len(of(rows, "update.finite", "head.bias")) == 1
+
+
+def test_declared_writes_outside_the_optimizer_only_warn() -> None:
+    """A critic whose weights are clipped after every step, as in the first Wasserstein GANs."""
+
+    def step(m: Any, b: Any, context: Any) -> None:
+        context.optimizer.zero_grad()
+        models.classify(m, b).backward()
+        context.optimizer.step()
+        for parameter in m.parameters():
+            parameter.data.clamp_(-0.05, 0.05)
+
+    model, arguments = _mlp_case(step=step)
+    assert ("update.outside-step", "first.weight") in failed(audited(model, **arguments))
+    model, arguments = _mlp_case(step=step, expect={"writes_outside_step": True})
+    rows = audited(model, **arguments)
+    assert failed(rows) == []
+    assert {r.outcome for r in of(rows, "update.outside-step", "first.weight")} == {Outcome.WARN}
+
+
+def test_schedule_that_has_ended_is_audited_at_its_initial_rate() -> None:
+    model, batch = models.mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda k: 0.0 if k else 1.0)
+    models.train(model, batch, models.classify, optimizer, 1)
+    scheduler.step()
+    rows = audited(model, batch=batch, loss=models.classify, optimizer=optimizer, scheduler=scheduler)
+    assert failed(rows) == []
+    assert {r.outcome for r in of(rows, "update.rule", "head.weight")} == {Outcome.PASS}
+
+
+def test_batch_norm_of_ones_own_is_open() -> None:
+    class Ghost(nn.BatchNorm2d):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.cat([super(Ghost, self).forward(part) for part in x.chunk(2)])
+
+    model, batch = models.conv()
+    model.norm = Ghost(4)
+    rows = audited(model, batch=batch, loss=models.classify, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+    assert failed(rows) == []
+    assert {(r.outcome, r.cause) for r in of(rows, "buffers.batch-norm")} == {(Outcome.INCONCLUSIVE, "own class")}

@@ -268,22 +268,15 @@ def _(wrong: bool) -> Built:
     return _supervised(model, batch, models.classify, optimizer)
 
 
-class _SlowNorm(nn.BatchNorm2d):
-    """Updates its running mean with the momentum the other way round."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        before = self.running_mean.clone()
-        y = super().forward(x)
-        with torch.no_grad():
-            self.running_mean.copy_(self.momentum * before + (1 - self.momentum) * x.mean((0, 2, 3)))
-        return y
-
-
-@fault("running mean with momentum reversed", "buffers", "convnet", "buffers.batch-norm")
+@fault("running mean overwritten in a hook", "buffers", "convnet", "buffers.batch-norm")
 def _(wrong: bool) -> Built:
     model, batch = models.conv()
+
+    def forget(module: nn.Module, *_: Any) -> None:
+        module.running_mean.mul_(0.9)
+
     if wrong:
-        model.norm = _SlowNorm(4)
+        model.norm.register_forward_hook(forget)
     return _supervised(model, batch, models.classify, torch.optim.SGD(model.parameters(), lr=0.1))
 
 
