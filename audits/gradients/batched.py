@@ -67,6 +67,8 @@ class BatchedElements:
                 with Recording(program, problem.tape.cursor(), lift=problem.lifts):
                     out = torch.func.vmap(one, randomness="same")(copies.requires_grad_())
                 self._program = program
+            elif self._program.idle:
+                out = torch.func.vmap(one, randomness="same")(copies.requires_grad_())
             else:
                 mode = Replaying(self._program, problem.tape.cursor())
                 with mode:

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
@@ -43,22 +44,20 @@ class StopSite:
     Attributes:
         kind: ``detach``, ``no_grad`` or ``item``.
         path: the module that does it, ``loss`` outside of all.
-        inner: the module that runs while it is done: a target network under the loss's ``no_grad``.
+        places: the paths under which a recipe may declare it: the module that does it, and the one that runs meanwhile.
         label: where, for people.
         built_in: whether torch's own module does it (spectral_norm's power iteration).
     """
 
     kind: str
     path: str
-    inner: str
+    places: tuple[str, ...]
     label: str
     built_in: bool
 
     def declared(self, scopes: tuple[str, ...]) -> bool:
         """Whether the recipe declares this place, or a module around it."""
-        return any(
-            place == scope or place.startswith(f"{scope}.") for scope in scopes for place in (self.path, self.inner)
-        )
+        return any(place == scope or place.startswith(f"{scope}.") for scope in scopes for place in self.places)
 
 
 class StopGradients:
@@ -91,9 +90,11 @@ class StopGradients:
             inner = self._stack.path
             outer, owner = self._stack.outside()
             path = outer if kind == "no_grad" else inner
+            if path == LOSS_PATH:
+                path = self._stack.outermost or LOSS_PATH  # a target network under the loss's no_grad
             built_in = owner is not None and owner.__module__.startswith("torch.nn.") and _called_by_torch()
-            label = self._stack.label(path if path != LOSS_PATH else inner)
-            self.sites.append(StopSite(kind, path, inner, label, built_in))
+            places = (path, inner, outer if kind == "no_grad" else inner)
+            self.sites.append(StopSite(kind, path, places, self._stack.label(path), built_in))
             self._values.append(_copied(result))
         if position >= len(self.sites) or self.sites[position].kind != kind or not self._frozen(self.sites[position]):
             return result
@@ -118,6 +119,8 @@ class _Mode(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is functional.gumbel_softmax:
+            return self._gumbel_softmax(*args, **kwargs)
         result = func(*args, **kwargs)
         if self._stops.inside_function:
             return result
@@ -139,6 +142,18 @@ class _Mode(TorchFunctionMode):
         # what is copied here is no part of the forward: the dispatch modes must not see it
         with torch.no_grad(), _disable_current_modes():
             return self._stops.met(position, kind, result, target, self._recording)
+
+    def _gumbel_softmax(
+        self, logits: torch.Tensor, tau: float = 1.0, hard: bool = False, eps: float = 1e-10, dim: int = -1
+    ) -> torch.Tensor:
+        """Run `gumbel_softmax` with the detach inside its hard form in sight: torch hands the function over whole."""
+        soft = functional.gumbel_softmax(logits, tau=tau, hard=False, dim=dim)
+        if not hard:
+            return soft
+        sample = torch.zeros_like(logits).scatter_(dim, soft.max(dim, keepdim=True)[1], 1.0)
+        with self:
+            constant = soft.detach()
+        return sample - constant + soft
 
 
 def _is_floating(value: Any) -> bool:

@@ -29,6 +29,11 @@ class ModuleStack:
         """The innermost module's path, ``loss`` outside of all."""
         return self._stack[-1][0] if self._stack else LOSS_PATH
 
+    @property
+    def outermost(self) -> str:
+        """The path of the first module entered, ``loss`` outside of all."""
+        return self._stack[0][0] if self._stack else LOSS_PATH
+
     def outside(self) -> tuple[str, type[nn.Module] | None]:
         """Return path and class of the innermost module entered with gradients on: who switched them off, if anyone.
 

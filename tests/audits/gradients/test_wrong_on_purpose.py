@@ -245,3 +245,32 @@ def test_gan_phases_know_their_own_parameters() -> None:
         for row in rows:
             own = row.parameter.startswith(row.phase[0])
             assert (row.outcome is Outcome.SKIPPED) is not own
+
+
+def test_target_network_and_surrogates_are_named_by_their_place() -> None:
+    class Agent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.online, self.target = nn.Linear(8, 3), nn.Linear(8, 3)
+
+    def loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        with torch.no_grad():
+            value = model.target(batch["x"]).max(1).values
+        return F.smooth_l1_loss(model.online(batch["x"]).gather(1, batch["y"][:, None]).squeeze(1), value)
+
+    rows = audit(Agent(), classes(), loss, method="probe")
+    assert failing(rows) == {"target.weight", "target.bias"}
+    assert {row.cause for row in rows if row.outcome is Outcome.FAIL} == {"stop-gradient at Linear (target)"}
+    for scope in ("target", "loss"):
+        declared = outcomes(audit(Agent(), classes(), loss, method="probe", stop_gradient=(scope,)))
+        assert declared["target.weight"] is Outcome.SKIPPED
+        assert declared["online.weight"] is Outcome.PASS
+
+    class Hard(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return F.gumbel_softmax(x, tau=0.7, hard=True)
+
+    rows = audit(net(Hard()), classes(), method="probe")
+    assert failing(rows) == UPSTREAM
+    assert {row.cause for row in rows if row.outcome is Outcome.FAIL} == {"stop-gradient at Hard (1)"}
+    assert not failing(audit(net(Hard()), classes(), method="probe", stop_gradient=("1",)))
