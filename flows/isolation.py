@@ -1,23 +1,28 @@
-"""The child process of one audit: its own process group, a scrubbed environment, limits, and a way to end it."""
+"""The child process of one audit: confined, limited, and ended with everything it started."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import resource
+import selectors
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from audits.errors import InfrastructureError
 from flows.processes import die_with_parent
+from flows.sandbox import Confinement, Level, Limits, confine
+from flows.sandbox.limits import excess_on_disk, machine_memory
+from flows.sandbox.process_tree import ProcessTree
+from flows.settings import GradauditSettings
+from registry_models.answer import clean
 
 #: Variables a child may see; everything else, credentials above all, stays out.
 _PASSED = (
@@ -32,23 +37,23 @@ _PASSED = (
     "MKL_NUM_THREADS",
 )
 
-#: How often a running child's memory is looked at, in seconds.
+#: How often a running child's use is looked at, in seconds.
 _POLL = 0.1
-_GIB = 2**30
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one audit may use."""
-
-    seconds: float
-    memory_bytes: int
-    file_bytes: int
+#: How much of what a child prints is kept: its end, where a traceback is.
+_KEPT_LOG = 4_000
+_GIB, _MIB = 2**30, 2**20
 
 
 @dataclass(frozen=True)
 class ChildEnd:
-    """How a child ended: ``cause`` is None when it came to its own end with exit code 0."""
+    """How a child ended.
+
+    Attributes:
+        cause: None when it came to its own end with exit code 0.
+        message: the cause as a sentence.
+        seconds: how long it ran.
+        log: the end of what it printed, without control characters.
+    """
 
     cause: str | None
     message: str
@@ -56,130 +61,209 @@ class ChildEnd:
     log: str
 
 
-def limits_of(*, seconds: float, memory_gib: float, file_gib: float) -> Limits:
-    """Return limits; no memory limit given means 80 % of the machine's."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    memory = int(memory_gib * _GIB) if memory_gib else int(0.8 * total)
-    return Limits(seconds, memory, int(file_gib * _GIB))
+def limits_of(settings: GradauditSettings) -> Limits:
+    """Return the limits in the settings; no memory limit given means 80 % of the machine's."""
+    return Limits(
+        seconds=settings.time_limit,
+        memory_bytes=int(settings.memory_limit * _GIB) if settings.memory_limit else int(0.8 * machine_memory()),
+        file_bytes=int(settings.file_limit * _GIB),
+        cpu_seconds=settings.cpu_limit,
+        processes=settings.process_limit,
+        answer_bytes=int(settings.answer_limit * _GIB),
+        log_bytes=int(settings.log_limit * _GIB),
+        scratch_bytes=int(settings.scratch_limit * _GIB),
+    )
 
 
-def run_child(request: dict[str, Any], folder: Path, limits: Limits) -> ChildEnd:
-    """Run ``registry_models.child`` on ``request`` and wait for its end.
+def run_child(
+    request: dict[str, Any],
+    folder: Path,
+    limits: Limits,
+    *,
+    level: Level = Level.PROCESS,
+    readable: Sequence[Path] = (),
+    answer: Path | None = None,
+    extra: Iterable[str] = (),
+) -> ChildEnd:
+    """Run ``registry_models.child`` on ``request``, confined, and wait for its end.
 
-    The child runs in a process group and session of its own, with a private home and temporary folder, no variable
-    but a few harmless ones, and no descriptor of its parent's. Past a limit the whole group is killed.
+    The child has a session of its own, a private home and temporary folder, no variable but a few harmless ones, and
+    no descriptor of its parent's. Past a limit everything it started is killed.
+
+    Args:
+        request: what the child is to do.
+        folder: private folder of this run.
+        limits: what it may use.
+        level: how it is confined; one that this host offers.
+        readable: files and folders that it may read, the artifact's above all.
+        answer: the folder that it may write.
+        extra: further paths that it may read.
 
     Raises:
         InfrastructureError: the process cannot be started.
     """
-    home = folder / "home"
-    home.mkdir()
     request_file = folder / "request.json"
     request_file.write_text(json.dumps(request), encoding="utf-8")
+    request_file.chmod(0o644)
+    began, parent = time.monotonic(), os.getpid()
+    confinement = confine(
+        level,
+        limits,
+        folder=folder,
+        readable=[request_file, *readable],
+        answer=answer,
+        device=str(request.get("device", "cpu")),
+        own_root=_own_root(),
+        extra=extra,
+    )
+    (folder / "home").mkdir()
+    if answer is not None and confinement.owner is not None:
+        os.chown(answer, confinement.owner, confinement.owner)
+    try:
+        process = subprocess.Popen(
+            [*confinement.command, sys.executable, "-m", "registry_models.child", str(request_file)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env=_environment(confinement),
+            cwd=folder / "home",
+            close_fds=True,
+            start_new_session=True,
+            preexec_fn=lambda: die_with_parent(parent),
+        )
+    except OSError as error:
+        raise InfrastructureError(f"an audit's process could not be started: {error}") from error
+    tree, output = ProcessTree(process.pid), _Output(process, limits.log_bytes)
+    try:
+        cause, message = _wait(process, tree, output, limits, folder, began)
+    finally:
+        tree.end()
+        process.wait()
+        output.close()
+        shutil.rmtree(folder / "home", ignore_errors=True)
+    return ChildEnd(cause, message, time.monotonic() - began, output.tail())
+
+
+def _environment(confinement: Confinement) -> dict[str, str]:
     environment = {name: os.environ[name] for name in _PASSED if name in os.environ}
-    environment |= {
-        "HOME": str(home),
-        "TMPDIR": str(home),
+    return environment | {
+        "HOME": confinement.home,
+        "TMPDIR": confinement.home,
+        "USER": confinement.user_name,
+        "LOGNAME": confinement.user_name,
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONUNBUFFERED": "1",
         "PYTHONSAFEPATH": "1",
         # Threads that spin while they wait starve every other audit on the machine: two audits of a small model on
         # two cores took 75 s each, with this 2.7 s.
         "OMP_WAIT_POLICY": "PASSIVE",
-        "PYTHONPATH": _own_root(),
+        "PYTHONPATH": str(_own_root()),
         "MPLBACKEND": "Agg",
     }
-    log = folder / "child.log"
-    began, parent = time.monotonic(), os.getpid()
-    try:
-        with log.open("wb") as sink:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "registry_models.child", str(request_file)],
-                stdin=subprocess.DEVNULL,
-                stdout=sink,
-                stderr=sink,
-                env=environment,
-                cwd=home,
-                close_fds=True,
-                start_new_session=True,
-                preexec_fn=lambda: _prepare(limits, parent),
-            )
-    except OSError as error:
-        raise InfrastructureError(f"an audit's process could not be started: {error}") from error
-    try:
-        cause, message = _wait(process, limits, began)
-    finally:
-        _kill_group(process)
-        shutil.rmtree(home, ignore_errors=True)
-    tail = log.read_bytes()[-4000:].decode("utf-8", "replace")
-    return ChildEnd(cause, message, time.monotonic() - began, tail)
 
 
-def _wait(process: subprocess.Popen[bytes], limits: Limits, began: float) -> tuple[str | None, str]:
-    while True:
-        try:
-            code = process.wait(timeout=_POLL)
-            break
-        except subprocess.TimeoutExpired:
-            pass
-        if time.monotonic() - began > limits.seconds:
-            return (
-                "time limit",
-                f"the audit was ended after {limits.seconds:.0f} s, its time limit: does the model hang?",
+class _Output:
+    """What a child prints: read as it comes, its end kept, never written to a disk."""
+
+    def __init__(self, process: subprocess.Popen[bytes], limit: int) -> None:
+        assert process.stdout is not None
+        self._pipe, self._limit, self._kept, self._seen = process.stdout, limit, b"", 0
+        os.set_blocking(self._pipe.fileno(), False)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._pipe, selectors.EVENT_READ)
+
+    @property
+    def excessive(self) -> bool:
+        return self._seen > self._limit
+
+    def read_for(self, seconds: float) -> bool:
+        """Read what comes within ``seconds``; False when the child has closed its end."""
+        deadline = time.monotonic() + seconds
+        while not self.excessive:
+            if not self._selector.select(max(0.0, deadline - time.monotonic())):
+                return True
+            part = self._pipe.read(1 << 16)
+            if not part:
+                return part is None
+            self._seen += len(part)
+            self._kept = (self._kept + part)[-_KEPT_LOG:]
+            if time.monotonic() >= deadline:
+                return True
+        return True
+
+    def close(self) -> None:
+        if not self.excessive:
+            self.read_for(0.0)
+        self._selector.close()
+        self._pipe.close()
+
+    def tail(self) -> str:
+        return clean(self._kept.decode("utf-8", "replace"), _KEPT_LOG)
+
+
+def _wait(
+    process: subprocess.Popen[bytes], tree: ProcessTree, output: _Output, limits: Limits, folder: Path, began: float
+) -> tuple[str | None, str]:
+    looked, is_open = 0.0, True
+    while process.poll() is None:
+        if is_open:
+            is_open = output.read_for(_POLL)
+        else:
+            time.sleep(_POLL)
+        if output.excessive:
+            return "output limit", (
+                f"the audit was ended after printing {limits.log_bytes / _MIB:.0f} MiB, its output limit"
             )
-        held = _group_memory(process.pid)
-        if held > limits.memory_bytes:
-            return "memory limit", (
-                f"the audit was ended at {held / _GIB:.1f} GiB, its memory limit ({limits.memory_bytes / _GIB:.1f} GiB)"
-            )
+        if time.monotonic() - looked >= _POLL and process.poll() is None:
+            looked = time.monotonic()
+            excess = _excess(tree, limits, folder, looked - began)
+            if excess is not None:
+                return excess
+    return _ending(process.returncode)
+
+
+def _excess(tree: ProcessTree, limits: Limits, folder: Path, seconds: float) -> tuple[str, str] | None:
+    """Return what is past its limit, or None."""
+    if seconds > limits.seconds:
+        return "time limit", f"the audit was ended after {limits.seconds:.0f} s, its time limit: does the model hang?"
+    usage = tree.look()
+    if usage.memory_bytes > limits.memory_bytes:
+        return "memory limit", (
+            f"the audit was ended at {usage.memory_bytes / _GIB:.1f} GiB, its memory limit "
+            f"({limits.memory_bytes / _GIB:.1f} GiB)"
+        )
+    # The kernel's own limit comes first where it binds; a few of ours stand around the child's.
+    if usage.tasks > limits.tasks + 8:
+        return "process limit", (
+            f"the audit was ended at {usage.tasks} processes and threads, its limit is {limits.tasks}"
+        )
+    disk = excess_on_disk(folder, limits)
+    if disk is not None:
+        return "disk limit", (
+            f"the audit was ended after leaving {disk} on disk, its limit is {limits.answer_bytes / _MIB:.0f} MiB"
+        )
+    return None
+
+
+def _ending(code: int) -> tuple[str | None, str]:
     if code == 0:
         return None, ""
-    if code < 0:
-        name = signal.Signals(-code).name
-        if -code == signal.SIGXCPU:
-            return "time limit", "the audit used up its CPU time"
-        return "crashed", f"the audit's process was ended by {name}: the model's code or a native kernel crashed"
-    return "crashed", f"the audit's process ended with exit code {code} and gave no answer"
-
-
-def _prepare(limits: Limits, parent: int) -> None:
-    """In the child, before it runs anything: die with the parent, and stay within the limits."""
-    die_with_parent(parent)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limits.file_bytes, limits.file_bytes))
-    cpu = int(limits.seconds * max(1, os.cpu_count() or 1)) + 1
-    resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu))
-
-
-def _group_memory(leader: int) -> int:
-    """Resident bytes of all processes in the child's session (Linux; 0 elsewhere)."""
-    total, page = 0, os.sysconf("SC_PAGE_SIZE")
+    # A program that waits for another in a namespace reports its signal as 128 and the number.
+    number = -code if code < 0 else code - 128
     try:
-        entries = os.scandir("/proc")
-    except OSError:
-        return 0
-    for entry in entries:
-        if not entry.name.isdigit():
-            continue
-        try:
-            fields = Path(f"/proc/{entry.name}/stat").read_text().rpartition(")")[2].split()
-            if int(fields[3]) == leader:
-                total += int(fields[21]) * page
-        except (OSError, ValueError, IndexError):
-            continue
-    return total
+        name = signal.Signals(number).name if number > 0 else None
+    except ValueError:
+        name = None
+    if name is None:
+        return "crashed", f"the audit's process ended with exit code {code} and gave no answer"
+    if name == "SIGXCPU":
+        return "time limit", "the audit used up its CPU time"
+    return "crashed", f"the audit's process was ended by {name}: the model's code or a native kernel crashed"
 
 
-def _kill_group(process: subprocess.Popen[bytes]) -> None:
-    """End what is left of the group, and reap the leader."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-def _own_root() -> str:
+def _own_root() -> Path:
     """The folder that holds the three rooms, so that the child finds them wherever they are installed."""
-    return str(Path(__file__).resolve().parent.parent)
+    return Path(__file__).resolve().parent.parent
 
 
 def private_folder() -> tempfile.TemporaryDirectory[str]:

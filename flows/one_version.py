@@ -21,8 +21,10 @@ from audits.results import AuditIdentity, ResultsStore, answer_table, audits_tab
 from audits.run import refused, with_identity
 from audits.settings import AuditSettings
 from flows.isolation import limits_of, private_folder, run_child
+from flows.sandbox import Level, reached_level
+from flows.sandbox.artifact import rewritten, shown
 from flows.settings import GradauditSettings
-from registry_models.answer import read_answer
+from registry_models.answer import clean, read_answer
 from registry_models.marking import mark
 from registry_models.publishing import publish
 from registry_models.recipe_files import RECIPE_FILE
@@ -89,7 +91,9 @@ def audit_version(
 
     Raises:
         InfrastructureError: the registry, the results store or MLflow does not answer; nothing is marked.
+        SettingsError: this host does not offer the isolation asked for; nothing is downloaded.
     """
+    level = reached_level(settings.isolation)
     version = target.version
     audit_settings = audit_settings or settings.audit_settings
     key = due_key(version, settings, audit_settings)
@@ -124,7 +128,7 @@ def audit_version(
         model_digest=snapshot.digest if snapshot else "",
         settings_digest=audit_settings.digest(),
         artifact_kind=snapshot.artifact_kind if snapshot else "unknown",
-        isolation="process",
+        isolation=str(level),
     )
     if not write:
         return report
@@ -152,6 +156,7 @@ def audit_directory(
 
     Raises:
         ArtifactError: it is no model directory.
+        SettingsError: this host does not offer the isolation asked for.
     """
     audit_settings = audit_settings or settings.audit_settings
     snapshot = read_snapshot(folder.resolve(), overlay=recipe and recipe.resolve(), overlay_source=str(recipe or ""))
@@ -163,7 +168,7 @@ def audit_directory(
         model_name=folder.name,
         model_digest=snapshot.digest,
         artifact_kind=snapshot.artifact_kind,
-        isolation="process",
+        isolation=str(reached_level(settings.isolation)),
     )
 
 
@@ -174,8 +179,9 @@ def audit_snapshot(
 
     Raises:
         InfrastructureError: the child's process cannot be started.
+        SettingsError: this host does not offer the isolation asked for.
     """
-    limits = limits_of(seconds=settings.time_limit, memory_gib=settings.memory_limit, file_gib=settings.file_limit)
+    level, limits = reached_level(settings.isolation), limits_of(settings)
     for attempt in range(settings.attempts):
         place = folder / f"attempt-{attempt}"
         answer = place / "answer"
@@ -189,12 +195,22 @@ def audit_snapshot(
             "device": settings.device,
             "answer_folder": str(answer),
         }
-        end = run_child(request, place, limits)
+        end = run_child(
+            request,
+            place,
+            limits,
+            level=level,
+            readable=shown(snapshot),
+            answer=answer,
+            extra=settings.readable_paths,
+        )
         if end.cause is None:
+            if level is not Level.BUBBLEWRAP and rewritten(snapshot):
+                return refused("the audited version rewrote its own files while it was audited", cause="rewritten")
             try:
                 return read_answer(answer)
             except InputError as error:
-                return refused(str(error), cause="bad answer")
+                return refused(clean(str(error)), cause="bad answer")
         _log.warning("attempt %d: %s\n%s", attempt + 1, end.message, end.log)
         if end.cause != "crashed":
             break

@@ -45,8 +45,18 @@ class GradauditSettings(BaseSettings):
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
     time_limit: float = Field(default=1800.0, gt=0, description="seconds one audit may take before it is ended")
     memory_limit: float = Field(default=0.0, ge=0, description="GiB one audit may hold; 0: 80 % of the machine's")
+    cpu_limit: float = Field(default=0.0, ge=0, description="CPU seconds of one process; 0: time limit times cores")
+    process_limit: int = Field(default=0, ge=0, description="processes and threads at a time; 0: 256 and 8 a core")
     file_limit: float = Field(default=4.0, gt=0, description="GiB the largest file an audit writes may have")
-    isolation: Literal["auto", "process"] = Field(default="auto", description="how an audit's process is confined")
+    answer_limit: float = Field(default=0.5, gt=0, description="GiB an audit may leave on disk altogether")
+    log_limit: float = Field(default=0.015625, gt=0, description="GiB an audit may print")
+    scratch_limit: float = Field(default=2.0, gt=0, description="GiB of an audit's in-memory /tmp (bubblewrap)")
+    isolation: Literal["auto", "required", "bubblewrap", "network", "process"] = Field(
+        default="auto", description="how an audit's process is confined: the best there is, or no less than this"
+    )
+    readable_paths: tuple[str, ...] = Field(
+        default=(), description="further paths an audit may read, for libraries outside the installation; as JSON"
+    )
     attempts: int = Field(default=3, ge=1, description="how often a version is tried when its audit's process dies")
     audit: dict[str, Any] = Field(default_factory=dict, description="audits.AuditSettings, as JSON")
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no
         package.mkdir(parents=True)
         (package / "__init__.py").write_text("")
         (package / "child.py").write_text(textwrap.dedent(text))
-        monkeypatch.setattr(isolation, "_own_root", lambda: str(tmp_path / "own"))
+        monkeypatch.setattr(isolation, "_own_root", lambda: tmp_path / "own")
         folder = tmp_path / "work"
         folder.mkdir()
         return folder
@@ -88,11 +89,67 @@ def test_a_greedy_child_is_ended(program) -> None:  # type: ignore[no-untyped-de
     assert "GiB" in end.message
 
 
-def test_a_child_cannot_fill_the_disk(program) -> None:  # type: ignore[no-untyped-def]
-    folder = program("print('x' * 2**22)")
-    end = run_child({}, folder, Limits(seconds=30, memory_bytes=2**34, file_bytes=2**20))
+def test_what_a_child_prints_is_limited_and_touches_no_disk(program) -> None:  # type: ignore[no-untyped-def]
+    folder = program("while True: print('x' * 2**16)")
+    end = run_child({}, folder, replace(ROOMY, log_bytes=2**20))
+    assert end.cause == "output limit"
+    assert "1 MiB" in end.message
+    assert [path.name for path in folder.iterdir()] == ["request.json"]
+
+
+def test_a_file_is_limited(program) -> None:  # type: ignore[no-untyped-def]
+    folder = program("open('big', 'wb').write(bytes(2**21))")
+    end = run_child({}, folder, replace(ROOMY, file_bytes=2**20))
     assert end.cause == "crashed"
-    assert (folder / "child.log").stat().st_size <= 2**20
+    assert "File too large" in end.log
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("i = 0\nwhile True: open(f'{i}', 'wb').write(bytes(2**20)); i += 1", "MiB on disk"),
+        ("i = 0\nwhile True: open(f'{i}', 'wb'); i += 1", "more than 1,000 files on disk"),
+    ],
+)
+def test_a_child_cannot_fill_the_disk(program, text: str, words: str) -> None:  # type: ignore[no-untyped-def]
+    end = run_child({}, program(text), replace(ROOMY, answer_bytes=4 * 2**20))
+    assert end.cause == "disk limit"
+    assert words in end.message
+
+
+def test_too_many_threads_end_the_audit(program) -> None:  # type: ignore[no-untyped-def]
+    folder = program("""
+        import threading, time
+        for _ in range(200): threading.Thread(target=time.sleep, args=(20,)).start()
+    """)
+    end = run_child({}, folder, replace(ROOMY, processes=20))
+    assert end.cause == "process limit"
+    assert end.seconds < 10
+
+
+def test_processor_time_is_limited(program) -> None:  # type: ignore[no-untyped-def]
+    end = run_child({}, program("while True: pass"), replace(ROOMY, cpu_seconds=1.0))
+    assert end.cause == "time limit"
+    assert "CPU" in end.message
+
+
+def test_who_leaves_the_session_is_ended_too(program) -> None:  # type: ignore[no-untyped-def]
+    folder = program("""
+        import os, time
+        if os.fork() == 0:
+            os.setsid()
+            print(os.getpid(), flush=True)
+            time.sleep(60)
+        time.sleep(1)
+    """)
+    end = run_child({}, folder, ROOMY)
+    assert end.cause is None
+    assert gone(int(end.log.split()[0]), seconds=1.0)
+
+
+def test_what_a_child_prints_holds_no_control_characters(program) -> None:  # type: ignore[no-untyped-def]
+    end = run_child({}, program(r"print('\x1b[2J\x1b]0;owned\x07 seen \u202e')"), ROOMY)
+    assert end.log.strip() == "[2J]0;owned seen"
 
 
 @pytest.mark.parametrize(
@@ -119,7 +176,7 @@ def test_a_killed_parent_takes_its_child_along(tmp_path: Path) -> None:
     script = f"""
 from pathlib import Path
 from flows import isolation
-isolation._own_root = lambda: {str(tmp_path / "own")!r}
+isolation._own_root = lambda: Path({str(tmp_path / "own")!r})
 folder = Path({str(tmp_path / "work")!r}); folder.mkdir()
 isolation.run_child({{}}, folder, isolation.Limits(60, 2**34, 2**30))
 """
