@@ -25,7 +25,7 @@ from audits.updates.conditioning import judge_conditioned
 from audits.updates.diagnose import explain
 from audits.updates.expected import LOW_PRECISION, Expected, expect, state_error
 from audits.updates.recorder import Call
-from audits.updates.replay import Replay
+from audits.updates.replay import Replay, parts_of, restricted
 from audits.updates.rows import norm, row, wide
 from audits.updates.rules import Rule, State
 
@@ -59,7 +59,8 @@ class RuleJudge:
         self._captured = phase.recipe.optimizer.state if with_state else {}
         self._state: dict[str, State] = {}
         self._history: list[Call] = []
-        self._replays: dict[torch.dtype, tuple[Replay, int]] = {}
+        self._part: tuple[str, ...] = ()
+        self._replays: dict[torch.dtype, tuple[Replay, int, dict[str, torch.Tensor]]] = {}
 
     def rows(self, call: Call) -> Iterator[ResultRow]:
         """Yield the rows of one call."""
@@ -73,6 +74,13 @@ class RuleJudge:
                 )
             return
         self._history.append(call)
+        for part in parts_of(wanted, {n: call.before[n].numel() for n in wanted}):
+            if self._part != part:
+                self._part, self._replays = part, {}
+            yield from self._rows_of(call, part)
+
+    def _rows_of(self, call: Call, wanted: tuple[str, ...]) -> Iterator[ResultRow]:
+        assert self.rule is not None
         expected = {n: e for n in wanted if (e := self._expect(self.rule, call, n, self._state)) is not None}
         found: dict[str, Finding] = {}
         lengths: dict[str, float] = {}
@@ -153,25 +161,30 @@ class RuleJudge:
     def _replayed(self, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """Return the last call's updates in a lane, having replayed the earlier calls there first."""
         if dtype not in self._replays:
-            self._replays[dtype] = (Replay(self._phase.recipe.optimizer, self._held(), dtype, self._captured), 0)
-        replay, done = self._replays[dtype]
-        updates: dict[str, torch.Tensor] = {}
+            self._replays[dtype] = (
+                Replay(restricted(self._phase.recipe.optimizer, self._part), self._held(), dtype, self._captured),
+                0,
+                {},
+            )
+        replay, done, updates = self._replays[dtype]
         for call in self._history[done:]:
             updates = replay.step(call.before, call.gradients, call.options)
-        self._replays[dtype] = (replay, len(self._history))
+        self._replays[dtype] = (replay, len(self._history), updates)
         return updates
 
     def _replayed_small(self) -> tuple[dict[str, torch.Tensor], dict[str, Expected]]:
         """Return the last call's updates on scaled weights, and the references for those weights."""
         assert self.rule is not None
-        replay = Replay(self._phase.recipe.optimizer, self._held(), torch.float64, self._captured)
+        replay = Replay(
+            restricted(self._phase.recipe.optimizer, self._part), self._held(), torch.float64, self._captured
+        )
         sizes: dict[str, State] = {}
         states: dict[str, State] = {}
         updates: dict[str, torch.Tensor] = {}
         references: dict[str, Expected] = {}
         for call in self._history:
             weights, references = dict(call.before), {}
-            for name in call.options:
+            for name in self._part:
                 size = self._expect(self.rule, call, name, sizes)
                 if size is None:
                     continue
@@ -187,7 +200,7 @@ class RuleJudge:
         return updates, references
 
     def _held(self) -> dict[str, torch.Tensor]:
-        return {n: self._history[0].before[n] for n in dict.fromkeys(self._phase.recipe.optimizer.names)}
+        return {n: self._history[0].before[n] for n in self._part}
 
     def _rule_row(self, call: Call, name: str, reference: Expected, finding: Finding, measured: float) -> ResultRow:
         assert self.rule is not None

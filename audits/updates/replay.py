@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from audits.optimizers import build_optimizer
-from audits.recipe import OptimizerRecipe
+from audits.recipe import OptimizerRecipe, ParameterGroup
 from audits.structures import map_tensors
 from audits.updates.compare import real_dtype, to_double
 
 #: State entries of torch.optim that count or multiply up over steps, whatever the parameter's shape.
 _COUNTERS = ("step", "mu_product", "eta", "mu")
+
+#: Elements judged at a time: about 64 bytes each are held in float64.
+PART = 2**25
 
 #: Complex counterpart of a real dtype.
 _COMPLEX = {torch.float32: torch.complex64, torch.float64: torch.complex128}
@@ -103,3 +107,22 @@ class Replay:
             return self._cast(value).clone()
 
         return {key: map_tensors(value, lambda t, key=key: cast(t, key)) for key, value in values.items()}  # type: ignore[misc]
+
+
+def parts_of(names: Sequence[str], sizes: Mapping[str, int]) -> list[tuple[str, ...]]:
+    """Cut parameters, in order, into parts that are judged one after the other, so that wide copies fit memory."""
+    parts: list[list[str]] = [[]]
+    room = PART
+    for name in names:
+        if parts[-1] and sizes[name] > room:
+            parts.append([])
+            room = PART
+        parts[-1].append(name)
+        room -= sizes[name]
+    return [tuple(part) for part in parts if part]
+
+
+def restricted(recipe: OptimizerRecipe, names: Collection[str]) -> OptimizerRecipe:
+    """Return the optimizer on some of its parameters: a rule of `RULES` treats tensors one by one."""
+    groups = ((g.options, tuple(p for p in g.parameters if p in names)) for g in recipe.groups)
+    return dataclasses.replace(recipe, groups=tuple(ParameterGroup(o, held) for o, held in groups if held))

@@ -318,3 +318,15 @@ def test_batch_norm_of_ones_own_is_open() -> None:
     rows = audited(model, batch=batch, loss=models.classify, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
     assert failed(rows) == []
     assert {(r.outcome, r.cause) for r in of(rows, "buffers.batch-norm")} == {(Outcome.INCONCLUSIVE, "own class")}
+
+
+def test_large_models_are_judged_part_by_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    def outcomes() -> list[tuple[Any, ...]]:
+        model, batch = models.gpt()
+        optimizer = torch.optim.AdamW(model.bfloat16().parameters(), weight_decay=0.1)
+        rows = audited(model, batch=batch, loss=models.next_token, optimizer=optimizer)
+        return [(r.step, r.parameter, r.outcome, r.lane, r.error) for r in of(rows, "update.rule")]
+
+    whole = outcomes()
+    monkeypatch.setattr("audits.updates.replay.PART", 300)
+    assert sorted(outcomes(), key=str) == sorted(whole, key=str)
