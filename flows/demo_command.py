@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import sys
 import time
 import urllib.parse
 from pathlib import Path
@@ -79,22 +81,28 @@ def _print_places(folder: Path, client: MlflowClient, settings: GradauditSetting
     short = os.path.relpath(folder)
     shown = folder if short.startswith("..") else short
     rows = f"{shown}/results/rows"
-    console.print(
-        f"\nOne row per parameter and check:\n  python -c \"import pandas; print(pandas.read_parquet('{rows}'))\"",
-        soft_wrap=True,
-        highlight=False,
-        markup=False,
-    )
-    console.print(
-        f"\nThe failing runs in the MLflow UI:\n  mlflow server --backend-store-uri sqlite:///{shown}/mlflow.db "
-        f"--port 5000\n  http://127.0.0.1:5000/#/experiments/{experiment}/runs?searchFilter={search}",
-        soft_wrap=True,
-        highlight=False,
-        markup=False,
-    )
-    console.print(
-        f"\nOne version again:\n  gradaudit audit models:/char-gpt/2 --tracking-uri sqlite:///{shown}/mlflow.db",
-        soft_wrap=True,
-        highlight=False,
-        markup=False,
-    )
+    blocks = {
+        "One row per parameter and check:": [
+            f"{_tool('python')} -c \"import pandas; print(pandas.read_parquet('{rows}'))\"",
+        ],
+        "The failing runs in the MLflow UI: start it, then open the address:": [
+            f"{_tool('mlflow')} server --backend-store-uri sqlite:///{shown}/mlflow.db --port 5000",
+            f"http://127.0.0.1:5000/#/experiments/{experiment}/runs?searchFilter={search}",
+        ],
+        "One version again:": [
+            f"{_tool('gradaudit')} audit models:/char-gpt/2 --tracking-uri sqlite:///{shown}/mlflow.db",
+        ],
+    }
+    for title, lines in blocks.items():
+        text = "\n  ".join([f"\n{title}", *lines])
+        console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+
+def _tool(name: str) -> str:
+    """Return how this shell starts a program of our own environment: by its name, or by its path."""
+    own = Path(sys.executable).with_name(name)
+    found = shutil.which(name)
+    if found and Path(found).resolve() == own.resolve():
+        return name
+    short = os.path.relpath(own)
+    return str(own) if short.startswith("..") else short

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from audits.outcomes import Outcome, Severity
+from audits.report import BATCH_PREFIX
 from audits.results import ResultsStore
 from flows.audit_summary import AuditSummary
 from flows.demo.catalogue import DemoVersion
@@ -27,6 +28,7 @@ def committed_verdicts(results: str, versions: Sequence[DemoVersion]) -> list[Au
             for row in failed
             if row["audit_id"] == audit.audit_id and row["outcome"] == Outcome.FAIL and row["severity"] == Severity.FAIL
         ]
+        names = dict.fromkeys(row["parameter"] for row in rows)
         verdicts.append(
             AuditSummary(
                 model=wanted.name,
@@ -34,7 +36,7 @@ def committed_verdicts(results: str, versions: Sequence[DemoVersion]) -> list[Au
                 outcome=str(audit.outcome),
                 coverage=float(audit.coverage),
                 failed_checks=list(dict.fromkeys(row["check"] for row in rows)),
-                failed_parameters=list(dict.fromkeys(row["parameter"] for row in rows if row["parameter"])),
+                failed_parameters=[name for name in names if name and not name.startswith(BATCH_PREFIX)],
                 run_id=str(audit.run_id),
                 seconds=float(audit.seconds),
                 headline=str(audit.message),
