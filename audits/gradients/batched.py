@@ -61,18 +61,18 @@ class BatchedElements:
             with nn.utils.stateless._reparametrize_module(self._model, {self._name: copy}, tie_weights=True):
                 return problem.loss()
 
-        with quiet():
+        with quiet(), torch.no_grad():
             if self._program is None:
                 program = Program()
                 with Recording(program, problem.tape.cursor(), lift=problem.lifts):
-                    out = torch.func.vmap(one, randomness="same")(copies.requires_grad_())
+                    out = torch.func.vmap(one, randomness="same")(copies)
                 self._program = program
             elif self._program.idle:
-                out = torch.func.vmap(one, randomness="same")(copies.requires_grad_())
+                out = torch.func.vmap(one, randomness="same")(copies)
             else:
                 mode = Replaying(self._program, problem.tape.cursor())
                 with mode:
-                    out = torch.func.vmap(one, randomness="same")(copies.requires_grad_())
+                    out = torch.func.vmap(one, randomness="same")(copies)
                 mode.finish()
         self._point.evaluations += CHUNK
         return np.asarray(out.detach().double().cpu().numpy())
