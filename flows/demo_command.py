@@ -102,7 +102,9 @@ def _tool(name: str) -> str:
     """Return how this shell starts a program of our own environment: by its name, or by its path."""
     own = Path(sys.executable).with_name(name)
     found = shutil.which(name)
-    if found and Path(found).resolve() == own.resolve():
+    if (
+        found and Path(found).absolute() == own.absolute()
+    ):  # not resolved: an environment's python links to the base one
         return name
     short = os.path.relpath(own)
     return str(own) if short.startswith("..") else short
