@@ -37,9 +37,21 @@ def rule_for(subject: Subject, phase: LivePhase) -> Rule | None:
             break
     declared = expected_class_name(subject.recipe.expect.get("optimizer"), phase.name)
     rule = RULES.get(declared or "") or RULES.get(cls.__name__)
-    if rule is None:
+    if rule is None or not _has_options(rule, phase):
         return None
     return dataclasses.replace(rule, relative={torch.float64: FOREIGN_TOLERANCE, **(rule.relative or {})})
+
+
+def _has_options(rule: Rule, phase: LivePhase) -> bool:
+    """Whether a class of somebody's own has the options, under torch's names, that the rule is written in."""
+    theta = torch.ones(2, 2, dtype=torch.float64)
+    gradient = theta.to_sparse() if rule.sparse else theta
+    try:
+        for group in phase.recipe.optimizer.groups:
+            reference_update(rule, theta, gradient, {}, rule_options(phase, group.options, torch.float32))
+    except (KeyError, TypeError, ValueError):
+        return False
+    return True
 
 
 def is_lbfgs(phase: LivePhase) -> bool:

@@ -63,7 +63,12 @@ def check_updates(subject: Subject) -> list[ResultRow]:
             if subject.settings.wants_check(*_STEP_CHECKS):
                 rows = _confirmed(subject)
             for phase in subject.phases:
-                rows += synthetic_rows(subject, phase)
+                try:
+                    rows += synthetic_rows(subject, phase)
+                except Exception as error:  # the very build, on tensors it was not made for
+                    message = f"the probe of phase {phase.name!r} raised {type(error).__name__}: {error}"
+                    rows.append(row(subject, "optimizer.probe", Outcome.INCONCLUSIVE, message, phase=phase.name,
+                                    cause="probe raised"))  # fmt: skip
         rows = _name_environment(rows)
     finally:
         for module, parameters in registered:  # a step function may have put other tensors in their place

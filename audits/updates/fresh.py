@@ -29,7 +29,10 @@ class FreshState:
         if self._replay is None:
             held = {n: call.before[n] for n in dict.fromkeys(recipe.names)}
             self._replay = Replay(recipe, held, None, {})
-        self._replay.step(call.before, call.gradients, call.options)
+        try:
+            self._replay.step(call.before, call.gradients, call.options)
+        except Exception:  # an optimizer that cannot step outside of its training script
+            return
         optimizer, copies = self._replay.optimizer, self._replay.copies
         replayed = dataclasses.replace(
             call,

@@ -141,11 +141,17 @@ class RuleJudge:
             ]
             if not names:
                 continue
-            updates = self._replayed(dtype)
+            try:
+                updates = self._replayed(dtype)
+            except Exception:  # a kernel for the native dtype only: that lane shows nothing, and its terms stay open
+                continue
             for name in names:
                 self._merge(found, name, self._find(lane, dtype, updates[name], expected[name]))
         if names := still_open():
-            updates, references = self._replayed_small()
+            try:
+                updates, references = self._replayed_small()
+            except Exception:
+                return
             for name in names:
                 finding = self._find(Lane.FLOAT64, torch.float64, updates[name], references[name])
                 finding.scaled = True

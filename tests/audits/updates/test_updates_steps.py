@@ -330,3 +330,41 @@ def test_large_models_are_judged_part_by_part(monkeypatch: pytest.MonkeyPatch) -
     whole = outcomes()
     monkeypatch.setattr("audits.updates.replay.PART", 300)
     assert sorted(outcomes(), key=str) == sorted(whole, key=str)
+
+
+def test_optimizer_that_only_works_on_its_own_tensors_is_open_not_a_crash() -> None:
+    class Picky(torch.optim.SGD):
+        """Has a kernel for float32 tensors of the model's shapes only."""
+
+        def step(self, closure: Any = None) -> Any:
+            for group in self.param_groups:
+                for p in group["params"]:
+                    if p.dtype is not torch.float32 or p.shape[0] not in (3, 16):
+                        raise NotImplementedError("kernel")
+                    if p.grad is not None:
+                        p.data.add_(p.grad, alpha=-group["lr"])
+
+    model, batch = models.mlp()
+    rows = audited(model, batch=batch, loss=models.classify, optimizer=Picky(model.parameters(), lr=0.1),
+                   expect={"optimizer": "SGD"})  # fmt: skip
+    assert failed(rows) == []
+    assert {r.cause for r in of(rows, "optimizer.probe")} == {"probe raised"}
+    assert {r.outcome for r in of(rows, "update.rule", "head.weight")} == {Outcome.PASS}
+
+
+def test_own_class_with_other_option_names_has_no_rule() -> None:
+    class Renamed(torch.optim.Optimizer):
+        def __init__(self, params: Any, lr: float = 1e-3, beta1: float = 0.9) -> None:
+            super().__init__(params, {"lr": lr, "beta1": beta1})
+
+        def step(self, closure: Any = None) -> Any:
+            for group in self.param_groups:
+                for p in group["params"]:
+                    if p.grad is not None:
+                        p.data.sub_(group["lr"] * p.grad.sign())
+
+    model, batch = models.mlp()
+    rows = audited(model, batch=batch, loss=models.classify, optimizer=Renamed(model.parameters()),
+                   expect={"optimizer": "Adam"})  # fmt: skip
+    assert failed(rows) == []
+    assert {r.cause for r in of(rows, "update.rule")} == {"no reference rule"}
