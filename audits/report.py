@@ -33,7 +33,8 @@ class AuditReport:
         coverage_of: coverage by tensors and by elements, and the unresolved parameters.
         identity: what was audited, when and where.
         seconds: duration of the audit's own work.
-        provenance: recipe field -> ``declared`` or ``assumed``.
+        provenance: recipe field -> ``declared`` or ``assumed``, and where.
+        limits: sentences about what this audit could not see; the headline ends with them.
     """
 
     rows: tuple[ResultRow, ...]
@@ -42,6 +43,7 @@ class AuditReport:
     seconds: float = 0.0
     provenance: Mapping[str, str] = field(default_factory=dict)
     run_id: str | None = None
+    limits: tuple[str, ...] = ()
 
     @property
     def outcome(self) -> Outcome:
@@ -90,7 +92,11 @@ class AuditReport:
 
     @property
     def headline(self) -> str:
-        """The verdict in one sentence."""
+        """The verdict in one sentence, and what limits it."""
+        return " ".join((self._verdict, *self.limits))
+
+    @property
+    def _verdict(self) -> str:
         covered = f"{self.coverage:.0%} of the trainable parameters covered"
         failed = [row for row in self.rows if _failed(row)]
         match self.outcome:

@@ -21,6 +21,7 @@ MAXIMUM_ROWS_BYTES = 256 * 2**20
 MAXIMUM_SUMMARY_BYTES = 8 * 2**20
 MAXIMUM_ROWS = 1_000_000
 MAXIMUM_TEXT = 2_000
+MAXIMUM_LIMITS = 10
 
 #: Identity fields that only the child knows.
 _IDENTITY = ("recipe_digest", "settings_digest", "torch", "device", "driver")
@@ -41,6 +42,7 @@ def write_answer(report: AuditReport, folder: Path) -> None:
         },
         "seconds": report.seconds,
         "provenance": dict(report.provenance),
+        "limits": list(report.limits),
         "recipe_digest": identity.recipe_digest,
         "settings_digest": identity.settings_digest,
         "torch": identity.torch,
@@ -72,7 +74,8 @@ def read_answer(folder: Path) -> AuditReport:
             ),
             identity=AuditIdentity(**identity),
             seconds=float(summary["seconds"]),
-            provenance={clean(str(k), 100): clean(str(v), 100) for k, v in summary["provenance"].items()},
+            provenance={clean(str(k), 100): clean(str(v), 1000) for k, v in summary["provenance"].items()},
+            limits=tuple(clean(str(text)) for text in summary.get("limits", ())[:MAXIMUM_LIMITS]),
         )
     except (KeyError, TypeError, ValueError, AttributeError, OSError, pa.ArrowException) as error:
         raise ArtifactError(f"the audit's answer is not of the agreed form: {type(error).__name__}: {error}") from error

@@ -5,36 +5,35 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from audits.errors import GradauditError, InputError
 from audits.report import AuditReport
 from audits.run import audit, refused
 from audits.settings import AuditSettings
 from registry_models.answer import write_answer
-from registry_models.loading import load_module
-from registry_models.recipe_files import read_recipe
+from registry_models.assembling import assemble
+from registry_models.limits import with_limits
+from registry_models.loading import load_model
+from registry_models.recipe_sources import RecipeSource, Trust, code_folders
 
 _log = logging.getLogger("gradaudit.child")
-
-NO_RECIPE = (
-    "this version has no recipe, so nobody knows its loss and optimizer: register it with "
-    "registry_models.log_model(model, name, recipe=Recipe.capture(...)), or give it one with "
-    "registry_models.attach_recipe('models:/NAME/VERSION', recipe)"
-)
 
 
 def run(request: dict[str, object]) -> AuditReport:
     """Carry out one request; whatever goes wrong becomes an inconclusive report with its cause."""
     try:
-        code, recipe_folder = request["code_folder"], request["recipe_folder"]
-        folder = Path(str(request["folder"]))
-        model = load_module(folder, str(request["artifact_kind"]), None if code is None else Path(str(code)))
-        if recipe_folder is None:
-            return refused(NO_RECIPE, cause="no recipe")
-        recipe = read_recipe(Path(str(recipe_folder)))
+        folder, code = Path(str(request["folder"])), request["code_folder"]
         settings = AuditSettings.from_mapping(request["settings"])  # type: ignore[arg-type]
-        return audit(model, recipe, settings=settings, device=str(request["device"]))
+        sources = _sources(request)
+        code_paths = code_folders(None if code is None else Path(str(code)), sources)
+        loaded = load_model(folder, str(request["artifact_kind"]), code_paths)
+        params: Any = request.get("run_params") or {}
+        assembled = assemble(folder, loaded, sources, {str(k): str(v) for k, v in params.items()})
+        report = audit(loaded.module, assembled.recipe, settings=settings, device=str(request["device"]))
+        return with_limits(report, loaded, assembled, settings)
     except InputError as error:
         return refused(str(error))
     except GradauditError as error:
@@ -44,6 +43,15 @@ def run(request: dict[str, object]) -> AuditReport:
     except Exception as error:
         _log.exception("the audit stopped")
         return refused(f"the audit stopped: {type(error).__name__}: {error}", cause="stopped")
+
+
+def _sources(request: Mapping[str, object]) -> list[RecipeSource]:
+    """The request's recipe sources; ``recipe_folder`` alone means the version's own."""
+    listed: Any = request.get("recipe_sources")
+    if listed is not None:
+        return [RecipeSource.from_plain(plain) for plain in listed]
+    folder = request.get("recipe_folder")
+    return [] if folder is None else [RecipeSource(Trust.VERSION, "the version", Path(str(folder)))]
 
 
 def main(arguments: list[str]) -> int:

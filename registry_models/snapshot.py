@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import mlflow.artifacts
+from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from audits.errors import ArtifactError, RecipeError
 from registry_models.factory_files import FACTORY_FILE
 from registry_models.recipe_files import FOLDER, RECIPE_FILE, load_yaml
+from registry_models.recipe_sources import RecipeSource, Trust, copy_matching
 from registry_models.versions import RECIPE_TAG, Version, registry_errors
 
-#: Where recipes may be fetched from when a tag names them: the same server, nothing else.
-_RECIPE_SCHEMES = ("runs:/", "models:/")
+#: Where recipes may be fetched from when a tag names them: the same server, nothing else. ``runs://PROFILE@...`` would
+#: be another server, and ``..`` another folder.
+_RECIPE_URI = re.compile(r"^(runs|models):/[^/\s][^\s]*$")
 
 #: MLflow writes this file into downloads of a registered version; it is no part of the model.
 _NOT_CONTENT = "registered_model_meta"
 
 #: Largest recipe folder that a tag can bring in.
 MAXIMUM_RECIPE_FOLDER_BYTES = 2 * 2**30
+
+#: Longest logged parameter that is passed on; optimizers' options are short.
+MAXIMUM_PARAMETER = 500
 
 
 @dataclass(frozen=True)
@@ -38,6 +47,8 @@ class Snapshot:
         recipe_folder: where the recipe's files are, or None.
         recipe_source: ``version``, the tag's URI, or ``none``.
         code_folder: the version's own ``code/`` folder, or None.
+        sources: every place that says something about the recipe, best first.
+        run_params: parameters that the version's source run logged; an optimizer nobody declared is read off them.
     """
 
     folder: Path
@@ -46,33 +57,99 @@ class Snapshot:
     recipe_folder: Path | None
     recipe_source: str
     code_folder: Path | None
+    sources: tuple[RecipeSource, ...] = ()
+    run_params: Mapping[str, str] = field(default_factory=dict)
+
+    def request(self) -> dict[str, Any]:
+        """Return the part of a child's request that describes the version and its recipes."""
+        sources = self.sources
+        known = {source.path for source in sources}
+        if self.recipe_folder is not None and self.recipe_folder not in known:  # put there by the caller
+            sources = (RecipeSource(Trust.GIVEN, self.recipe_source, self.recipe_folder), *sources)
+        return {
+            "folder": str(self.folder),
+            "artifact_kind": self.artifact_kind,
+            "code_folder": self.code_folder and str(self.code_folder),
+            "recipe_folder": self.recipe_folder and str(self.recipe_folder),
+            "recipe_sources": [source.to_plain() for source in sources],
+            "run_params": dict(self.run_params),
+        }
 
 
-def download_version(version: Version, client: MlflowClient, target: Path) -> Snapshot:
-    """Download a registered version into ``target``, and the recipe its tag names, if any.
+def download_version(version: Version, client: MlflowClient, target: Path, *, recipes: Path | None = None) -> Snapshot:
+    """Download a registered version into ``target``, and every recipe there is for it.
+
+    Args:
+        version: the version.
+        client: client of its registry.
+        target: an empty folder.
+        recipes: the trusted recipe repository, a folder of YAML files, or None.
 
     Raises:
         ArtifactError: the version has no usable files, or its recipe tag names a forbidden place.
+        RecipeError: a file of the recipe repository that is none.
         InfrastructureError: the registry or the artifact store does not answer.
     """
     folder = target / "model"
     folder.mkdir(parents=True)
     with registry_errors(version.uri):
         _download(version.uri, folder, client)
-    recipe_uri = version.tags.get(RECIPE_TAG)
+    sources = [] if recipes is None else copy_matching(recipes, version.name, target / "recipes")
+    recipe_uri = _recipe_tag(version, client)
     overlay = None
     if recipe_uri:
-        if not recipe_uri.startswith(_RECIPE_SCHEMES):
-            raise ArtifactError(
-                f"tag {RECIPE_TAG}={recipe_uri!r}: recipes come from {' or '.join(_RECIPE_SCHEMES)} of "
-                "the same server only"
-            )
-        overlay_root = target / "recipe"
-        overlay_root.mkdir()
-        with registry_errors(f"the recipe {recipe_uri}"):
-            overlay = _download(recipe_uri, overlay_root, client)
-        _files(overlay, limit=MAXIMUM_RECIPE_FOLDER_BYTES)
-    return read_snapshot(folder, overlay=overlay, overlay_source=recipe_uri or "")
+        overlay = _download_recipe(recipe_uri, target / "recipe", client)
+        sources.append(RecipeSource(Trust.TAG, f"the tag {RECIPE_TAG}={recipe_uri}", overlay))
+    snapshot = read_snapshot(folder, overlay=overlay, overlay_source=recipe_uri or "")
+    return dataclasses.replace(
+        snapshot, sources=(*sources, *snapshot.sources), run_params=_run_params(version.run_id, client)
+    )
+
+
+def _recipe_tag(version: Version, client: MlflowClient) -> str | None:
+    """The version's tag, else its model's."""
+    if version.tags.get(RECIPE_TAG):
+        return version.tags[RECIPE_TAG]
+    with registry_errors(version.uri):
+        return (client.get_registered_model(version.name).tags or {}).get(RECIPE_TAG)
+
+
+def _download_recipe(uri: str, target: Path, client: MlflowClient) -> Path:
+    if not _RECIPE_URI.match(uri) or ".." in uri.split("/") or "%" in uri:
+        raise ArtifactError(f"tag {RECIPE_TAG}={uri!r}: recipes come from runs:/ or models:/ of the same server only")
+    with registry_errors(f"the recipe {uri}"):
+        size = _listed_size(uri, client)
+        if size > MAXIMUM_RECIPE_FOLDER_BYTES:
+            raise ArtifactError(f"the recipe {uri} is larger than {MAXIMUM_RECIPE_FOLDER_BYTES // 2**20} MiB: refused")
+        target.mkdir()
+        folder = _download(uri, target, client)
+    _files(folder, limit=MAXIMUM_RECIPE_FOLDER_BYTES)
+    inside = folder / "extra_files" / FOLDER  # another version as a whole
+    return inside if not (folder / RECIPE_FILE).is_file() and (inside / RECIPE_FILE).is_file() else folder
+
+
+def _listed_size(uri: str, client: MlflowClient, depth: int = 4) -> int:
+    """Bytes that a download would bring, as far as the store lists sizes."""
+    with _at_home(client):
+        found = mlflow.artifacts.list_artifacts(artifact_uri=uri)
+    total = 0
+    for entry in found or []:
+        name = str(entry.path).rstrip("/").rpartition("/")[2]
+        if entry.is_dir:
+            total += _listed_size(f"{uri.rstrip('/')}/{name}", client, depth - 1) if depth else 0
+        else:
+            total += int(entry.file_size or 0)
+    return total
+
+
+def _run_params(run_id: str | None, client: MlflowClient) -> dict[str, str]:
+    """Parameters of the source run; a run that is gone has none."""
+    if not run_id:
+        return {}
+    try:
+        return {str(k): str(v)[:MAXIMUM_PARAMETER] for k, v in client.get_run(run_id).data.params.items()}
+    except MlflowException:
+        return {}
 
 
 def read_snapshot(folder: Path, *, overlay: Path | None = None, overlay_source: str = "") -> Snapshot:
@@ -103,15 +180,22 @@ def read_snapshot(folder: Path, *, overlay: Path | None = None, overlay_source: 
         recipe_folder=recipe_folder,
         recipe_source=overlay_source if overlay is not None else "version" if recipe_folder else "none",
         code_folder=_code_folder(folder, flavors),
+        sources=(RecipeSource(Trust.VERSION, "the version", own),) if (own / RECIPE_FILE).is_file() else (),
     )
 
 
 def _download(uri: str, target: Path, client: MlflowClient) -> Path:
-    """Download from the client's own server: MLflow resolves ``models:/`` by its global URI, whatever it is given."""
+    with _at_home(client):
+        return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(target)))
+
+
+@contextlib.contextmanager
+def _at_home(client: MlflowClient) -> Iterator[None]:
+    """Ask the client's own server: MLflow resolves ``models:/`` by its global URI, whatever it is given."""
     tracking_uri = mlflow.get_tracking_uri()
     try:
         mlflow.set_tracking_uri(client.tracking_uri)
-        return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(target)))
+        yield
     finally:
         mlflow.set_tracking_uri(tracking_uri)
 
