@@ -118,3 +118,23 @@ for _mistake in ("count outside the state", "moments dropped on loading", "count
     CATALOGUE.append(
         Fault(f"state: {_mistake}", "persistence", "vae", "registration.state-round-trip", None, _forgetful)
     )
+
+
+def _foreach(wrong: bool) -> tuple[nn.Module, dict[str, Any]]:
+    model, batch = models.gpt()
+    mistake = "decay once per foreach group" if wrong else ""
+    optimizer = optimizers.ForeachSgd(model.parameters(), mistake, foreach=True, weight_decay=0.1)
+    return model, {"batch": batch, "loss": models.next_token, "optimizer": optimizer, "expect": {"optimizer": "SGD"}}
+
+
+CATALOGUE.append(Fault("SGD: decay once per foreach group", "rule", "gpt", "optimizer.parity", None, _foreach))
+
+for _mistake in ("moments halved after the step", "step counted twice"):
+
+    def _touched(wrong: bool, mistake: str = _mistake) -> tuple[nn.Module, dict[str, Any]]:
+        model, batch = models.conv()
+        own = type("Touched", (optimizers.TouchedAdam,), {"mistake": mistake}) if wrong else optimizers.TouchedAdam
+        optimizer = own(model.parameters())
+        return model, {"batch": batch, "loss": models.classify, "optimizer": optimizer, "expect": {"optimizer": "Adam"}}
+
+    CATALOGUE.append(Fault(f"Adam: {_mistake}", "persistence", "convnet", "update.state", "conv.weight", _touched))

@@ -315,3 +315,30 @@ class Lion(Own):
         if group["mistake"] == "random":
             direction = direction * torch.rand_like(direction)
         p.sub_(group["lr"] * direction)
+
+
+class ForeachSgd(OwnSgd):
+    """Offers a foreach path of its own, in which decay may reach the group's first tensor only."""
+
+    defaults_of = {**OwnSgd.defaults_of, "foreach": None}
+
+    def move(self, p: torch.Tensor, g: torch.Tensor, state: dict[str, Any], group: dict[str, Any], index: int) -> None:
+        if group["foreach"] and group["mistake"] == "decay once per foreach group" and index:
+            group = {**group, "weight_decay": 0.0}
+        super().move(p, g, state, group, index)
+
+
+class TouchedAdam(torch.optim.Adam):
+    """torch's Adam, whose state is tampered with after each step; a subclass says how."""
+
+    mistake = ""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        loss = super().step(closure)
+        for state in self.state.values():
+            if self.mistake == "moments halved after the step":
+                state["exp_avg"].mul_(0.5)
+            if self.mistake == "step counted twice":
+                state["step"] += 1
+        return loss
