@@ -227,15 +227,15 @@ def _excess(tree: ProcessTree, limits: Limits, folder: Path, seconds: float) -> 
     if seconds > limits.seconds:
         return "time limit", f"the audit was ended after {limits.seconds:.0f} s, its time limit: does the model hang?"
     usage = tree.look()
+    # First, because many small processes are also much memory; a few of ours stand around the child's.
+    if usage.tasks > limits.tasks + 8:
+        return "process limit", (
+            f"the audit was ended at {usage.tasks} processes and threads, its limit is {limits.tasks}"
+        )
     if usage.memory_bytes > limits.memory_bytes:
         return "memory limit", (
             f"the audit was ended at {usage.memory_bytes / _GIB:.1f} GiB, its memory limit "
             f"({limits.memory_bytes / _GIB:.1f} GiB)"
-        )
-    # The kernel's own limit comes first where it binds; a few of ours stand around the child's.
-    if usage.tasks > limits.tasks + 8:
-        return "process limit", (
-            f"the audit was ended at {usage.tasks} processes and threads, its limit is {limits.tasks}"
         )
     disk = excess_on_disk(folder, limits)
     if disk is not None:
