@@ -94,7 +94,7 @@ class Certifier:
                 break
             scales = prober.scales(open_names, step)
             try:
-                probes = [prober.probe(scales, step) for _ in range(self._probes)]
+                probes = [_without_direction(prober.probe(scales, step)) for _ in range(self._probes)]
             except BranchMismatchError as error:
                 self._give_up(open_names, prober, f"Python branches on a value near theta: {error}", displaced)
                 return zero
@@ -199,6 +199,11 @@ class Certifier:
         cause = known.cause if known.outcome is Outcome.INCONCLUSIVE and known.cause else "unresolved"
         judged = replace(known, outcome=Outcome.INCONCLUSIVE, cause=cause)
         self.verdicts[name] = replace(judged, message=known.message or describe(name, judged))
+
+
+def _without_direction(probe: Probe) -> Probe:
+    """Let go of a direction nobody needs again: it is as large as the model."""
+    return probe if probe.exceeds else replace(probe, direction={})
 
 
 def _unresolved(point: Point) -> str:

@@ -80,7 +80,7 @@ class Prober:
         self._draws = 0
         self._gradients = {name: g for name, g in point.gradients.items() if name not in point.rounded}
         self.slope_norms = {name: norm(self._gradients.get(name)) for name in point.names}
-        self.rms = {name: _rms(point.theta(name)) for name in point.names}
+        self.rms = {name: rms(point.theta(name)) for name in point.names}
         self.sigma = max(self.problem.roundoff * abs(point.value) * TYPICAL_NOISE, point.spread)
         self._measured = False
 
@@ -175,5 +175,6 @@ class Prober:
         return limit_factor(len(bounds)) * max(bounds) / slope if slope > 0 else math.inf
 
 
-def _rms(tensor: torch.Tensor) -> float:
+def rms(tensor: torch.Tensor) -> float:
+    """Return the root mean square of a tensor's elements, at least `SMALLEST_RMS`."""
     return max(norm(tensor) / math.sqrt(max(tensor.numel(), 1)), SMALLEST_RMS)

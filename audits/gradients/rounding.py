@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from audits.gradients.probe import rms
 from audits.lanes.evaluation import Point, norm
 
 #: Displacement, relative per element, that replaces rounding noise by other rounding noise ...
@@ -45,6 +46,6 @@ def mark_rounding_zeros(point: Point, names: Sequence[str]) -> None:
 
 def suspicious(point: Point, names: Sequence[str]) -> list[str]:
     """Return the tensors whose gradient may be rounding noise, by its size alone."""
-    slopes = {n: norm(point.gradients[n]) * max(norm(point.theta(n)), 1e-2) for n in point.names}
+    slopes = {n: norm(point.gradients[n]) * rms(point.theta(n)) for n in point.names}
     largest = max(slopes.values(), default=0.0)
     return [name for name in names if 0.0 < slopes[name] <= SUSPICIOUS * largest]
