@@ -22,9 +22,10 @@ from audits.run import refused, with_identity
 from audits.settings import AuditSettings
 from flows.isolation import limits_of, private_folder, run_child
 from flows.sandbox import Level, reached_level
+from flows.sandbox.answer_file import read_untrusted
 from flows.sandbox.artifact import rewritten, shown
 from flows.settings import GradauditSettings
-from registry_models.answer import clean, read_answer
+from registry_models.answer import clean
 from registry_models.marking import mark
 from registry_models.publishing import publish
 from registry_models.recipe_files import RECIPE_FILE
@@ -208,7 +209,7 @@ def audit_snapshot(
             if level is not Level.BUBBLEWRAP and rewritten(snapshot):
                 return refused("the audited version rewrote its own files while it was audited", cause="rewritten")
             try:
-                return read_answer(answer)
+                return read_untrusted(answer)
             except InputError as error:
                 return refused(clean(str(error)), cause="bad answer")
         _log.warning("attempt %d: %s\n%s", attempt + 1, end.message, end.log)
