@@ -5,21 +5,30 @@ from __future__ import annotations
 from pathlib import Path
 
 from audits.errors import ArtifactError
-from registry_models.recipe_files import RECIPE_FILE
+from registry_models.recipe_files import CODE_FOLDER, RECIPE_FILE
 from registry_models.snapshot import Snapshot, read_snapshot
+
+_RECIPE_SUFFIXES = (Path(RECIPE_FILE).suffix, ".safetensors")
 
 
 def shown(snapshot: Snapshot) -> list[Path]:
     """Return the files and folders an audit may read.
 
-    Of a recipe that is not the version's own these are the recipe's files; whatever else its folder holds stays out.
+    Of a recipe that is not the version's own these are the recipe's files and its code; whatever else its folder
+    holds, a user's project perhaps, stays out.
     """
-    folder = snapshot.recipe_folder
-    if folder is None or folder.is_relative_to(snapshot.folder) or not folder.is_dir():
-        return [snapshot.folder]
-    suffixes = Path(RECIPE_FILE).suffix, ".safetensors"
-    files = [path for path in sorted(folder.iterdir()) if path.suffix in suffixes and not path.is_symlink()]
-    return [snapshot.folder, *files]
+    recipes = {source.path for source in snapshot.sources} | {snapshot.recipe_folder}
+    found = [snapshot.folder]
+    for recipe in sorted(path for path in recipes if path is not None):
+        if recipe.is_relative_to(snapshot.folder):
+            continue
+        inside = sorted(recipe.iterdir()) if recipe.is_dir() else [recipe]
+        found += [
+            path
+            for path in inside
+            if not path.is_symlink() and (path.suffix in _RECIPE_SUFFIXES or path.name == CODE_FOLDER)
+        ]
+    return found
 
 
 def rewritten(snapshot: Snapshot) -> bool:
