@@ -12,7 +12,7 @@ from torch import nn
 from registry_models.recipe_files import write_recipe
 from tests.stores import linear_recipe
 
-MLMODEL = "flavors:\n  pytorch:\n    model_data: data\n    code: code\n"
+MLMODEL = f"flavors:\n  pytorch:\n    model_data: data\n    code: code\n    pytorch_version: {torch.__version__}\n"
 
 
 def solved() -> nn.Linear:
