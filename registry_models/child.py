@@ -15,6 +15,7 @@ from audits.run import audit, refused
 from audits.settings import AuditSettings
 from registry_models.answer import write_answer
 from registry_models.assembling import assemble
+from registry_models.inference.infer import NO_RECIPE
 from registry_models.limits import with_limits
 from registry_models.loading import load_model
 from registry_models.recipe_sources import RecipeSource, Trust, code_folders
@@ -35,7 +36,7 @@ def run(request: dict[str, object]) -> AuditReport:
         report = audit(loaded.module, assembled.recipe, settings=settings, device=str(request["device"]))
         return with_limits(report, loaded, assembled, settings)
     except InputError as error:
-        return refused(str(error))
+        return refused(str(error), cause="no recipe" if str(error) == NO_RECIPE else "refused")
     except GradauditError as error:
         return refused(str(error), cause="stopped")
     except MemoryError:

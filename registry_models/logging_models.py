@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import pickle
 import re
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -91,10 +93,31 @@ def log_model(
             **written,
         }
         if written["serialization_format"] == "pickle":
-            return mlflow.pytorch.log_model(model, extra_files=extra or None, code_paths=code_paths or None, **options)
+            with _pickling():
+                return mlflow.pytorch.log_model(
+                    model, extra_files=extra or None, code_paths=code_paths or None, **options
+                )
         with in_eval_mode(stored), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch.export warns about its own internals
             return mlflow.pytorch.log_model(stored, extra_files=extra or None, code_paths=code_paths or None, **options)
+
+
+@contextlib.contextmanager
+def _pickling() -> Iterator[None]:
+    """Say what to do about a model that cannot be pickled.
+
+    Raises:
+        ArtifactError: it cannot.
+    """
+    try:
+        yield
+    except (RuntimeError, TypeError, AttributeError, pickle.PicklingError) as error:
+        if "pickle" not in str(error).lower() and "parametrized" not in str(error):
+            raise
+        raise ArtifactError(
+            f"the model cannot be pickled ({error}): give factory=... and an input_example with which torch.export "
+            "can export it"
+        ) from error
 
 
 def _serialization(

@@ -86,15 +86,18 @@ def download_version(version: Version, client: MlflowClient, target: Path, *, re
         recipes: the trusted recipe repository, a folder of YAML files, or None.
 
     Raises:
-        ArtifactError: the version has no usable files, or its recipe tag names a forbidden place.
-        RecipeError: a file of the recipe repository that is none.
+        ArtifactError: the version has no usable files, its recipe tag names a forbidden place, or a file of the
+            recipe repository is broken: passed over silently, it would change verdicts.
         InfrastructureError: the registry or the artifact store does not answer.
     """
     folder = target / "model"
     folder.mkdir(parents=True)
     with registry_errors(version.uri):
         _download(version.uri, folder, client)
-    sources = [] if recipes is None else copy_matching(recipes, version.name, target / "recipes")
+    try:
+        sources = [] if recipes is None else copy_matching(recipes, version.name, target / "recipes")
+    except RecipeError as error:
+        raise ArtifactError(f"the recipe repository is broken: {error}") from error
     recipe_uri = _recipe_tag(version, client)
     overlay = None
     if recipe_uri:

@@ -64,6 +64,21 @@ def load_transformers(folder: Path) -> nn.Module:
     return model  # type: ignore[no-any-return]
 
 
+def build(architecture: str, config: Mapping[str, Any], attention: str | None = None) -> nn.Module:
+    """Build a model from its class's name and configuration: the factory of versions that the callback registers.
+
+    Raises:
+        ArtifactError: the installed transformers has no such class.
+    """
+    model_class = getattr(import_transformers(), architecture, None)
+    if model_class is None:
+        raise ArtifactError(f"the installed transformers has no class {architecture!r}")
+    made = model_class.config_class.from_dict(dict(config))
+    if attention is not None:
+        made._attn_implementation = attention
+    return model_class(made)  # type: ignore[no-any-return]
+
+
 def transformers_flavor(folder: Path) -> Mapping[str, Any]:
     """Return MLflow's description of a logged transformers pipeline."""
     try:

@@ -123,13 +123,20 @@ def configured_optimizers(module: Any) -> list[tuple[torch.optim.Optimizer, Any]
     return pairs
 
 
-def lightning_phases(module: Any, batch: Any) -> list[Phase]:
+def lightning_phases(
+    module: Any, batch: Any, live: list[tuple[torch.optim.Optimizer, Any]] | None = None
+) -> list[Phase]:
     """Return the training step's phases; running it once on ``batch`` shows which optimizers it steps.
+
+    Args:
+        module: the LightningModule.
+        batch: what ``training_step`` gets.
+        live: the optimizers (and schedulers) that train it; what ``configure_optimizers`` gives otherwise.
 
     Raises:
         RecipeError: the training step cannot be run on this batch.
     """
-    pairs = configured_optimizers(module)
+    pairs = live or configured_optimizers(module)
     events = _Events(len(pairs))
     with _without_trainer(module, events):
         _call_step(module, batch)

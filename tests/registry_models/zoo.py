@@ -111,7 +111,7 @@ ZOO: Mapping[str, tuple[str, dict[str, Any], str | None]] = {
         {**SPEECH, "conv_dim": [8, 8], "conv_stride": [5, 4], "conv_kernel": [10, 8], "num_feat_extract_layers": 2}
         | {"num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2, "num_labels": 3, "mask_time_prob": 0.0}
         | {"layerdrop": 0.0, "classifier_proj_size": 8},
-        None,
+        "audio-classification",
     ),
     "WhisperForConditionalGeneration": (
         "WhisperConfig",
@@ -159,6 +159,14 @@ def tokenizer() -> Any:
     )
 
 
+def _components(task: str) -> dict[str, Any]:
+    import transformers
+
+    if task == "audio-classification":
+        return {"feature_extractor": transformers.Wav2Vec2FeatureExtractor()}
+    return {"tokenizer": tokenizer()}
+
+
 def register(name: str, registered: str) -> None:
     """Register a model of the zoo by MLflow's own calls, with nothing of gradaudit's."""
     import mlflow
@@ -176,7 +184,7 @@ def register(name: str, registered: str) -> None:
             )
         else:
             mlflow.transformers.log_model(
-                {"model": model, "tokenizer": tokenizer()},
+                {"model": model, **_components(task)},
                 name="model",
                 task=task,
                 registered_model_name=registered,
