@@ -149,7 +149,7 @@ def _trial(level: Level, variant: Variant) -> str:
                 [*command, *inside],
                 capture_output=True,
                 timeout=_TRIAL_LIMITS.seconds,
-                env={"PATH": os.defpath},
+                env={name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ},
                 check=False,
             )
         except (OSError, subprocess.TimeoutExpired) as error:

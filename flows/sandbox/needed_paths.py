@@ -34,7 +34,7 @@ def needed_paths(own_root: Path, *, gpu: bool, extra: Iterable[str] = ()) -> lis
         wanted += [Path(prefix) / name for name in _OF_PREFIX]
     wanted += _links_of(Path(sys.executable))
     libraries = [Path(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
-    wanted += libraries
+    wanted += [*libraries, *map(Path, map(os.path.realpath, libraries))]
     for library in {*libraries[2:], *map(Path, site.getsitepackages())}:
         for folder in _editable(library):
             wanted += _importable(folder)
