@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -16,6 +17,8 @@ import pytest
 from audits.errors import SettingsError
 from flows import isolation
 from flows.isolation import Limits, run_child
+from flows.sandbox import Level
+from flows.sandbox.levels import variants_of, why_not
 from flows.settings import GradauditSettings
 
 ROOMY = Limits(seconds=60, memory_bytes=2**34, file_bytes=2**30)
@@ -165,30 +168,48 @@ def test_a_crash_is_told_with_its_cause(program, text: str, words: str) -> None:
     assert words in end.message
 
 
+def carrying(mark: str) -> list[int]:
+    """Processes whose environment holds the mark."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                if mark.encode() in (entry / "environ").read_bytes():
+                    found.append(int(entry.name))
+    return found
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends children with their parent")
-def test_a_killed_parent_takes_its_child_along(tmp_path: Path) -> None:
-    (tmp_path / "own" / "registry_models").mkdir(parents=True)
-    (tmp_path / "own" / "registry_models" / "__init__.py").write_text("")
-    pid_file = tmp_path / "pid"
-    (tmp_path / "own" / "registry_models" / "child.py").write_text(
-        f"import os, time; open({str(pid_file)!r}, 'w').write(str(os.getpid())); time.sleep(60)"
+@pytest.mark.parametrize("level", list(Level))
+def test_a_killed_parent_takes_its_child_along(tmp_path: Path, level: Level) -> None:
+    if not variants_of(level):
+        pytest.skip(f"this host does not offer {level}: {why_not(level)}")
+    own, answer = tmp_path / "own", tmp_path / "work" / "answer"
+    (own / "registry_models").mkdir(parents=True)
+    answer.mkdir(parents=True)
+    (own / "registry_models" / "__init__.py").write_text("")
+    (own / "registry_models" / "child.py").write_text(
+        f"import os, time; open({str(answer / 'started')!r}, 'w').close(); time.sleep(60)"
     )
     script = f"""
 from pathlib import Path
 from flows import isolation
-isolation._own_root = lambda: Path({str(tmp_path / "own")!r})
-folder = Path({str(tmp_path / "work")!r}); folder.mkdir()
-isolation.run_child({{}}, folder, isolation.Limits(60, 2**34, 2**30))
+from flows.sandbox import Level
+isolation._own_root = lambda: Path({str(own)!r})
+answer = Path({str(answer)!r})
+isolation.run_child({{}}, answer.parent, isolation.Limits(60, 2**34, 2**30), level=Level({str(level)!r}), answer=answer)
 """
     parent = subprocess.Popen([sys.executable, "-c", script], cwd=Path(__file__).resolve().parents[2])
     deadline = time.monotonic() + 30
-    while not (pid_file.exists() and pid_file.read_text()) and time.monotonic() < deadline:
+    while not (answer / "started").exists() and time.monotonic() < deadline:
         time.sleep(0.02)
-    child = int(pid_file.read_text())
-    assert alive(child)
+    assert carrying(str(own))
     os.kill(parent.pid, signal.SIGKILL)
     parent.wait()
-    assert gone(child)
+    deadline = time.monotonic() + 5
+    while carrying(str(own)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not carrying(str(own))
 
 
 def test_settings_come_from_the_environment_and_name_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,7 @@ def test_a_sweep_survives_its_hostile_versions(client: MlflowClient, witnesses: 
             replace_model(client, version.name, attack_source(HOSTILE[version.name][0], {}))
     settings = GradauditSettings.load(
         tracking_uri=client.tracking_uri, results=str(tmp_path / "results"), device="cpu",
-        isolation="auto", cpu_limit=8.0, memory_limit=1.0, time_limit=120.0,
+        isolation="auto", cpu_limit=6.0, memory_limit=1.0, time_limit=120.0,
     )  # fmt: skip
     for version in list_versions(client):
         audit_version(Target(version, "night"), client, settings)
