@@ -145,24 +145,11 @@ def test_transformers_arguments_keep_decay_off_norms_and_biases() -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_lightning_module_from_autolog_needs_nothing(client: MlflowClient, tmp_path: Path) -> None:
-    lightning = pytest.importorskip("lightning", reason="the extra 'lightning' is not installed")
-    from tests.registry_models.lightning_modules import Classifier
+    pytest.importorskip("lightning", reason="the extra 'lightning' is not installed")
+    from tests.registry_models.planted_lightning import register_autologged
 
     mlflow.set_experiment("models")
-    mlflow.pytorch.autolog(registered_model_name="autologged")
-    try:
-        data = torch.utils.data.TensorDataset(torch.randn(16, 4), torch.randint(0, 3, (16,)))
-        trainer = lightning.Trainer(
-            max_epochs=1,
-            accelerator="cpu",
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-        trainer.fit(Classifier(), torch.utils.data.DataLoader(data, batch_size=4))
-    finally:
-        mlflow.pytorch.autolog(disable=True)
+    register_autologged("autologged")
     report = audited(client, "models:/autologged/1", tmp_path / "a")
     assert report.outcome in (Outcome.PASS, Outcome.WARN), report.headline
     assert report.coverage == 1.0
