@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -78,6 +79,18 @@ def matching_recipes(folder: Path, model_name: str) -> list[Path]:
         if any(fnmatchcase(model_name, glob) for glob in globs):
             found.append(path)
     return found
+
+
+def matching_digest(folder: Path, model_name: str) -> str:
+    """Return a digest of the files that concern a model: when it changes, a verdict may change.
+
+    Raises:
+        RecipeError: as `matching_recipes`.
+    """
+    hasher = hashlib.sha256()
+    for path in matching_recipes(folder, model_name):
+        hasher.update(f"{path.name}\0".encode() + path.read_bytes() + b"\0")
+    return hasher.hexdigest()[:16]
 
 
 def copy_matching(folder: Path, model_name: str, target: Path) -> list[RecipeSource]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
 import sys
 import warnings
 from pathlib import Path
@@ -11,6 +14,7 @@ from mlflow.tracking import MlflowClient
 
 from audits.report import AuditReport
 from registry_models import child
+from registry_models.answer import read_answer
 from registry_models.snapshot import download_version
 from registry_models.versions import VersionReference
 
@@ -34,3 +38,29 @@ def audited(
 def shown(report: AuditReport, check: str) -> list[str]:
     """Messages of the findings of one check."""
     return [row.message for row in report.findings if row.check == check]
+
+
+def in_a_child(client: MlflowClient, reference: str, folder: Path) -> AuditReport:
+    """Audit in a process of its own, in an empty directory, which must not have imported MLflow."""
+    folder.mkdir()
+    snapshot = download_version(VersionReference.parse(reference).resolve(client), client, folder)
+    answer = folder / "answer"
+    answer.mkdir()
+    request = {**snapshot.request(), "settings": {}, "device": "cpu", "answer_folder": str(answer)}
+    (folder / "request.json").write_text(json.dumps(request))
+    root = str(Path(__file__).resolve().parents[2])
+    code = (
+        f"import sys; sys.path[0] = {root!r}; from registry_models import child; child.main(sys.argv[1:]);"
+        "print([name for name in ('mlflow', 'prefect') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(folder / "request.json")],
+        cwd=answer,
+        capture_output=True,
+        text=True,
+        env={"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().endswith("[]"), "the child imports neither MLflow nor Prefect"
+    return read_answer(answer)

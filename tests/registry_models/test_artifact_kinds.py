@@ -16,6 +16,7 @@ from registry_models import log_model
 from registry_models.factory_files import WEIGHTS_FILE
 from registry_models.loading import load_model
 from registry_models.snapshot import Snapshot
+from tests.registry_models.auditing import in_a_child
 from tests.registry_models.test_versions import TiedNet, fetch
 from tests.stores import linear_recipe
 
@@ -155,3 +156,25 @@ def test_an_archive_that_would_expand_is_refused(tmp_path: Path) -> None:
         archive.writestr("m/data/weights/weight_0", b"\0" * 2**26)
     with pytest.raises(ArtifactError, match=r"would expand from [\d,]+ to 67,108,864 bytes: refused"):
         load_model(tmp_path, "exported")
+
+
+@pytest.mark.parametrize("kind", ["exported", "lightning", "transformers"])
+@pytest.mark.filterwarnings("ignore")
+def test_every_kind_is_audited_without_mlflow(client: MlflowClient, tmp_path: Path, kind: str) -> None:
+    mlflow.set_experiment("models")
+    if kind == "exported":
+        log_exported(TiedDropout(), "m", torch.randn(6, 4))
+    elif kind == "lightning":
+        pytest.importorskip("lightning", reason="the extra 'lightning' is not installed")
+        from tests.registry_models.planted_lightning import register_adversaries
+
+        register_adversaries("m")
+    else:
+        pytest.importorskip("transformers", reason="the extra 'transformers' is not installed")
+        from tests.registry_models.zoo import register
+
+        register("GPT2LMHeadModel", "m")
+    report = in_a_child(client, "models:/m/1", tmp_path / "a")
+    assert report.counts["fail"] == 0, report.headline
+    assert report.counts["pass"] > 20, report.headline
+    assert ("exported graph" in report.headline) == (kind == "exported"), "the limits travel with the answer"

@@ -18,7 +18,7 @@ from audits.errors import ArtifactError, RecipeError
 from audits.outcomes import Outcome
 from registry_models import attach_recipe, log_model
 from registry_models import snapshot as snapshots
-from registry_models.recipe_sources import matching_recipes
+from registry_models.recipe_sources import matching_digest, matching_recipes
 from registry_models.snapshot import download_version
 from registry_models.versions import RECIPE_TAG, VersionReference
 from tests.registry_models.auditing import audited, shown
@@ -114,6 +114,16 @@ def test_a_wrong_field_of_a_trusted_file_is_named(
     report = audited(client, "models:/m/1", tmp_path / "a", recipes=recipes)
     assert report.outcome is Outcome.INCONCLUSIVE
     assert message in report.headline
+
+
+def test_the_digest_sees_the_files_of_its_own_model_only(recipes: Path) -> None:
+    (recipes / "a.yaml").write_text("models: ['a*']\nseed: 1\n")
+    (recipes / "b.yaml").write_text("models: b\nseed: 1\n")
+    before = matching_digest(recipes, "a1"), matching_digest(recipes, "b")
+    (recipes / "a.yaml").write_text("models: ['a*']\nseed: 2\n")
+    after = matching_digest(recipes, "a1"), matching_digest(recipes, "b")
+    assert before[0] != after[0]
+    assert before[1] == after[1]
 
 
 def test_a_repository_that_is_not_there_is_an_error(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -21,10 +20,8 @@ from audits.callables import CallableReference
 from audits.errors import RecipeError
 from audits.outcomes import Outcome
 from registry_models import attach_recipe, log_model
-from registry_models.answer import read_answer
 from registry_models.shipping import MAXIMUM_CODE_BYTES, has_main_guard, ship
-from registry_models.snapshot import download_version
-from registry_models.versions import VersionReference
+from tests.registry_models.auditing import in_a_child
 from tests.registry_models.losses_shipped import squared, step
 from tests.stores import BATCH, register_linear
 
@@ -43,32 +40,6 @@ def near_solution() -> nn.Linear:
         model.weight.copy_(torch.tensor([[1.05, 1.0]]))
         model.bias.fill_(0.1)
     return model
-
-
-def in_a_child(client: MlflowClient, reference: str, folder: Path, *, module: str = "") -> Any:
-    """Audit in a process of its own, in an empty directory, which must not have imported MLflow."""
-    folder.mkdir()
-    snapshot = download_version(VersionReference.parse(reference).resolve(client), client, folder)
-    answer = folder / "answer"
-    answer.mkdir()
-    request = {**snapshot.request(), "settings": {}, "device": "cpu", "answer_folder": str(answer)}
-    (folder / "request.json").write_text(json.dumps(request))
-    root = str(Path(__file__).resolve().parents[2])
-    code = (
-        f"import sys; sys.path[0] = {root!r}; from registry_models import child; child.main(sys.argv[1:]);"
-        "print([name for name in ('mlflow', 'prefect') if name in sys.modules])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(folder / "request.json")],
-        cwd=answer,
-        capture_output=True,
-        text=True,
-        env={"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip().endswith("[]"), "the child imports neither MLflow nor Prefect"
-    return read_answer(answer)
 
 
 @pytest.fixture
