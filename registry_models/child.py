@@ -33,7 +33,10 @@ def run(request: dict[str, object]) -> AuditReport:
         loaded = load_model(folder, str(request["artifact_kind"]), code_paths)
         params: Any = request.get("run_params") or {}
         assembled = assemble(folder, loaded, sources, {str(k): str(v) for k, v in params.items()})
-        report = audit(loaded.module, assembled.recipe, settings=settings, device=str(request["device"]))
+        device = str(request["device"])
+        if loaded.exported is not None and loaded.exported.device is not None:
+            device = loaded.exported.device
+        report = audit(loaded.module, assembled.recipe, settings=settings, device=device)
         return with_limits(report, loaded, assembled, settings)
     except InputError as error:
         return refused(str(error), cause="no recipe" if str(error) == NO_RECIPE else "refused")

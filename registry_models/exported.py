@@ -34,6 +34,7 @@ class ExportedGraph:
         mode: ``train``, ``eval`` or ``mixed`` when the graph's operations have a mode baked in, else None.
         batch_size: the first dimension of the inputs, when it is baked in.
         ties: names that exporting had split and that are one parameter again.
+        device: the device that operations of the graph make tensors on, when there are such operations.
     """
 
     module: nn.Module
@@ -42,6 +43,7 @@ class ExportedGraph:
     mode: str | None
     batch_size: int | None
     ties: tuple[tuple[str, ...], ...]
+    device: str | None = None
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -51,6 +53,8 @@ class ExportedGraph:
             notes.append(f"the mode {self.mode!r} is baked in: the recipe's mode does not reach dropout and norms")
         if self.batch_size is not None:
             notes.append(f"the batch size {self.batch_size} is baked in")
+        if self.device is not None:
+            notes.append(f"the device {self.device!r} is baked in: the audit runs there")
         if self.ties:
             names = "; ".join(" = ".join(group) for group in self.ties[:5])
             notes.append(f"exporting had split tied parameters, joined again for the audit: {names}")
@@ -85,6 +89,7 @@ def load_exported(path: Path) -> ExportedGraph:
         mode=_baked_mode(program),
         batch_size=_baked_batch_size(program),
         ties=_join_ties(module),
+        device=next((str(n.kwargs["device"]) for n in program.graph.nodes if n.kwargs.get("device") is not None), None),
     )
 
 

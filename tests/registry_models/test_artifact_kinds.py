@@ -121,6 +121,27 @@ def test_a_baked_batch_size_is_noticed(client: MlflowClient, tmp_path: Path) -> 
     assert graph.arguments is not None
 
 
+class Positioned(nn.Module):
+    """Makes a tensor of its own, on a device that exporting bakes in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x + torch.arange(4, device=x.device))  # type: ignore[no-any-return]
+
+
+def test_a_baked_device_is_kept(client: MlflowClient, tmp_path: Path) -> None:
+    mlflow.set_experiment("models")
+    log_exported(Positioned(), "m", torch.randn(6, 4))
+    snapshot = fetch(client, "models:/m/1", tmp_path / "a")
+    graph = load_model(snapshot.folder, "exported").exported
+    assert graph is not None
+    assert graph.device == "cpu"
+    assert any("'cpu' is baked in" in note for note in graph.notes)
+
+
 def test_torchscript_is_no_supported_kind(client: MlflowClient, tmp_path: Path) -> None:
     mlflow.set_experiment("models")
     with warnings.catch_warnings():
