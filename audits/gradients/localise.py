@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from audits.gradients.concentration import find_concentration
 from audits.gradients.probe import Probe, Prober
 from audits.gradients.romberg import NOISE_WEIGHT, SHRINK
 from audits.gradients.verdicts import Verdict
@@ -116,6 +117,14 @@ class Localiser:
         bounds = [p.bound for p in probes[: self._probes]]
         limit = max(self._prober.limit(name, scales[name], bounds), ROUNDING_LIMIT)
         if len(probes) == ATTEMPTS and slope > 0 and typical < ROUNDING_ERROR * slope:
+            few = find_concentration(self._prober, name, self._step) if confirmed else None
+            if few is not None:
+                self._found[name] = _verdict(
+                    Outcome.FAIL, few.probe, limit=limit, cause=f"wrong in {few.describe()}",
+                    message=f"the gradient of {name!r} is wrong in {few.describe()}: off there by {few.relative:.1e} "
+                    f"relative, {typical / slope:.1e} of the whole tensor",
+                )  # fmt: skip
+                return
             if limit > self._detection_limit:
                 return
             self._found[name] = _verdict(
