@@ -70,12 +70,8 @@ def write_factory(
     (folder / FACTORY_FILE).write_text(yaml.safe_dump(plain, sort_keys=False), encoding="utf-8")
 
 
-def read_factory(folder: Path, archive: Path | None = None) -> nn.Module:
-    """Rebuild the module and load its weights, strictly.
-
-    Args:
-        folder: the folder of `write_factory`.
-        archive: the pt2 archive that holds the weights where the folder does not.
+def read_factory(folder: Path) -> nn.Module:
+    """Rebuild the module and load its weights, strictly: from ``folder``, else from the model directory's pt2.
 
     Raises:
         ArtifactError: a file is broken, the factory fails, or the weights do not fit.
@@ -89,7 +85,8 @@ def read_factory(folder: Path, archive: Path | None = None) -> nn.Module:
     for key in plain:
         if key not in ("factory", "arguments"):
             raise ArtifactError(f"{FACTORY_FILE} has unknown key {key!r}{suggest(key, ('factory', 'arguments'))}")
-    if archive is not None and archive.is_file() and not (folder / WEIGHTS_FILE).exists():
+    archive = folder.parent.parent / "data" / "model.pt2"
+    if archive.is_file() and not (folder / WEIGHTS_FILE).exists():
         weights = read_pt2_weights(archive)
     else:
         try:

@@ -70,7 +70,7 @@ def load_model(folder: Path, artifact_kind: str, code_folders: tuple[Path, ...] 
         refuse_shadowing(code)
         sys.path.insert(0, str(code))
     if artifact_kind == "eager":
-        return LoadedModel(read_factory(folder / "extra_files" / FOLDER, folder / "data" / "model.pt2"), artifact_kind)
+        return LoadedModel(read_factory(folder / "extra_files" / FOLDER), artifact_kind)
     if artifact_kind == "pickle":
         return LoadedModel(_unpickle(folder / "data" / "model.pth"), artifact_kind)
     if artifact_kind == "transformers":

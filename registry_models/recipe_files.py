@@ -30,6 +30,8 @@ CODE_FOLDER = "code"
 RECIPE_FILE, BATCH_FILE, STATE_FILE = "recipe.yaml", "batch.safetensors", "optimizer.safetensors"
 
 #: A recipe of a model with 2,000 parameters is about 200 kB; a file beyond this is no recipe.
+#: MLmodel files and recipes nest about ten levels.
+MAXIMUM_DEPTH = 100
 MAXIMUM_RECIPE_BYTES = 32 * 2**20
 
 
@@ -92,7 +94,11 @@ def load_yaml(path: Path, *, aliases: bool = False) -> Any:
         raise RecipeError(f"{path.name} is larger than {MAXIMUM_RECIPE_BYTES // 2**20} MiB")
     try:
         text = path.read_text(encoding="utf-8")
+        depth = 0
         for event in yaml.parse(text, Loader=_SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAXIMUM_DEPTH:  # the C parser's composer would recurse until the process dies
+                raise RecipeError(f"{path.name}: nested deeper than {MAXIMUM_DEPTH} levels")
             if isinstance(event, yaml.AliasEvent) and not aliases:
                 raise RecipeError(f"{path.name}: aliases (*{event.anchor}) are not allowed")
             if isinstance(event, yaml.ScalarEvent) and event.value == "<<":
