@@ -21,8 +21,9 @@ class AuditSettings:
     """Settings of one audit; the defaults are what the nightly uses.
 
     Attributes:
-        method: ``auto`` takes ``exact`` up to `exact_limit` trainable elements and ``probe`` beyond; ``elementwise``
-            is the tutorial's loop over every element; ``gradcheck`` runs `torch.autograd.gradcheck`.
+        method: ``auto`` takes ``exact`` up to `exact_limit` trainable elements where `torch.func.vmap` holds (up to 256
+            elements where it does not) and ``probe`` beyond; ``elementwise`` is the tutorial's loop over every element;
+            ``gradcheck`` runs `torch.autograd.gradcheck`.
         seed: seed of every random draw of the audit; the recipe's own when None.
         checks: globs of check names; empty means all.
         parameters: globs of parameter names; empty means all.

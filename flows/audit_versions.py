@@ -15,6 +15,7 @@ from audits.errors import InfrastructureError, InputError
 from flows.audit_summary import AuditSummary, summarise
 from flows.one_version import Target, audit_version, fresh_occasion
 from flows.progress import listener
+from flows.sandbox import reached_level
 from flows.settings import GradauditSettings
 from registry_models.report.text import escape_markdown
 from registry_models.versions import VersionReference
@@ -60,6 +61,7 @@ def audit_versions(versions: list[str], occasion: str | None = None) -> Any:
         failing model is a result, not a crash), ``Failed`` when an audit could not be done.
     """
     occasion = occasion or fresh_occasion()
+    reached_level(GradauditSettings.load().isolation)  # refuses once, before anything is downloaded
     summaries: list[AuditSummary] = []
     troubles: list[str] = []
     for reference in versions:

@@ -12,25 +12,22 @@ from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
-import pyarrow as pa
 from mlflow.tracking import MlflowClient
 
 from audits.errors import ArtifactError, InputError
 from audits.report import AuditReport
-from audits.results import AuditIdentity, ResultsStore, answer_table, audits_table, rows_table
 from audits.run import refused, with_identity
 from audits.settings import AuditSettings
 from flows.isolation import limits_of, private_folder, run_child
+from flows.keeping import keep
 from flows.sandbox import Level, reached_level
 from flows.sandbox.answer_file import read_untrusted
 from flows.sandbox.artifact import rewritten, shown
 from flows.settings import GradauditSettings
 from registry_models.answer import clean
-from registry_models.marking import mark
-from registry_models.publishing import publish
 from registry_models.recipe_files import RECIPE_FILE
 from registry_models.snapshot import Snapshot, download_version, read_snapshot
-from registry_models.versions import RECIPE_TAG, Version, ensure_experiment
+from registry_models.versions import RECIPE_TAG, Version
 
 _log = logging.getLogger(__name__)
 
@@ -103,7 +100,7 @@ def audit_version(
         on_stage("downloading")
         snapshot: Snapshot | None = None
         try:
-            snapshot = download_version(version, client, folder)
+            snapshot = download_version(version, client, folder, recipes=settings.recipes_folder)
             if recipe is not None:
                 snapshot = dataclasses.replace(snapshot, recipe_folder=recipe.resolve(), recipe_source=str(recipe))
         except ArtifactError as error:
@@ -134,7 +131,7 @@ def audit_version(
     if not write:
         return report
     on_stage("publishing")
-    return _keep(
+    return keep(
         report,
         version,
         client,
@@ -143,6 +140,7 @@ def audit_version(
         key=key,
         occasion=target.occasion,
         recipe_yaml=recipe_yaml,
+        rerun=rerun_command(version, settings.tracking_uri),
     )
 
 
@@ -188,10 +186,7 @@ def audit_snapshot(
         answer = place / "answer"
         answer.mkdir(parents=True)
         request = {
-            "folder": str(snapshot.folder),
-            "artifact_kind": snapshot.artifact_kind,
-            "code_folder": snapshot.code_folder and str(snapshot.code_folder),
-            "recipe_folder": snapshot.recipe_folder and str(snapshot.recipe_folder),
+            **snapshot.request(),
             "settings": audit_settings.to_mapping(),
             "device": settings.device,
             "answer_folder": str(answer),
@@ -224,67 +219,6 @@ def rerun_command(version: Version, tracking_uri: str) -> str:
     return command.replace("{", "{{").replace("}", "}}") + " {options}"
 
 
-def _keep(
-    report: AuditReport,
-    version: Version,
-    client: MlflowClient,
-    settings: GradauditSettings,
-    *,
-    fingerprint: str,
-    key: str,
-    occasion: str,
-    recipe_yaml: str | None,
-) -> AuditReport:
-    """Store, publish, mark, commit, in this order: a crash anywhere leaves it due and no mark without proof."""
-    identity = report.identity
-    store = ResultsStore(settings.results)
-    date = identity.audited_at.date()
-    store.write("rows", rows_table(answer_table(report.rows), identity), date=date, audit_id=identity.audit_id)
-    run_id = publish(
-        client,
-        report,
-        version,
-        experiment=settings.experiment,
-        fingerprint=fingerprint,
-        rerun=rerun_command(version, settings.tracking_uri),
-        recipe_yaml=recipe_yaml,
-    )
-    report = dataclasses.replace(report, run_id=run_id)
-    mark(
-        client,
-        report,
-        version,
-        run_id=run_id,
-        experiment_id=ensure_experiment(client, settings.experiment),
-        fingerprint=fingerprint,
-    )
-    store.write(
-        "audits", _commit_line(report, identity, fingerprint, key, occasion), date=date, audit_id=identity.audit_id
-    )
-    return report
-
-
-def _commit_line(report: AuditReport, identity: AuditIdentity, fingerprint: str, key: str, occasion: str) -> pa.Table:
-    counts = report.counts
-    return audits_table(
-        identity,
-        outcome=str(report.outcome),
-        coverage=report.coverage,
-        coverage_elements=report.coverage_of.elements,
-        n_pass=counts["pass"],
-        n_warn=counts["warn"],
-        n_fail=counts["fail"],
-        n_inconclusive=counts["inconclusive"],
-        n_skipped=counts["skipped"],
-        seconds=report.seconds,
-        run_id=report.run_id,
-        fingerprint=fingerprint,
-        due_key=key,
-        occasion=occasion,
-        message=report.headline,
-    )
-
-
 def _recipe_text(snapshot: Snapshot | None) -> str | None:
     if snapshot is None or snapshot.recipe_folder is None:
         return None
@@ -293,7 +227,14 @@ def _recipe_text(snapshot: Snapshot | None) -> str | None:
 
 
 def _environment(settings: GradauditSettings) -> tuple[str, ...]:
-    return metadata.version("gradaudit"), metadata.version("torch"), settings.device
+    return metadata.version("gradaudit"), metadata.version("torch"), settings.device, _trusted(settings.recipes_folder)
+
+
+def _trusted(folder: Path | None) -> str:
+    """Return a digest of the trusted recipe repository: what it says is part of what a verdict depends on."""
+    if folder is None:
+        return ""
+    return _digest(*((path.name, path.read_bytes()) for path in sorted(folder.glob("*.yaml"))))
 
 
 def _digest(*parts: object) -> str:

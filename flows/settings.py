@@ -42,6 +42,7 @@ class GradauditSettings(BaseSettings):
     tracking_uri: str = Field(default="", description="MLflow tracking and registry URI; MLFLOW_TRACKING_URI otherwise")
     results: str = Field(default="results", description="results store: a folder or an object-store URI")
     experiment: str = Field(default="gradaudit", description="MLflow experiment that audits are published to")
+    recipes: str = Field(default="", description="trusted recipe repository: a folder of NAME.yaml by model-name glob")
     device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
     time_limit: float = Field(default=1800.0, gt=0, description="seconds one audit may take before it is ended")
     memory_limit: float = Field(default=0.0, ge=0, description="GiB one audit may hold; 0: 80 % of the machine's")
@@ -76,6 +77,11 @@ class GradauditSettings(BaseSettings):
         if not settings.tracking_uri:
             settings.tracking_uri = os.environ.get("MLFLOW_TRACKING_URI", "") or _default_tracking_uri()
         return settings
+
+    @property
+    def recipes_folder(self) -> Path | None:
+        """The trusted recipe repository, if there is one."""
+        return Path(self.recipes) if self.recipes else None
 
     @property
     def audit_settings(self) -> AuditSettings:

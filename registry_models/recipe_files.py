@@ -29,9 +29,10 @@ FOLDER = "audit"
 CODE_FOLDER = "code"
 RECIPE_FILE, BATCH_FILE, STATE_FILE = "recipe.yaml", "batch.safetensors", "optimizer.safetensors"
 
-#: A recipe of a model with 2,000 parameters is about 200 kB; a file beyond this is no recipe.
 #: MLmodel files and recipes nest about ten levels.
 MAXIMUM_DEPTH = 100
+
+#: A recipe of a model with 2,000 parameters is about 200 kB; a file beyond this is no recipe.
 MAXIMUM_RECIPE_BYTES = 32 * 2**20
 
 

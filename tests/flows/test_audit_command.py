@@ -121,14 +121,20 @@ def test_a_version_without_recipe_is_inconclusive_and_says_how_to_give_it_one(
     assert tags(client, "bare")["audit.outcome"] == "inconclusive"
 
 
-def test_a_corrupt_model_is_inconclusive_with_one_sentence(run, client: MlflowClient, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
-    register_linear("corrupt")
-    for weights in (tmp_path / "artifacts").rglob("weights.safetensors"):
-        weights.write_bytes(weights.read_bytes()[:20])
+@pytest.mark.parametrize("pickled", [False, True])
+def test_a_corrupt_model_is_inconclusive_with_one_sentence(
+    run, client: MlflowClient, tmp_path: Path, capsys, pickled
+) -> None:  # type: ignore[no-untyped-def]
+    register_linear("corrupt", pickled=pickled)
+    broken = [path for path in (tmp_path / "artifacts").rglob("*") if path.suffix in (".pth", ".pt2")]
+    broken += (tmp_path / "artifacts").rglob("weights.safetensors")
+    for path in broken:
+        path.write_bytes(path.read_bytes()[:20])
+    assert broken
     capsys.readouterr()
     assert run("audit", "models:/corrupt/1") == 2
     said = capsys.readouterr()
-    assert "weights.safetensors is missing, truncated or corrupt" in " ".join(said.out.split())
+    assert "truncated or corrupt" in " ".join(said.out.split())
     assert "Traceback" not in said.out + said.err
 
 
