@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mlflow.tracking import MlflowClient
 
-from audits.errors import ArtifactError, InputError
+from audits.errors import ArtifactError, InputError, RecipeError
 from audits.report import AuditReport
 from audits.run import refused, with_identity
 from audits.settings import AuditSettings
@@ -26,6 +26,7 @@ from flows.sandbox.artifact import rewritten, shown
 from flows.settings import GradauditSettings
 from registry_models.answer import clean
 from registry_models.recipe_files import RECIPE_FILE
+from registry_models.recipe_sources import matching_digest
 from registry_models.snapshot import Snapshot, download_version, read_snapshot
 from registry_models.versions import RECIPE_TAG, Version
 
@@ -59,7 +60,7 @@ def due_key(version: Version, settings: GradauditSettings, audit_settings: Audit
         version.source,
         version.tags.get(RECIPE_TAG, ""),
         audit_settings.digest(),
-        *_environment(settings),
+        *_environment(settings, version.name),
     )
 
 
@@ -115,7 +116,7 @@ def audit_version(
         snapshot.digest if snapshot else "",
         report.identity.recipe_digest,
         audit_settings.digest(),
-        *_environment(settings),
+        *_environment(settings, version.name),
     )
     report = with_identity(
         report,
@@ -226,15 +227,19 @@ def _recipe_text(snapshot: Snapshot | None) -> str | None:
     return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
 
 
-def _environment(settings: GradauditSettings) -> tuple[str, ...]:
-    return metadata.version("gradaudit"), metadata.version("torch"), settings.device, _trusted(settings.recipes_folder)
+def _environment(settings: GradauditSettings, model_name: str) -> tuple[str, ...]:
+    return metadata.version("gradaudit"), metadata.version("torch"), settings.device, _trusted(settings, model_name)
 
 
-def _trusted(folder: Path | None) -> str:
-    """Return a digest of the trusted recipe repository: what it says is part of what a verdict depends on."""
+def _trusted(settings: GradauditSettings, model_name: str) -> str:
+    """Return a digest of what the trusted recipe repository says of a model: a verdict depends on it."""
+    folder = settings.recipes_folder
     if folder is None:
         return ""
-    return _digest(*((path.name, path.read_bytes()) for path in sorted(folder.glob("*.yaml"))))
+    try:
+        return matching_digest(folder, model_name)
+    except RecipeError as error:  # a broken file is told by the audit it concerns, it does not stop a sweep
+        return f"broken: {error}"
 
 
 def _digest(*parts: object) -> str:
