@@ -184,6 +184,9 @@ def _deviation(call: NativeCall, seed: int) -> Deviation | None:
         return torch.where(moved.isfinite(), moved, t)  # attention masks hold infinities
 
     noisy = _vjp(call.lifted, _mapped(args, nudged), _mapped(kwargs, nudged), seed)
+    native, exact, noisy = _where_finite(exact, native, exact, noisy)
+    assert native is not None
+    assert exact is not None
     size = _distance(exact, None)
     response = _distance(exact, noisy) if noisy is not None else 0.0
     constant = TOLERANCES.get(call.name, FLOAT32_TOLERANCE if dtype is torch.float32 else LOW_TOLERANCE)
@@ -210,6 +213,21 @@ def _vjp(run: Any, args: tuple[Any, ...], kwargs: dict[str, Any], seed: int) -> 
         # the same cotangent in every lane: rounded to bfloat16, which all of them hold
         cotangents = [c.to(torch.bfloat16).to(c.dtype) for c in cotangents]
         return list(torch.autograd.grad(outputs, leaves, cotangents, allow_unused=True))
+
+
+def _where_finite(
+    exact: list[torch.Tensor | None], *lanes: list[torch.Tensor | None] | None
+) -> list[list[torch.Tensor | None] | None]:
+    """Zero every lane where float64's own product is not finite: a pole (``log`` at 0) says nothing of the kernel."""
+    masks = [None if e is None or e.layout is not torch.strided else e.isfinite() for e in exact]
+    if all(mask is None or bool(mask.all()) for mask in masks):
+        return list(lanes)
+    return [
+        lane
+        if lane is None
+        else [v if v is None or m is None else torch.where(m, v, 0.0) for v, m in zip(lane, masks, strict=True)]
+        for lane in lanes
+    ]
 
 
 def _distance(first: list[torch.Tensor | None], second: list[torch.Tensor | None] | None) -> float:
