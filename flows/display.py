@@ -66,13 +66,13 @@ def report_view(report: AuditReport) -> Group:
     found = [row for row in report.findings if row.outcome is not Outcome.SKIPPED]
     if found:
         table = _table()
-        for column in ("outcome", "check", "parameter", "what was seen"):
-            table.add_column(column, overflow="fold")
+        table.add_column("outcome", no_wrap=True)
+        table.add_column("check, parameter", overflow="fold", min_width=26)
+        table.add_column("what was seen", overflow="fold")
         for row in found[:SHOWN_FINDINGS]:
-            message = row.message + (
-                f"\n{row.where_to_look}" if row.where_to_look and row.outcome is Outcome.FAIL else ""
-            )
-            table.add_row(outcome_text(str(row.outcome)), row.check, escape(row.parameter or ""), escape(message))
+            advice = f"\n{row.where_to_look}" if row.where_to_look and row.outcome is Outcome.FAIL else ""
+            where = row.check + (f"\n  {escape(row.parameter)}" if row.parameter else "")
+            table.add_row(outcome_text(str(row.outcome)), where, escape(row.message + advice))
         parts.append(table)
         if len(found) > SHOWN_FINDINGS:
             parts.append(Text(f"... and {len(found) - SHOWN_FINDINGS} more findings: --json or --html FILE shows all"))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from audits.errors import GradauditError, InputError
+from audits.lanes.watching import see_functions_from_now_on
 from audits.report import AuditReport
 from audits.run import audit, refused
 from audits.settings import AuditSettings
@@ -61,6 +62,7 @@ def _sources(request: Mapping[str, object]) -> list[RecipeSource]:
 def main(arguments: list[str]) -> int:
     """Read the request, answer it, return 0; an answer that cannot be written is the only failure."""
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    see_functions_from_now_on()
     request = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
     write_answer(run(request), Path(request["answer_folder"]))
     return 0

@@ -80,20 +80,44 @@ class FunctionDepth:
     @contextlib.contextmanager
     def watching(self, observe: CallObserver | None = None) -> Iterator[None]:
         """Count, and show every outermost call to ``observe``."""
-        original = torch.autograd.Function.__dict__["apply"]
-        outer = self
-
-        def apply(cls: type, *args: Any, **kwargs: Any) -> Any:
-            if observe is not None and outer.depth == 0:
-                observe(cls, args, kwargs)
-            outer.depth += 1
-            try:
-                return original.__func__(cls, *args, **kwargs)
-            finally:
-                outer.depth -= 1
-
-        torch.autograd.Function.apply = classmethod(apply)  # type: ignore[assignment]
+        watcher = (self, observe)
+        _WATCHERS.append(watcher)
+        before = torch.autograd.Function.__dict__["apply"]
+        if before is not _WATCHED:
+            torch.autograd.Function.apply = _WATCHED  # type: ignore[method-assign]
         try:
             yield
         finally:
-            torch.autograd.Function.apply = original  # type: ignore[method-assign]
+            _WATCHERS.remove(watcher)
+            torch.autograd.Function.apply = before  # type: ignore[method-assign]
+
+
+#: Who watches at the moment, outermost first.
+_WATCHERS: list[tuple[FunctionDepth, CallObserver | None]] = []
+
+_ORIGINAL = torch.autograd.Function.__dict__["apply"]
+
+
+def _apply(cls: type, *args: Any, **kwargs: Any) -> Any:
+    watchers = list(_WATCHERS)
+    for counter, observe in watchers:
+        if observe is not None and counter.depth == 0:
+            observe(cls, args, kwargs)
+    for counter, _ in watchers:
+        counter.depth += 1
+    try:
+        return _ORIGINAL.__func__(cls, *args, **kwargs)
+    finally:
+        for counter, _ in watchers:
+            counter.depth -= 1
+
+
+_WATCHED: Any = classmethod(_apply)
+
+
+def see_functions_from_now_on() -> None:
+    """Let calls through names that are bound from now on (``swish = Swish.apply`` at import) be watched too.
+
+    For a process of our own, before it imports a model's code; a user's process is left as it is.
+    """
+    torch.autograd.Function.apply = _WATCHED  # type: ignore[method-assign]
