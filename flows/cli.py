@@ -16,8 +16,8 @@ from flows.settings import GradauditSettings, quiet_defaults
 
 quiet_defaults()
 
-#: Exit codes: 0 passed (warnings allowed), 1 failed, 2 could not judge.
-PASSED, FAILED, NOT_JUDGED = 0, 1, 2
+#: The exit code of what could not be judged; `flows.audit_command` has those of verdicts.
+NOT_JUDGED = 2
 
 app = typer.Typer(
     name="gradaudit",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from audits.errors import ArtifactError
 from audits.outcomes import Coverage, Lane, Outcome, ResultRow, Severity
 from audits.report import AuditReport
 from audits.results import ANSWER_SCHEMA, AuditIdentity, answer_table
+from registry_models.untrusted_text import clean as without_unsafe
 
 ROWS_FILE, SUMMARY_FILE = "rows.arrow", "summary.json"
 
@@ -25,8 +25,6 @@ MAXIMUM_LIMITS = 10
 
 #: Identity fields that only the child knows.
 _IDENTITY = ("recipe_digest", "settings_digest", "torch", "device", "driver")
-
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def write_answer(report: AuditReport, folder: Path) -> None:
@@ -83,7 +81,7 @@ def read_answer(folder: Path) -> AuditReport:
 
 def clean(text: str, limit: int = MAXIMUM_TEXT) -> str:
     """Drop control and direction characters and cap the length of a text that comes from a model."""
-    return _CONTROL.sub("", text)[:limit]
+    return without_unsafe(text)[:limit]
 
 
 def _read_summary(path: Path) -> dict[str, Any]:

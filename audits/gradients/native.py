@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from audits.gradients.claims import NATIVE_DTYPE
-from audits.lanes.evaluation import Point, differentiate, norm, quiet
+from audits.gradients.native_calls import NativeCall, collect_calls, is_low_float, tensors_of
+from audits.lanes.evaluation import Point, as_real, differentiate, norm, quiet
 from audits.lanes.float64 import float64_lane
-from audits.lanes.lifting import LIFTED_DTYPE, lift_call, lift_tensor, traits
-from audits.lanes.tape import draws
-from audits.lanes.watching import FunctionDepth, ModuleStack
+from audits.lanes.lifting import lift_tensor
 from audits.outcomes import Lane, Outcome, ResultRow, finite
+from audits.structures import map_tensors
 from audits.subject import LivePhase, Subject
 
 #: Tolerances in units of (eps ||vjp|| + response to 1-ulp input noise). Healthy worst over 5,211 calls: 12 (float32)
@@ -25,59 +22,6 @@ FLOAT32_TOLERANCE = 64.0
 LOW_TOLERANCE = 16.0
 #: ctc_loss sums over all alignments in log space.
 TOLERANCES = {"_ctc_loss": 1024.0}
-
-#: Copies of inputs kept for judging, in bytes: past it further signatures are left out.
-KEPT_BYTES = 2**30
-
-#: Moves values without arithmetic, or draws: nothing to judge.
-_SKIPPED = frozenset({"clone", "detach", "lift_fresh", "_local_scalar_dense", "copy", "alias", "_to_copy"})
-
-
-@dataclass(frozen=True)
-class NativeCall:
-    """One operation with the inputs it got in the native run."""
-
-    name: str
-    path: str
-    label: str
-    run: Callable[..., Any]
-    lifted: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-
-class _Collector(TorchDispatchMode):
-    """Keep one call per operation, shapes, dtypes and options."""
-
-    def __init__(self, stack: ModuleStack) -> None:
-        super().__init__()
-        self.calls: dict[Any, NativeCall] = {}
-        self.left_out = 0
-        self._stack = stack
-        self._bytes = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        known = traits(func)
-        if not (known.is_view or known.base in _SKIPPED or "out" in kwargs or draws(func, args, kwargs)):
-            self.keep(known.base, func, _in_float64(func), args, kwargs)
-        return func(*args, **kwargs)
-
-    def keep(self, name: str, run: Any, lifted: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Copy the inputs of a call unless an equal one is kept."""
-        if not any(_is_low_float(t) for t in _tensors((args, kwargs))):
-            return
-        key = (run, _signature(args), _signature(kwargs))
-        if key in self.calls:
-            return
-        size = sum(t.numel() * t.element_size() for t in _tensors((args, kwargs)))
-        if self._bytes + size > KEPT_BYTES:
-            self.left_out += 1
-            return
-        self._bytes += size
-        path = self._stack.path
-        copied = _mapped(args, lambda t: t.detach().clone()), _mapped(kwargs, lambda t: t.detach().clone())
-        self.calls[key] = NativeCall(name, path, self._stack.label(path), run, lifted, *copied)
 
 
 @dataclass(frozen=True)
@@ -110,7 +54,7 @@ def check_native(subject: Subject, phase: LivePhase) -> list[ResultRow]:
         The rows, and one more that only measures how far the whole model's native gradient is from float64's.
     """
     try:
-        calls, left_out = _collect(subject, phase)
+        calls, left_out = collect_calls(subject, phase)
         rows = _judge_all(subject, phase, calls, left_out)
         if rows:
             rows.append(_whole_model(subject, phase))
@@ -121,20 +65,6 @@ def check_native(subject: Subject, phase: LivePhase) -> list[ResultRow]:
                      message=f"the operations of phase {phase.name!r} could not be recorded: {text}")]  # fmt: skip
     finally:
         subject.reset()
-
-
-def _collect(subject: Subject, phase: LivePhase) -> tuple[list[NativeCall], int]:
-    subject.reset()
-    stack = ModuleStack(subject.model)
-    collector = _Collector(stack)
-
-    def observe(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not cls.__module__.startswith("torch."):
-            collector.keep(cls.__qualname__.rpartition("<locals>.")[2], cls.apply, cls.apply, args, kwargs)
-
-    with quiet(), subject.autocast(), stack.watching(), FunctionDepth().watching(observe), collector:
-        subject.loss(phase)
-    return list(collector.calls.values()), collector.left_out
 
 
 def _judge_all(subject: Subject, phase: LivePhase, calls: list[NativeCall], left_out: int) -> list[ResultRow]:
@@ -164,13 +94,13 @@ def _judge_all(subject: Subject, phase: LivePhase, calls: list[NativeCall], left
 
 def _deviation(call: NativeCall, seed: int) -> Deviation | None:
     """Return the call's deviation, None when nothing in it is differentiable."""
-    dtypes = [t.dtype for t in _tensors((call.args, call.kwargs)) if _is_low_float(t)]
+    dtypes = [t.dtype for t in tensors_of((call.args, call.kwargs)) if is_low_float(t)]
     dtype = max(dtypes, key=lambda d: torch.finfo(d).eps)
     epsilon = torch.finfo(dtype).eps
     native = _vjp(call.run, call.args, call.kwargs, seed)
     if native is None:
         return None
-    args, kwargs = _mapped(call.args, lift_tensor), _mapped(call.kwargs, lift_tensor)
+    args, kwargs = map_tensors(call.args, lift_tensor), map_tensors(call.kwargs, lift_tensor)
     exact = _vjp(call.lifted, args, kwargs, seed)
     if exact is None:
         return None
@@ -183,7 +113,7 @@ def _deviation(call: NativeCall, seed: int) -> Deviation | None:
         moved = t + t * noise.to(t.dtype) * epsilon
         return torch.where(moved.isfinite(), moved, t)  # attention masks hold infinities
 
-    noisy = _vjp(call.lifted, _mapped(args, nudged), _mapped(kwargs, nudged), seed)
+    noisy = _vjp(call.lifted, map_tensors(args, nudged), map_tensors(kwargs, nudged), seed)
     native, exact, noisy = _where_finite(exact, native, exact, noisy)
     assert native is not None
     assert exact is not None
@@ -204,8 +134,8 @@ def _vjp(run: Any, args: tuple[Any, ...], kwargs: dict[str, Any], seed: int) -> 
         return leaves[-1].clone()  # in-place operations may not write into a leaf
 
     with quiet():
-        result = run(*_mapped(args, leaf), **_mapped(kwargs, leaf))
-        outputs = [o for o in _tensors(result) if o.requires_grad and o.is_floating_point()]
+        result = run(*map_tensors(args, leaf), **map_tensors(kwargs, leaf))
+        outputs = [o for o in tensors_of(result) if o.requires_grad and o.is_floating_point()]
         if not outputs or not leaves:
             return None
         generator = torch.Generator().manual_seed(seed)
@@ -244,27 +174,6 @@ def _distance(first: list[torch.Tensor | None], second: list[torch.Tensor | None
     return float(total**0.5)
 
 
-def _in_float64(func: Any) -> Callable[..., Any]:
-    """Return the operation for float64 arguments: fused attention kernels are replaced by plain attention."""
-    known = traits(func)
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        if known.base.startswith("_scaled_dot_product_") and not known.base.endswith("_for_cpu"):
-            a = known.bind(args, kwargs)
-            if a.get("dropout_p"):
-                raise NotImplementedError("fused dropout inside attention")
-            mask = a.get("attn_bias", a.get("attn_mask"))
-            with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-                return F.scaled_dot_product_attention(
-                    a["query"], a["key"], a["value"], attn_mask=mask, is_causal=bool(a.get("is_causal")),
-                    scale=a.get("scale"),
-                )  # fmt: skip
-        args, kwargs, _ = lift_call(func, args, kwargs)
-        return func(*args, **kwargs)
-
-    return run
-
-
 def _whole_model(subject: Subject, phase: LivePhase) -> ResultRow:
     """Measure how far the native gradient of the whole model is from float64's; never judged.
 
@@ -281,7 +190,7 @@ def _whole_model(subject: Subject, phase: LivePhase) -> ResultRow:
             point.restore()
             size = sum(norm(g) ** 2 for g in point.gradients.values()) ** 0.5
             pairs = ((point.gradients[n], kept[n]) for n in problem.tensors)
-            error = sum(_distance([a], [None if b is None else _real(b).to(point.problem.tensors[n].device)]) ** 2
+            error = sum(_distance([a], [None if b is None else as_real(b).to(point.problem.tensors[n].device)]) ** 2
                         for n, (a, b) in zip(problem.tensors, pairs, strict=True)) ** 0.5  # fmt: skip
     except Exception as error_:
         return _row(subject, phase, outcome=Outcome.SKIPPED, cause="measured only",
@@ -292,11 +201,6 @@ def _whole_model(subject: Subject, phase: LivePhase) -> ResultRow:
         message=f"the whole model's native gradient differs from float64's by {relative:.1e} relative (measured, not "
         "judged: branches flip and conditioning amplifies in healthy nets)",
     )  # fmt: skip
-
-
-def _real(tensor: torch.Tensor) -> torch.Tensor:
-    dense = tensor.to_dense() if tensor.layout is not torch.strided else tensor
-    return torch.view_as_real(dense.resolve_conj()) if dense.is_complex() else dense
 
 
 def _deviation_row(subject: Subject, phase: LivePhase, found: Deviation) -> ResultRow:
@@ -328,35 +232,3 @@ def _deviation_row(subject: Subject, phase: LivePhase, found: Deviation) -> Resu
 def _row(subject: Subject, phase: LivePhase, **fields: Any) -> ResultRow:
     return ResultRow(check=NATIVE_DTYPE.name, severity=NATIVE_DTYPE.severity, phase=phase.name, lane=Lane.NATIVE,
                      seed=subject.seed, **fields)  # fmt: skip
-
-
-def _is_low_float(tensor: torch.Tensor) -> bool:
-    return tensor.dtype in LIFTED_DTYPE and tensor.is_floating_point() and tensor.dtype.itemsize > 1
-
-
-def _tensors(value: Any) -> list[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        return [value]
-    if isinstance(value, dict):
-        value = list(value.values())
-    return [t for item in value for t in _tensors(item)] if isinstance(value, (list, tuple)) else []
-
-
-def _mapped(value: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    if isinstance(value, torch.Tensor):
-        return function(value)
-    if isinstance(value, dict):
-        return {key: _mapped(item, function) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(_mapped(item, function) for item in value)
-    return value
-
-
-def _signature(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return (tuple(value.shape), value.dtype)
-    if isinstance(value, dict):
-        return tuple((key, _signature(item)) for key, item in sorted(value.items()))
-    if isinstance(value, (list, tuple)):
-        return tuple(_signature(item) for item in value)
-    return repr(value)

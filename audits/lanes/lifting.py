@@ -74,11 +74,6 @@ def traits(func: Any) -> OperatorTraits:
     return OperatorTraits(name, frozenset(written), tuple(a.name for a in schema.arguments), tuple(defaults), is_view)
 
 
-def is_low(value: Any) -> bool:
-    """Whether the value is a floating or complex tensor below float64."""
-    return isinstance(value, torch.Tensor) and value.dtype in LIFTED_DTYPE
-
-
 def lift_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """Return the tensor in float64 (complex128), or itself when it is neither floating nor low."""
     target = LIFTED_DTYPE.get(tensor.dtype)

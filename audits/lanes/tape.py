@@ -51,7 +51,6 @@ class Tape:
 
     draws: list[tuple[str, Any]] = field(default_factory=list)
     by_state: dict[tuple[str, bytes], Any] = field(default_factory=dict)
-    mismatched: bool = False
 
     def cursor(self, *, keep_states: bool = False) -> TapeCursor:
         """Start at the beginning; ``keep_states`` also indexes the draws by the generator's state."""
@@ -94,7 +93,6 @@ class TapeCursor:
         shape = _noise_of(base, None, args, result, shape_only=True)
         if name != base or (noise.shape[1:] if base in IMPLICIT else noise.shape) != shape:
             # The lane draws something else than the native run did: from here on it has a tape of its own.
-            self._tape.mismatched = True
             del self._tape.draws[self._position :]
             return None
         self._position += 1

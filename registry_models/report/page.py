@@ -12,7 +12,8 @@ from audits.skipped import Unchecked, not_checked
 from registry_models.report.changes import Change
 from registry_models.report.findings import Finding, FindingGroup, finding_groups
 from registry_models.report.lines import RANK, ParameterLine, is_parameter, parameter_lines, shown_outcome
-from registry_models.report.text import clean, duration, one_line, plural, shortened
+from registry_models.report.text import duration, one_line, plural, shortened
+from registry_models.untrusted_text import clean
 
 #: Claims about the whole model that a page lists row by row.
 LISTED_CLAIMS = 400

@@ -10,7 +10,8 @@ from markupsafe import Markup, escape
 from audits.outcomes import Outcome
 from registry_models.report.lines import ParameterLine
 from registry_models.report.scale import LogScale
-from registry_models.report.text import clean, shortened
+from registry_models.report.text import shortened
+from registry_models.untrusted_text import clean
 
 WIDTH, LEFT, RIGHT = 1000, 58, 10
 PANEL, GAP, TOP, BOTTOM = 132, 48, 84, 34

@@ -9,7 +9,8 @@ from typing import Any
 from audits.outcomes import Outcome
 from audits.report import AuditReport
 from registry_models.report.lines import ParameterLine, parameter_lines
-from registry_models.report.text import clean, shortened
+from registry_models.report.text import shortened
+from registry_models.untrusted_text import clean
 
 #: Colour, marker and name of an outcome: never told apart by colour alone.
 _MARKS = {

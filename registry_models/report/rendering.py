@@ -17,7 +17,8 @@ from audits.report import AuditReport
 from registry_models.report.changes import Change
 from registry_models.report.page import page_of
 from registry_models.report.picture import picture
-from registry_models.report.text import MISSING, clean, number, plural
+from registry_models.report.text import MISSING, number, plural
+from registry_models.untrusted_text import clean
 
 #: Addresses a link may have: the web, or a place in the page or server that shows the report.
 _ADDRESS = re.compile(r"(?:https?://|[#/.?]|[\w-]+(?:[/?#.]|$))", re.ASCII)

@@ -5,17 +5,11 @@ from __future__ import annotations
 import math
 import re
 
-#: Control characters (terminal escapes), surrogates, and characters that reorder or hide text. Tab and newline stay.
-_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
+from registry_models.untrusted_text import clean
 
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|~&$])")
 
 MISSING = "–"
-
-
-def clean(text: str) -> str:
-    """Return the text without control, reordering and invisible characters; escaping is left to the template."""
-    return _UNSAFE.sub("", text)
 
 
 def one_line(text: str) -> str:
