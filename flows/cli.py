@@ -92,6 +92,46 @@ def nightly(
 
 
 @app.command()
+def setup(
+    cron: Annotated[str | None, typer.Option(help="When the nightly starts. [default: 0 2 * * *]")] = None,
+    timezone: Annotated[str | None, typer.Option(help="The schedule's time zone, such as Europe/Berlin.")] = None,
+    notify: Annotated[
+        str | None,
+        typer.Option(help="Block told of newly failed versions, such as slack-webhook/team; `none` stops that."),
+    ] = None,
+    event_trigger: Annotated[
+        bool, typer.Option("--event-trigger", help="Audit what an event mlflow.model-version.created names.")
+    ] = False,
+    file: Annotated[Path | None, typer.Option(help="Your own prefect.yaml; that of gradaudit otherwise.")] = None,
+    pool_type: Annotated[str, typer.Option(help="Type of work pools that do not exist yet.")] = "process",
+) -> None:
+    """Create pools, queues, deployments and automations on the Prefect server at PREFECT_API_URL; repeat at will."""
+    from flows.display import console, log_console
+    from flows.service.setup import SetupOptions, set_up
+
+    options = SetupOptions(cron, timezone, notify, event_trigger, file, pool_type)
+    with log_console.status("setting up Prefect"):
+        lines = set_up(options)
+    console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def up(
+    folder: Annotated[Path, typer.Option(help="Where everything is kept: databases, results, logs, secrets.")] = Path(
+        "gradaudit_data"
+    ),
+    mlflow_port: Annotated[int, typer.Option(help="Of MLflow's server and UI; 0: any free one.")] = 5000,
+    prefect_port: Annotated[int, typer.Option(help="Of Prefect's server and UI; 0: any free one.")] = 4200,
+    webhook_port: Annotated[int, typer.Option(help="Of the webhook; 0: any free one.")] = 8765,
+    gpus: Annotated[str, typer.Option(help="all, none, or numbers such as 0,1: one worker each.")] = "all",
+) -> None:
+    """Run everything on this machine: MLflow, Prefect, workers, webhook, deployments; one Ctrl-C ends it."""
+    from flows.service.up import UpOptions, run_up
+
+    raise typer.Exit(run_up(UpOptions(folder, mlflow_port, prefect_port, webhook_port, gpus), os.environ))
+
+
+@app.command()
 def demo(
     folder: Annotated[Path, typer.Option(help="Where the demo keeps its MLflow, Prefect and results.")] = Path(
         "demo_workspace"

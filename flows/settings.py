@@ -31,6 +31,8 @@ _PREFECT_DEFAULTS = {
     "PREFECT_API_BLOCKS_REGISTER_ON_START": "false",
     "PREFECT_SERVER_DATABASE_TIMEOUT": "60",
     "PREFECT_CLI_PROMPT": "false",
+    # A run beats every 30 s, the least there is; the automation of `gradaudit setup` misses it after 90.
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
 }
 
 

@@ -46,6 +46,7 @@ class ProcessTree:
     def __init__(self, leader: int) -> None:
         self.leader = leader
         self._known: dict[int, int] = {}
+        self._leader_started: int | None = None
 
     def look(self) -> Usage:
         """Measure the tree (Linux; zeros elsewhere)."""
@@ -58,8 +59,9 @@ class ProcessTree:
 
     def end(self) -> None:
         """Kill the tree and wait until nothing of it runs."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.leader, signal.SIGKILL)
+        if not self._replaced(_processes()):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.leader, signal.SIGKILL)
         deadline = time.monotonic() + _PATIENCE
         while members := {pid for pid, member in self._members().items() if not member.zombie}:
             for pid in members:
@@ -75,7 +77,9 @@ class ProcessTree:
         for pid, process in table.items():
             children.setdefault(process.parent, []).append(pid)
         seen = {pid for pid, started in self._known.items() if pid in table and table[pid].started == started}
-        pending = [self.leader, *seen, *(pid for pid, process in table.items() if process.session == self.leader)]
+        pending = [*seen]
+        if not self._replaced(table):
+            pending += [self.leader, *(pid for pid, process in table.items() if process.session == self.leader)]
         found: dict[int, _Process] = {}
         while pending:
             pid = pending.pop()
@@ -84,6 +88,13 @@ class ProcessTree:
                 pending.extend(children.get(pid, ()))
         self._known = {pid: process.started for pid, process in found.items()}
         return found
+
+    def _replaced(self, table: dict[int, _Process]) -> bool:
+        """Whether the leader's process id is by now a stranger's."""
+        leader = table.get(self.leader)
+        if leader is not None and self._leader_started is None:
+            self._leader_started = leader.started
+        return leader is not None and leader.started != self._leader_started
 
 
 def tasks_of_user() -> int:
