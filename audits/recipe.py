@@ -259,14 +259,15 @@ class Recipe:
         from audits.recipe_data import recipe_to_plain
 
         hasher = hashlib.sha256()
-        _feed(hasher, recipe_to_plain(self, storable=False))
-        _feed(hasher, self.batch)
+        feed(hasher, recipe_to_plain(self, storable=False))
+        feed(hasher, self.batch)
         for phase in self.phases:
-            _feed(hasher, phase.optimizer.state)
+            feed(hasher, phase.optimizer.state)
         return hasher.hexdigest()[:16]
 
 
-def _feed(hasher: Any, value: Any) -> None:
+def feed(hasher: Any, value: Any) -> None:
+    """Feed a nested value of tensors, mappings, lists and plain values to a hash."""
     if isinstance(value, torch.Tensor):
         tensor = value.detach().cpu().contiguous()
         hasher.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
@@ -274,10 +275,10 @@ def _feed(hasher: Any, value: Any) -> None:
     elif isinstance(value, Mapping):
         for key in sorted(value, key=str):
             hasher.update(f"{key}:".encode())
-            _feed(hasher, value[key])
+            feed(hasher, value[key])
     elif isinstance(value, (list, tuple)):
         for item in value:
-            _feed(hasher, item)
+            feed(hasher, item)
             hasher.update(b",")
     else:
         hasher.update(json.dumps(value, default=str).encode())

@@ -35,6 +35,8 @@ class AuditReport:
         seconds: duration of the audit's own work.
         provenance: recipe field -> ``declared`` or ``assumed``, and where.
         limits: sentences about what this audit could not see; the headline ends with them.
+        parts: digest of each part that a verdict depends on (weights, files, sources, loss, optimizer, state, batch,
+            step, options): what tells apart why two audits differ.
     """
 
     rows: tuple[ResultRow, ...]
@@ -44,6 +46,7 @@ class AuditReport:
     provenance: Mapping[str, str] = field(default_factory=dict)
     run_id: str | None = None
     limits: tuple[str, ...] = ()
+    parts: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def outcome(self) -> Outcome:

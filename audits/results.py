@@ -6,6 +6,8 @@ Layout, under one root (a folder or an object-store URI):
 rows/audit_date=2026-01-31/part-<audit_id>.parquet     one row per audit, phase, step, lane, check and parameter
 audits/audit_date=2026-01-31/part-<audit_id>.parquet   one row per audit, written last: the audit's commit
 ```
+
+`audits.compaction` merges a day's files into ``merged-...``, and a month's into the folder ``audit_date=2026-01``.
 """
 
 from __future__ import annotations
@@ -14,17 +16,19 @@ import dataclasses
 import datetime
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from audits.errors import InfrastructureError
+from audits.errors import InfrastructureError, SettingsError
 from audits.outcomes import ResultRow
+from audits.store_files import StoreFile, list_files, while_files_move
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,6 +60,7 @@ def _field(name: str, kind: pa.DataType, text: str) -> pa.Field:
 
 
 _STRING, _FLOAT = pa.string(), pa.float64()
+_STRINGS, _MAP = pa.list_(pa.string()), pa.map_(pa.string(), pa.string())
 
 IDENTITY_FIELDS = (
     _field("audit_id", _STRING, "digest of fingerprint and occasion; a retry has the same, a re-audit another"),
@@ -116,6 +121,10 @@ AUDITS_SCHEMA = pa.schema(
         _field("due_key", _STRING, "digest that tells without a download whether a version has changed"),
         _field("occasion", _STRING, "why it was audited: registration, a night's date, or a forced run's id"),
         _field("message", _STRING, "the verdict in one sentence"),
+        _field("parts", _MAP, "digest of each part the verdict depends on: weights, files, sources, loss, ..."),
+        _field("provenance", _MAP, "recipe field, and who declared it or that it is assumed"),
+        _field("limits", _STRINGS, "sentences on what this audit could not see"),
+        _field("unresolved", _STRINGS, "trainable parameters whose gradient or update was not resolved"),
     ],
     metadata={"schema_version": str(SCHEMA_VERSION)},
 )
@@ -140,7 +149,13 @@ def rows_table(answer: pa.Table, identity: AuditIdentity) -> pa.Table:
 def audits_table(identity: AuditIdentity, **values: Any) -> pa.Table:
     """Return one audit's line as a table of `AUDITS_SCHEMA`."""
     line = {f.name: getattr(identity, f.name) for f in IDENTITY_FIELDS} | values
-    return pa.table({f.name: pa.array([line[f.name]], f.type) for f in AUDITS_SCHEMA}, schema=AUDITS_SCHEMA)
+    return pa.table({f.name: pa.array([_plain(line, f)], f.type) for f in AUDITS_SCHEMA}, schema=AUDITS_SCHEMA)
+
+
+def _plain(line: Mapping[str, Any], field: pa.Field) -> Any:
+    """A value as Arrow takes it: mappings as pairs; only lists and maps may be left out."""
+    value = line.get(field.name) if pa.types.is_nested(field.type) else line[field.name]
+    return list(value.items()) if isinstance(value, Mapping) else list(value) if isinstance(value, tuple) else value
 
 
 class ResultsStore:
@@ -148,12 +163,18 @@ class ResultsStore:
 
     Args:
         root: a local folder, or a URI that `pyarrow.fs` knows (``s3://``, ``gs://``, ``abfs://``).
+
+    Raises:
+        SettingsError: a URI that cannot be.
     """
 
     def __init__(self, root: str | Path) -> None:
         self.root = str(root)
         if "://" in self.root:
-            self._filesystem, self._path = fs.FileSystem.from_uri(self.root)
+            try:
+                self._filesystem, self._path = fs.FileSystem.from_uri(self.root)
+            except (OSError, ValueError) as error:
+                raise SettingsError(f"the results store {self.root!r} cannot be opened: {error}") from error
         else:
             self._filesystem, self._path = fs.LocalFileSystem(), os.path.abspath(self.root)
 
@@ -180,25 +201,62 @@ class ResultsStore:
             raise InfrastructureError(f"results could not be written to {target}: {error}") from error
         return target
 
-    def read(self, dataset: str, *, columns: Sequence[str] | None = None, filter: Any = None) -> pa.Table:
+    def files(
+        self, dataset: str, *, since: datetime.date | None = None, until: datetime.date | None = None
+    ) -> list[StoreFile]:
+        """Return the dataset's files, in order of their names.
+
+        Args:
+            dataset: ``rows`` or ``audits``.
+            since: leave out folders of earlier days.
+            until: leave out folders of later days.
+
+        Raises:
+            InfrastructureError: the store cannot be listed.
+        """
+        return list_files(self._filesystem, f"{self._path}/{dataset}", since=since, until=until)
+
+    def read(
+        self,
+        dataset: str,
+        *,
+        columns: Sequence[str] | None = None,
+        filter: Any = None,
+        files: Sequence[StoreFile] | None = None,
+    ) -> pa.Table:
         """Read a dataset; of several files of one audit id the newest counts.
+
+        Args:
+            dataset: ``rows`` or ``audits``.
+            columns: their names; all without.
+            filter: a `pyarrow.dataset` expression over columns that all rows of one audit share. Any other could take
+                the newest writing's rows away and leave an older one's; `audits.queries` has no such limit.
+            files: only these of `files`; all without.
 
         Raises:
             InfrastructureError: the store cannot be read.
         """
         schema = ROWS_SCHEMA if dataset == "rows" else AUDITS_SCHEMA
-        path = f"{self._path}/{dataset}"
-        if self._filesystem.get_file_info(path).type == fs.FileType.NotFound:
+        if files is None:
+            return while_files_move(
+                lambda: self.read(dataset, columns=columns, filter=filter, files=self.files(dataset))
+            )
+        if not files:
             empty = schema.empty_table()
             return empty if columns is None else empty.select(list(columns))
         wanted = list(schema.names) if columns is None else list(dict.fromkeys([*columns, *_keys(dataset)]))
         try:
-            parts = ds.dataset(path, schema=schema, filesystem=self._filesystem, format="parquet", partitioning="hive")
-            table = parts.to_table(columns=wanted, filter=filter)
+            paths = [file.path for file in files]
+            table = self.dataset(dataset, paths).to_table(columns=wanted, filter=filter)
         except (OSError, pa.ArrowInvalid) as error:
-            raise InfrastructureError(f"results in {path} cannot be read: {error}") from error
+            raise InfrastructureError(f"results in {self._path}/{dataset} cannot be read: {error}") from error
         table = newest(table, dataset)
         return table if columns is None else table.select(list(columns))
+
+    def dataset(self, dataset: str, paths: Sequence[str]) -> ds.Dataset:
+        """Return files as an Arrow dataset: a column that an older file lacks is null."""
+        schema = ROWS_SCHEMA if dataset == "rows" else AUDITS_SCHEMA
+        return ds.dataset(list(paths), schema=schema, filesystem=self._filesystem, format="parquet")
 
 
 def _keys(dataset: str) -> list[str]:
@@ -209,10 +267,19 @@ def newest(table: pa.Table, dataset: str) -> pa.Table:
     """Keep, of every audit id, the rows of its newest writing, each row once."""
     if not table.num_rows:
         return table
-    frame = table.select(_keys(dataset)).to_pandas()
-    latest = frame["audited_at"] == frame.groupby("audit_id")["audited_at"].transform("max")
-    kept = latest & ~frame.duplicated()
-    return table if kept.all() else table.filter(pa.array(kept))
+    ids = table.column("audit_id").combine_chunks().dictionary_encode()
+    number = np.asarray(ids.indices)
+    at = np.asarray(table.column("audited_at").cast(pa.int64()))
+    latest = np.full(len(ids.dictionary), np.iinfo(np.int64).min)
+    np.maximum.at(latest, number, at)
+    kept = at == latest[number]
+    row = np.asarray(table.column("row")).astype(np.int64) if dataset == "rows" else np.zeros(len(at), np.int64)
+    key = number.astype(np.int64) * (row.max() + 1) + row
+    key[~kept] = -1
+    unique, first = np.unique(key, return_index=True)
+    if len(unique) == len(key):
+        return table
+    return table.take(pa.array(np.sort(first[unique >= 0])))
 
 
 def write_parquet(table: pa.Table, where: Any, *, row_group_size: int | None = None) -> None:

@@ -14,6 +14,7 @@ from audits.diagnosis import diagnosed
 from audits.gradients import check_gradients
 from audits.health import check_health
 from audits.outcomes import Coverage, Outcome, ResultRow
+from audits.parts import parts_of
 from audits.recipe import Recipe
 from audits.report import AuditReport
 from audits.results import AuditIdentity
@@ -60,6 +61,7 @@ def audit(
             rows += _run_part(name, part, subject)
         rows = [r for r in rows if settings.wants_check(r.check)]
         rows = [r for r in rows if r.parameter is None or settings.wants_parameter(r.parameter)]
+        parts = parts_of(subject.model, recipe)
         trainable = {n: subject.parameters[n].numel() for n in subject.trainable if settings.wants_parameter(n)}
         rows = diagnosed(rows, subject)
         chosen = subject.device
@@ -85,6 +87,7 @@ def audit(
         provenance={
             f: "assumed" if f in recipe.assumed else "declared" for f in ("batch", "loss", "optimizer", "step")
         },
+        parts=parts,
     )
 
 

@@ -74,4 +74,8 @@ def _commit_line(report: AuditReport, identity: AuditIdentity, fingerprint: str,
         due_key=key,
         occasion=occasion,
         message=report.headline,
+        parts=report.parts,
+        provenance=report.provenance,
+        limits=report.limits,
+        unresolved=report.coverage_of.unresolved,
     )

@@ -129,6 +129,8 @@ def audit_version(
         artifact_kind=snapshot.artifact_kind if snapshot else "unknown",
         isolation=str(level),
     )
+    if snapshot is not None:
+        report = _with_parts(report, snapshot)
     if not write:
         return report
     on_stage("publishing")
@@ -212,6 +214,13 @@ def audit_snapshot(
         if end.cause != "crashed":
             break
     return refused(end.message, cause=end.cause or "crashed")
+
+
+def _with_parts(report: AuditReport, snapshot: Snapshot) -> AuditReport:
+    """Add what the files say of weights and code to what the audit's process says of recipe and sources."""
+    return dataclasses.replace(
+        report, parts={**report.parts, **snapshot.parts, "gradaudit": metadata.version("gradaudit")}
+    )
 
 
 def rerun_command(version: Version, tracking_uri: str) -> str:

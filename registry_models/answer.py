@@ -22,6 +22,7 @@ MAXIMUM_SUMMARY_BYTES = 8 * 2**20
 MAXIMUM_ROWS = 1_000_000
 MAXIMUM_TEXT = 2_000
 MAXIMUM_LIMITS = 10
+MAXIMUM_PARTS = 20
 
 #: Identity fields that only the child knows.
 _IDENTITY = ("recipe_digest", "settings_digest", "torch", "device", "driver")
@@ -41,6 +42,7 @@ def write_answer(report: AuditReport, folder: Path) -> None:
         "seconds": report.seconds,
         "provenance": dict(report.provenance),
         "limits": list(report.limits),
+        "parts": dict(report.parts),
         "recipe_digest": identity.recipe_digest,
         "settings_digest": identity.settings_digest,
         "torch": identity.torch,
@@ -74,6 +76,7 @@ def read_answer(folder: Path) -> AuditReport:
             seconds=float(summary["seconds"]),
             provenance={clean(str(k), 100): clean(str(v), 1000) for k, v in summary["provenance"].items()},
             limits=tuple(clean(str(text)) for text in summary.get("limits", ())[:MAXIMUM_LIMITS]),
+            parts=_parts(summary.get("parts", {})),
         )
     except (KeyError, TypeError, ValueError, AttributeError, OSError, pa.ArrowException) as error:
         raise ArtifactError(f"the audit's answer is not of the agreed form: {type(error).__name__}: {error}") from error
@@ -128,6 +131,13 @@ def _row(values: dict[str, Any]) -> ResultRow:
             "message": values["message"] or "",
         }
     )
+
+
+def _parts(value: Any) -> dict[str, str]:
+    parts = {clean(str(k), 50): clean(str(v), 50) for k, v in value.items()}
+    if len(parts) > MAXIMUM_PARTS:
+        raise ArtifactError(f"the audit's answer has more than {MAXIMUM_PARTS} parts")
+    return parts
 
 
 def _share(value: Any) -> float:

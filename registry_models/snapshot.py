@@ -20,6 +20,7 @@ from audits.errors import ArtifactError, RecipeError
 from registry_models.factory_files import FACTORY_FILE
 from registry_models.recipe_files import FOLDER, RECIPE_FILE, load_yaml
 from registry_models.recipe_sources import RecipeSource, Trust, copy_matching
+from registry_models.version_parts import version_parts
 from registry_models.versions import RECIPE_TAG, Version, registry_errors
 
 #: Where recipes may be fetched from when a tag names them: the same server, nothing else. ``runs://PROFILE@...`` would
@@ -49,6 +50,7 @@ class Snapshot:
         code_folder: the version's own ``code/`` folder, or None.
         sources: every place that says something about the recipe, best first.
         run_params: parameters that the version's source run logged; an optimizer nobody declared is read off them.
+        parts: digests of ``weights`` and ``files``, so that a retrained version and a rewritten one are told apart.
     """
 
     folder: Path
@@ -59,6 +61,7 @@ class Snapshot:
     code_folder: Path | None
     sources: tuple[RecipeSource, ...] = ()
     run_params: Mapping[str, str] = field(default_factory=dict)
+    parts: Mapping[str, str] = field(default_factory=dict)
 
     def request(self) -> dict[str, Any]:
         """Return the part of a child's request that describes the version and its recipes."""
@@ -176,14 +179,16 @@ def read_snapshot(folder: Path, *, overlay: Path | None = None, overlay_source: 
         recipe_folder: Path | None = overlay
     else:
         recipe_folder = own if (own / RECIPE_FILE).is_file() else None
+    contents, code_folder = _contents(files), _code_folder(folder, flavors)
     return Snapshot(
         folder=folder,
-        digest=_digest(folder, files),
+        digest=_digest(folder, contents),
         artifact_kind=_artifact_kind(folder, flavors),
         recipe_folder=recipe_folder,
         recipe_source=overlay_source if overlay is not None else "version" if recipe_folder else "none",
-        code_folder=_code_folder(folder, flavors),
+        code_folder=code_folder,
         sources=(RecipeSource(Trust.VERSION, "the version", own),) if (own / RECIPE_FILE).is_file() else (),
+        parts=version_parts(folder, contents, code_folder),
     )
 
 
@@ -241,10 +246,17 @@ def _files(folder: Path, *, limit: int | None = None) -> list[Path]:
     return files
 
 
-def _digest(folder: Path, files: list[Path]) -> str:
-    hasher = hashlib.sha256()
+def _contents(files: list[Path]) -> list[tuple[Path, str]]:
+    """Each file with the SHA-256 of its content."""
+    contents = []
     for path in files:
         with path.open("rb") as stream:
-            content = hashlib.file_digest(stream, "sha256").hexdigest()
+            contents.append((path, hashlib.file_digest(stream, "sha256").hexdigest()))
+    return contents
+
+
+def _digest(folder: Path, contents: list[tuple[Path, str]]) -> str:
+    hasher = hashlib.sha256()
+    for path, content in contents:
         hasher.update(f"{path.relative_to(folder).as_posix()}\0{content}\n".encode())
     return hasher.hexdigest()[:32]
