@@ -1,9 +1,12 @@
-"""Many small files into few: one file per dataset and day, under a lock. A crash loses nothing and doubles nothing.
+"""Many small files into few, under a lock. A crash at any point loses nothing and doubles nothing.
 
-A file per audit would be 3.65 million files a year for 10,000 models. A day's files are merged into one, sorted by
-model, version and parameter, so that one parameter's history reads few row groups. The merged file appears whole before
-the small ones go; between the two `ResultsStore.read` shows each audit once, and the next compaction heals what a crash
-left behind.
+A file per audit would be 3.65 million files a year for 10,000 models. A day's files are merged into one,
+``audit_date=2026-01-31/merged-....parquet``, sorted by model, version and parameter; a month's into one in the folder
+``audit_date=2026-01``, sorted by model, parameter and time, so that a parameter's history lies in one row group.
+
+The merged file appears whole before those it was made of go. Between the two, and after a crash there, a reader finds
+an audit in both: it takes the finer file (`audits.queries`) or each row once (`ResultsStore.read`), and the next
+compaction takes the leftovers away. A file that changed after it was read (a retry of the same audit) stays.
 """
 
 from __future__ import annotations
@@ -11,43 +14,87 @@ from __future__ import annotations
 import datetime
 import hashlib
 import logging
+import os
 import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
-from audits.errors import InfrastructureError
-from audits.results import AUDITS_SCHEMA, ROWS_SCHEMA, ResultsStore, newest, write_atomically
+from audits.errors import InfrastructureError, InputError
+from audits.results import ResultsStore, newest, writing_atomically
+from audits.store_files import Layer, StoreFile
 
 _log = logging.getLogger(__name__)
 
-#: Rows per row group of a merged file: small enough that one parameter's year skips nearly all of them.
-ROW_GROUP = 50_000
+#: Rows per row group of a merged file: small enough that one parameter's history, or the failures of a night, skip
+#: nearly all of them by their statistics; large enough that a month's footer stays at a few megabytes.
+ROW_GROUP = {Layer.DAY: 20_000, Layer.MONTH: 50_000}
 
-_SORTED = {
-    "rows": [
-        ("model_name", "ascending"),
-        ("model_version", "ascending"),
-        ("parameter", "ascending"),
-        ("row", "ascending"),
-    ],
-    "audits": [("model_name", "ascending"), ("model_version", "ascending")],
+#: Rows that a merge holds in memory at a time, about 1 kB each; a model with more of them in a month is held whole.
+CHUNK = 600_000
+
+_ORDER = {
+    ("rows", Layer.DAY): ("model_name", "model_version", "parameter", "audited_at", "row"),
+    ("rows", Layer.MONTH): ("model_name", "parameter", "audited_at", "row"),
+    ("audits", Layer.DAY): ("model_name", "model_version", "audited_at"),
+    ("audits", Layer.MONTH): ("model_name", "model_version", "audited_at"),
 }
-_DAY = re.compile(r"audit_date=(\d{4}-\d{2}-\d{2})$")
+_MONTH = re.compile(r"\d{4}-(0[1-9]|1[0-2])")
+
+#: A file that is about to go is first given this prefix, under which no reader looks.
+_TAKEN = ".taken-"
 
 
 def compact(store: ResultsStore, *, before: datetime.date) -> int:
-    """Merge the files of every day before ``before``; return the number of files merged away.
+    """Merge the files of every day before ``before``, each day's into one; return the number of files merged away.
 
     Args:
         store: a results store in a local folder; object stores are left as they are.
-        before: days from this one on are left alone: audits still write there.
+        before: days from this one on are left alone.
 
     Raises:
         InfrastructureError: the disk refused.
     """
+    last = before - datetime.timedelta(1)
+    return _compact(store, Layer.DAY, [], last)
+
+
+def compact_months(store: ResultsStore, months: Sequence[str], *, before: datetime.date) -> int:
+    """Merge every day before ``before`` of these months into one file a month; return the number merged away.
+
+    Args:
+        store: a results store in a local folder; object stores are left as they are.
+        months: ``2026-10``, ...
+        before: days from this one on are left alone.
+
+    Raises:
+        InputError: a month that is none.
+        InfrastructureError: the disk refused.
+    """
+    for month in months:
+        if not _MONTH.fullmatch(month):
+            raise InputError(f"{month!r} is no month: write it as 2026-10")
+    return _compact(store, Layer.MONTH, months, before - datetime.timedelta(1))
+
+
+def ended_months(store: ResultsStore, *, today: datetime.date) -> list[str]:
+    """Return the months before the present one of which days are still apart."""
+    found = {file.month for dataset in ("rows", "audits") for file in store.files(dataset, until=today)}
+    apart = {
+        file.month
+        for dataset in ("rows", "audits")
+        for file in store.files(dataset, until=today)
+        if file.layer is not Layer.MONTH
+    }
+    return sorted(month for month in found & apart if month < today.isoformat()[:7])
+
+
+def _compact(store: ResultsStore, layer: Layer, months: Sequence[str], last: datetime.date) -> int:
     root = store.local_folder
     if root is None or not root.is_dir():
         return 0
@@ -55,10 +102,18 @@ def compact(store: ResultsStore, *, before: datetime.date) -> int:
     try:
         with FileLock(root / ".compaction.lock", timeout=0):
             for dataset in ("rows", "audits"):
-                for folder in sorted((root / dataset).glob("audit_date=*")):
-                    day = _DAY.search(folder.name)
-                    if day and datetime.date.fromisoformat(day[1]) < before:
-                        merged += _merge(dataset, folder)
+                _put_back(root / dataset)
+                groups: dict[str, list[StoreFile]] = {}
+                for file in store.files(dataset, until=last):
+                    period = file.period if layer is Layer.DAY else file.month
+                    wanted = file.layer is not Layer.MONTH if layer is Layer.DAY else file.month in months
+                    if wanted:
+                        groups.setdefault(period, []).append(file)
+                for period, files in sorted(groups.items()):
+                    if len(files) > 1 or files[0].layer is not layer:
+                        if len(files) == 1 and layer is Layer.DAY:
+                            continue  # one audit's file alone is as good as a merged one
+                        merged += _merge(store, dataset, files, root / dataset / f"audit_date={period}", layer)
     except Timeout:
         _log.info("another compaction is under way")
     except (OSError, pa.ArrowInvalid) as error:
@@ -66,26 +121,88 @@ def compact(store: ResultsStore, *, before: datetime.date) -> int:
     return merged
 
 
-def _merge(dataset: str, folder: Path) -> int:
-    files = sorted(folder.glob("*.parquet"))
-    if len(files) < 2:
-        return 0
-    schema = ROWS_SCHEMA if dataset == "rows" else AUDITS_SCHEMA
-    table = pa.concat_tables([_conformed(pq.read_table(file, partitioning=None), schema) for file in files])
-    table = newest(table, dataset).sort_by(_SORTED[dataset])
-    name = hashlib.sha256("\0".join(file.name for file in files).encode()).hexdigest()[:16]
+def _merge(store: ResultsStore, dataset: str, files: Sequence[StoreFile], folder: Path, layer: Layer) -> int:
+    paths = [Path(file.path) for file in files]
+    states = {path: _state(path) for path in paths}
+    source = store.dataset(dataset, [file.path for file in files])
+    name = hashlib.sha256("\0".join(file.path for file in files).encode()).hexdigest()[:16]
     target = folder / f"merged-{name}.parquet"
-    write_atomically(table, target, row_group_size=ROW_GROUP)
-    gone = [file for file in files if file != target]
-    for file in gone:
-        file.unlink(missing_ok=True)
-    return len(gone)
+    with writing_atomically(target, source.schema) as writer:
+        for part in _parts(paths):
+            table = newest(source.to_table(filter=part), dataset)
+            if table.num_rows:
+                table = table.take(_order(table, _ORDER[dataset, layer]))
+                writer.write_table(table, row_group_size=ROW_GROUP[layer])
+    gone = sum(_take_away(path, states[path]) for path in paths if path != target)
+    for emptied in {path.parent for path in paths} - {folder}:
+        if not any(emptied.iterdir()):
+            emptied.rmdir()
+    return gone
 
 
-def _conformed(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """Give an older file the columns it lacks, as nulls."""
-    columns = [
-        table.column(f.name).cast(f.type) if f.name in table.column_names else pa.nulls(table.num_rows, f.type)
-        for f in schema
-    ]
-    return pa.table(columns, schema=schema)
+def _parts(paths: Sequence[Path]) -> Iterator[ds.Expression]:
+    """Ranges of model names that hold about `CHUNK` rows each, by the row groups' statistics."""
+    groups: list[tuple[str, int]] = []
+    for path in paths:
+        footer = pq.read_metadata(path)
+        column = footer.schema.names.index("model_name")
+        for index in range(footer.num_row_groups):
+            group = footer.row_group(index)
+            statistics = group.column(column).statistics
+            if statistics is None or not statistics.has_min_max:  # a name beyond what statistics hold
+                groups = []
+                break
+            groups.append((statistics.max, group.num_rows))
+    name, lower, count = ds.field("model_name"), None, 0
+    for upper, rows in sorted(groups):
+        count += rows
+        if count >= CHUNK and upper != lower:
+            yield name <= upper if lower is None else (name > lower) & (name <= upper)
+            lower, count = upper, 0
+    yield ds.scalar(True) if lower is None else name > lower
+
+
+def _order(table: pa.Table, columns: Sequence[str]) -> pa.Array:
+    """Indices that sort the table; strings are compared once a name, not once a row."""
+    keys = []
+    for column in columns:
+        values = table.column(column).combine_chunks()
+        if pa.types.is_string(values.type):
+            coded = values.dictionary_encode()
+            names = coded.dictionary.to_pylist()
+            rank = np.empty(len(names) + 1, np.int64)
+            rank[np.array(sorted(range(len(names)), key=names.__getitem__), np.int64)] = np.arange(len(names))
+            rank[-1] = -1  # none comes first
+            keys.append(rank[np.asarray(coded.indices.fill_null(len(names)))])
+        else:
+            keys.append(np.asarray(values.cast(pa.int64()).fill_null(-1)))
+    return pa.array(np.lexsort(keys[::-1]))
+
+
+def _state(path: Path) -> tuple[int, int, int]:
+    status = path.stat()
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _take_away(path: Path, state: tuple[int, int, int]) -> bool:
+    """Delete the file that was read; whatever has come in its place meanwhile stays."""
+    taken = path.with_name(f"{_TAKEN}{path.name}")
+    path.rename(taken)
+    if _state(taken) == state:
+        taken.unlink()
+        return True
+    if not path.exists():
+        taken.rename(path)
+    else:  # a still newer one is there
+        taken.unlink()
+    return False
+
+
+def _put_back(folder: Path) -> None:
+    """Give files back that a compaction had in its hand when it was killed: nothing says whether it had read them."""
+    for taken in folder.glob(f"audit_date=*/{_TAKEN}*"):
+        path = taken.with_name(taken.name.removeprefix(_TAKEN))
+        if path.exists():
+            taken.unlink()
+        else:
+            os.rename(taken, path)

@@ -15,8 +15,9 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import os
-import tempfile
-from collections.abc import Mapping, Sequence
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -282,32 +283,42 @@ def newest(table: pa.Table, dataset: str) -> pa.Table:
     return table.take(pa.array(np.sort(first[unique >= 0])))
 
 
-def write_parquet(table: pa.Table, where: Any, *, row_group_size: int | None = None) -> None:
-    """Write a table as the store does: zstd, dictionaries for strings, byte-stream-split for floats."""
-    strings = [f.name for f in table.schema if f.type == _STRING]
-    floats = [f.name for f in table.schema if f.type == _FLOAT]
-    pq.write_table(
-        table,
-        where,
-        compression="zstd",
-        use_dictionary=strings,
-        use_byte_stream_split=floats,
-        row_group_size=row_group_size,
-    )
+def parquet_options(schema: pa.Schema) -> dict[str, Any]:
+    """How the store writes Parquet: zstd, dictionaries for strings, byte-stream-split for floats."""
+    return {
+        "compression": "zstd",
+        "use_dictionary": [f.name for f in schema if f.type == _STRING],
+        "use_byte_stream_split": [f.name for f in schema if f.type == _FLOAT],
+    }
 
 
-def write_atomically(table: pa.Table, target: Path, *, row_group_size: int | None = None) -> None:
-    """Write under a temporary name that no reader looks at, flush to disk, rename."""
+def write_parquet(table: pa.Table, where: Any) -> None:
+    """Write a table as the store does."""
+    pq.write_table(table, where, **parquet_options(table.schema))
+
+
+def write_atomically(table: pa.Table, target: Path) -> None:
+    """Write a table that readers see whole or not at all."""
+    with writing_atomically(target, table.schema) as writer:
+        writer.write_table(table)
+
+
+@contextmanager
+def writing_atomically(target: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
+    """Write under a temporary name that no reader looks at; at the end flush to disk and rename."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=".writing-", suffix=".tmp", dir=target.parent)
+    temporary = target.parent / f".writing-{uuid.uuid4().hex}.tmp"
+    # as the umask says: `tempfile` would hide results from everybody else who is to read them
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         with os.fdopen(descriptor, "wb") as stream:
-            write_parquet(table, stream, row_group_size=row_group_size)
+            with pq.ParquetWriter(stream, schema, **parquet_options(schema)) as writer:
+                yield writer
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, target)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     directory = os.open(target.parent, os.O_RDONLY)
     try:

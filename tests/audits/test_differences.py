@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 from pathlib import Path
 
 import pytest
@@ -13,37 +12,10 @@ from torch import nn
 from audits import Recipe, audit
 from audits.differences import NOTHING_DIFFERS, Change, compare
 from audits.errors import InputError
-from audits.outcomes import Coverage, Outcome, ResultRow, Severity
-from audits.report import AuditReport
-from audits.results import AuditIdentity, ResultsStore, answer_table, audits_table, rows_table
+from audits.outcomes import Outcome, Severity
+from audits.results import ResultsStore
 from audits.stored import changes_since, committed_audits, compare_versions, find_audit, newest_audit, stored_report
-
-PARTS = {"weights": "w", "files": "f", "sources": "s", "loss": "l", "optimizer": "o", "batch": "b", "step": "t"}
-
-
-def row(outcome: str, parameter: str | None = "w", check: str = "update.rule", **values: object) -> ResultRow:
-    return ResultRow(check=check, outcome=Outcome(outcome), parameter=parameter, message=f"{outcome}!", **values)  # type: ignore[arg-type]
-
-
-def report(*rows: ResultRow, version: int = 1, hour: int = 2, parts: dict[str, str] = PARTS, **who: str) -> AuditReport:
-    at = datetime.datetime(2026, 1, 31, hour, tzinfo=datetime.UTC)
-    identity = AuditIdentity(
-        audit_id=f"{version}-{hour}", audited_at=at, model_name="m", model_version=version, torch="2.13.0", **who
-    )
-    return AuditReport(rows=rows, coverage_of=Coverage(1.0, 1.0, ("q",)), identity=identity, parts=parts)
-
-
-def commit(store: ResultsStore, made: AuditReport) -> None:
-    identity = made.identity
-    where = {"date": identity.audited_at.date(), "audit_id": identity.audit_id}
-    store.write("rows", rows_table(answer_table(made.rows), identity), **where)  # type: ignore[arg-type]
-    counts = {f"n_{name}": number for name, number in made.counts.items()}
-    line = audits_table(
-        identity, outcome=str(made.outcome), coverage=made.coverage, coverage_elements=1.0, seconds=1.5, run_id="r",
-        fingerprint="f", due_key="k", occasion="o", message=made.headline, parts=made.parts,
-        provenance={"loss": "declared"}, limits=("no step",), unresolved=made.coverage_of.unresolved, **counts,
-    )  # fmt: skip
-    store.write("audits", line, **where)  # type: ignore[arg-type]
+from tests.audits.committing import PARTS, commit, report, row
 
 
 @pytest.mark.parametrize(
@@ -152,7 +124,7 @@ def test_a_stored_audit_comes_back_as_it_was(tmp_path: Path) -> None:
     assert back.rows == made.rows
     assert (back.identity, back.coverage_of, back.parts) == (made.identity, made.coverage_of, made.parts)
     assert (back.outcome, back.run_id, back.limits, back.seconds) == (Outcome.FAIL, "r", ("no step",), 1.5)
-    assert find_audit(store, "1-")["audit_id"] == "1-2"
+    assert find_audit(store, "m-1")["audit_id"] == "m-1-31-2"
 
 
 def test_since_holds_against_the_same_version_and_the_version_before(tmp_path: Path) -> None:
@@ -172,7 +144,7 @@ def test_since_holds_against_the_same_version_and_the_version_before(tmp_path: P
     first = changes_since(store, report(row("fail"), hour=0))
     assert (first.audit, first.version) == (None, None)
     compared = compare_versions(store, ("m", 1), ("m", 3))
-    assert compared.before.identity.audit_id == "1-2"
+    assert compared.before.identity.audit_id == "m-1-31-2"
     assert len(committed_audits(store, "m")) == 5
 
 
