@@ -120,6 +120,7 @@ AUDITS_SCHEMA = pa.schema(
         _field("run_id", _STRING, "MLflow run that holds the report"),
         _field("fingerprint", _STRING, "digest of everything the verdict depends on"),
         _field("due_key", _STRING, "digest that tells without a download whether a version has changed"),
+        _field("environment", _STRING, "gradaudit, torch, device setting and driver that the audit ran with"),
         _field("occasion", _STRING, "why it was audited: registration, a night's date, or a forced run's id"),
         _field("message", _STRING, "the verdict in one sentence"),
         _field("parts", _MAP, "digest of each part the verdict depends on: weights, files, sources, loss, ..."),
@@ -149,7 +150,7 @@ def rows_table(answer: pa.Table, identity: AuditIdentity) -> pa.Table:
 
 def audits_table(identity: AuditIdentity, **values: Any) -> pa.Table:
     """Return one audit's line as a table of `AUDITS_SCHEMA`."""
-    line = {f.name: getattr(identity, f.name) for f in IDENTITY_FIELDS} | values
+    line = {f.name: getattr(identity, f.name) for f in IDENTITY_FIELDS} | {"environment": ""} | values
     return pa.table({f.name: pa.array([_plain(line, f)], f.type) for f in AUDITS_SCHEMA}, schema=AUDITS_SCHEMA)
 
 

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+import datetime
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any, TypedDict
 
-from audits.report import AuditReport
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+
+from audits.committed import CommittedAudit
+from audits.outcomes import Outcome, Severity
+from audits.report import BATCH_PREFIX, AuditReport
+from audits.results import ResultsStore
+from audits.store_files import while_files_move
 
 
 class AuditSummary(TypedDict):
@@ -34,3 +45,49 @@ def summarise(report: AuditReport) -> AuditSummary:
         seconds=report.seconds,
         headline=report.headline,
     )
+
+
+def summaries_of(audits: Sequence[CommittedAudit], results: str) -> list[AuditSummary]:
+    """Return the summaries of committed audits; what failed in them is read from their rows.
+
+    Raises:
+        InfrastructureError: the results store cannot be read.
+    """
+    checks: dict[str, dict[str, None]] = defaultdict(dict)
+    parameters: dict[str, dict[str, None]] = defaultdict(dict)
+    failed = [audit for audit in audits if audit.outcome == Outcome.FAIL]
+    for line in _failed_rows(failed, ResultsStore(results)) if failed else []:
+        audit_id, parameter = line["audit_id"], line["parameter"]
+        checks[audit_id][line["check"]] = None
+        if parameter and not parameter.startswith(BATCH_PREFIX):
+            parameters[audit_id][parameter] = None
+    return [
+        AuditSummary(
+            model=audit.model_name,
+            version=audit.model_version,
+            outcome=audit.outcome,
+            coverage=audit.coverage,
+            failed_checks=list(checks[audit.audit_id]),
+            failed_parameters=list(parameters[audit.audit_id]),
+            run_id=audit.run_id,
+            seconds=audit.seconds,
+            headline=audit.message,
+        )
+        for audit in audits
+    ]
+
+
+def _failed_rows(audits: Sequence[CommittedAudit], store: ResultsStore) -> list[dict[str, Any]]:
+    days = [audit.audited_at.astimezone(datetime.UTC).date() for audit in audits]
+    ids = [audit.audit_id for audit in audits]
+    columns = ["audit_id", "audited_at", "row", "outcome", "severity", "check", "parameter"]
+
+    def read() -> pa.Table:
+        files = store.files("rows", since=min(days), until=max(days))
+        mine = [file for file in files if file.audit_id is None or file.audit_id in ids]
+        return store.read("rows", columns=columns, filter=ds.field("audit_id").isin(ids), files=mine)
+
+    table = while_files_move(read)
+    wanted = pc.and_(pc.equal(table["outcome"], str(Outcome.FAIL)), pc.equal(table["severity"], str(Severity.FAIL)))
+    lines: list[dict[str, Any]] = table.filter(wanted).sort_by("row").to_pylist()
+    return lines

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any
+import datetime
+from typing import Any, cast
 
+import mlflow
 from mlflow.tracking import MlflowClient
 from prefect import flow, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
+from prefect.task_runners import ThreadPoolTaskRunner
 
 from audits.errors import InfrastructureError, InputError
-from flows.audit_summary import AuditSummary, summarise
+from flows.audit_summary import AuditSummary, summaries_of, summarise
+from flows.canary import prove_environment
+from flows.due import due_key
 from flows.one_version import Target, audit_version, fresh_occasion
 from flows.progress import listener
 from flows.sandbox import reached_level
 from flows.settings import GradauditSettings
+from flows.sweeping import UNDER_WAY, NotTriedError, Sweep, ending
 from registry_models.report.text import escape_markdown
 from registry_models.versions import VersionReference
 
 
 def _worth_retrying(task: Any, task_run: Any, state: State[Any]) -> bool:
     """Retry when a service did not answer, never because of the model or the caller."""
-    return isinstance(state.result(raise_on_failure=False), InfrastructureError)
+    error = state.result(raise_on_failure=False)
+    return isinstance(error, InfrastructureError) and not isinstance(error, NotTriedError)
 
 
 @task(
@@ -35,41 +42,62 @@ def _worth_retrying(task: Any, task_run: Any, state: State[Any]) -> bool:
     persist_result=False,
     cache_policy=NO_CACHE,
 )
-def audit_one(reference: str, occasion: str, label: str) -> AuditSummary:
-    """Audit one version, from download to commit."""
-    settings = GradauditSettings.load()
-    client = MlflowClient(tracking_uri=settings.tracking_uri)
-    version = VersionReference.parse(reference).resolve(client)
-    report = audit_version(
-        Target(version, occasion), client, settings, on_stage=lambda stage: listener().stage(version.label, stage)
-    )
-    summary = summarise(report)
+def audit_one(reference: str, label: str, sweep: Sweep) -> AuditSummary:
+    """Audit one version, from download to commit, unless another sweep has just done it."""
+    with sweep.counting_failures(label):
+        version = VersionReference.parse(reference).resolve(sweep.client)
+        key = due_key(version, sweep.settings, sweep.settings.audit_settings)
+        with sweep.claim(version, key) as found:
+            if found is None:
+                report = audit_version(
+                    Target(version, sweep.occasion),
+                    sweep.client,
+                    sweep.settings,
+                    on_stage=lambda stage: listener().stage(version.label, stage),
+                    sweep=sweep,
+                )
+                summary = summarise(report)
+            else:
+                (summary,) = summaries_of([found], sweep.settings.results)
     listener().finished(summary)
     return summary
 
 
-@flow(name="audit-versions", persist_result=False, validate_parameters=True)
-def audit_versions(versions: list[str], occasion: str | None = None) -> Any:
-    """Audit the given versions, one after the other.
+@flow(
+    name="audit-versions",
+    persist_result=False,
+    validate_parameters=True,
+    task_runner=cast("Any", ThreadPoolTaskRunner(max_workers=UNDER_WAY)),
+)
+def audit_versions(versions: list[str], occasion: str | None = None, chosen_at: datetime.datetime | None = None) -> Any:
+    """Audit the given versions, one after the other; the next is downloaded while one is audited.
 
     Args:
         versions: ``models:/NAME/VERSION`` references.
         occasion: why: a night's date, ``registration``; a fresh id when not given.
+        chosen_at: when they were chosen; what another sweep has committed since then is not audited again.
 
     Returns:
         The summaries. ``Completed`` when everything was audited (named ``CompletedWithFailures`` when models failed: a
         failing model is a result, not a crash), ``Failed`` when an audit could not be done.
     """
-    occasion = occasion or fresh_occasion()
-    reached_level(GradauditSettings.load().isolation)  # refuses once, before anything is downloaded
+    settings = GradauditSettings.load()
+    reached_level(settings.isolation)  # refuses once, before anything is downloaded
+    sweep = Sweep(settings, MlflowClient(tracking_uri=settings.tracking_uri), occasion or fresh_occasion(), chosen_at)
+    mlflow.set_tracking_uri(settings.tracking_uri)  # once: downloads run beside each other
+    with ending(sweep.stopping):
+        prove_environment(settings, stopping=sweep.stopping)
+        futures = [audit_one.submit(reference, _label(reference), sweep) for reference in versions]
+        results = [future.result(raise_on_failure=False) for future in futures]
     summaries: list[AuditSummary] = []
     troubles: list[str] = []
-    for reference in versions:
-        label = reference.removeprefix("models:/").replace("/", " v")
-        try:
-            summaries.append(audit_one(reference, occasion, label))
-        except (InfrastructureError, InputError) as error:
-            troubles.append(f"{reference}: {error}")
+    for reference, result in zip(versions, results, strict=True):
+        if isinstance(result, InfrastructureError | InputError):
+            troubles.append(f"{reference}: {result}")
+        elif isinstance(result, BaseException):
+            raise result
+        else:
+            summaries.append(result)
     create_markdown_artifact(_markdown(summaries, troubles), key="audit-versions", description="Audited versions")
     if troubles:
         return Failed(message=f"{len(troubles)} of {len(versions)} audits could not be done: {troubles[0]}")
@@ -77,6 +105,10 @@ def audit_versions(versions: list[str], occasion: str | None = None) -> Any:
     if failures:
         return Completed(name="CompletedWithFailures", message=f"{failures} versions failed", data=summaries)
     return summaries
+
+
+def _label(reference: str) -> str:
+    return reference.removeprefix("models:/").replace("/", " v")
 
 
 def _markdown(summaries: list[AuditSummary], troubles: list[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import selectors
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ from flows.sandbox import Confinement, Level, Limits, confine
 from flows.sandbox.limits import excess_on_disk, machine_memory
 from flows.sandbox.process_tree import ProcessTree
 from flows.settings import GradauditSettings
+from flows.sweeping import Stopped
 from registry_models.answer import clean
 
 #: Variables a child may see; everything else, credentials above all, stays out.
@@ -84,6 +87,7 @@ def run_child(
     readable: Sequence[Path] = (),
     answer: Path | None = None,
     extra: Iterable[str] = (),
+    stopping: threading.Event | None = None,
 ) -> ChildEnd:
     """Run ``registry_models.child`` on ``request``, confined, and wait for its end.
 
@@ -98,9 +102,11 @@ def run_child(
         readable: files and folders that it may read, the artifact's above all.
         answer: the folder that it may write.
         extra: further paths that it may read.
+        stopping: once it is set, the child and all it started are killed.
 
     Raises:
         InfrastructureError: the process cannot be started.
+        Stopped: ``stopping`` was set.
     """
     request_file = folder / "request.json"
     request_file.write_text(json.dumps(request), encoding="utf-8")
@@ -135,7 +141,7 @@ def run_child(
         raise InfrastructureError(f"an audit's process could not be started: {error}") from error
     tree, output = ProcessTree(process.pid), _Output(process, limits.log_bytes)
     try:
-        cause, message = _wait(process, tree, output, limits, folder, began)
+        cause, message = _wait(process, tree, output, limits, folder, began, stopping or threading.Event())
     finally:
         tree.end()
         process.wait()
@@ -202,14 +208,23 @@ class _Output:
 
 
 def _wait(
-    process: subprocess.Popen[bytes], tree: ProcessTree, output: _Output, limits: Limits, folder: Path, began: float
+    process: subprocess.Popen[bytes],
+    tree: ProcessTree,
+    output: _Output,
+    limits: Limits,
+    folder: Path,
+    began: float,
+    stopping: threading.Event,
 ) -> tuple[str | None, str]:
     looked, is_open = 0.0, True
     while process.poll() is None:
+        if stopping.is_set():
+            raise Stopped
         if is_open:
             is_open = output.read_for(_POLL)
         else:
-            time.sleep(_POLL)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_POLL)
         if output.excessive:
             return "output limit", (
                 f"the audit was ended after printing {limits.log_bytes / _MIB:.0f} MiB, its output limit"

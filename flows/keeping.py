@@ -9,6 +9,7 @@ from mlflow.tracking import MlflowClient
 
 from audits.report import AuditReport
 from audits.results import AuditIdentity, ResultsStore, answer_table, audits_table, rows_table
+from flows.due import environment
 from flows.settings import GradauditSettings
 from registry_models.marking import mark
 from registry_models.publishing import publish
@@ -51,12 +52,22 @@ def keep(
         fingerprint=fingerprint,
     )
     store.write(
-        "audits", _commit_line(report, identity, fingerprint, key, occasion), date=date, audit_id=identity.audit_id
+        "audits",
+        _commit_line(report, identity, settings, fingerprint, key, occasion),
+        date=date,
+        audit_id=identity.audit_id,
     )
     return report
 
 
-def _commit_line(report: AuditReport, identity: AuditIdentity, fingerprint: str, key: str, occasion: str) -> pa.Table:
+def _commit_line(
+    report: AuditReport,
+    identity: AuditIdentity,
+    settings: GradauditSettings,
+    fingerprint: str,
+    key: str,
+    occasion: str,
+) -> pa.Table:
     counts = report.counts
     return audits_table(
         identity,
@@ -72,6 +83,7 @@ def _commit_line(report: AuditReport, identity: AuditIdentity, fingerprint: str,
         run_id=report.run_id,
         fingerprint=fingerprint,
         due_key=key,
+        environment=environment(settings),
         occasion=occasion,
         message=report.headline,
         parts=report.parts,

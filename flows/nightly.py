@@ -1,69 +1,112 @@
-"""The flow ``nightly-audit``: choose what is due by the results store, then have it audited."""
+"""The flow ``nightly-audit``: choose what is due by the results store, have it audited, say what the night came to."""
 
 from __future__ import annotations
 
 import datetime
+import logging
 from typing import Any, cast
 
 from mlflow.tracking import MlflowClient
 from prefect import flow
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
+from audits.committed import CommittedAudits
 from audits.compaction import compact
+from audits.errors import InfrastructureError
 from audits.results import ResultsStore
-from flows.audit_summary import AuditSummary
 from flows.audit_versions import audit_versions
-from flows.one_version import due_key, fresh_occasion
+from flows.due import Plan, choose_due, plan_night
+from flows.night_summary import NightSummary, summarise_night
+from flows.one_version import fresh_occasion
 from flows.progress import listener
 from flows.settings import GradauditSettings
-from registry_models.versions import Version, list_versions
+from flows.shards import cut, run_on_workers, workers_wait
+from registry_models.night_run import publish_night
 
+__all__ = ["choose_due", "nightly_audit"]
 
-def choose_due(
-    client: MlflowClient, settings: GradauditSettings, *, models: list[str], force: bool = False
-) -> tuple[list[Version], int]:
-    """Return the versions without a fresh result, oldest first, and the number of versions looked at.
-
-    A result is fresh when the results store holds a committed audit under the version's present due key. Tags are
-    never asked: copying a version copies them.
-    """
-    versions = list_versions(client, models)
-    audit_settings = settings.audit_settings
-    committed: set[tuple[str, int, str]] = set()
-    if not force:
-        table = ResultsStore(settings.results).read("audits", columns=["model_name", "model_version", "due_key"])
-        committed = {(row["model_name"], row["model_version"], row["due_key"]) for row in table.to_pylist()}
-    due = [v for v in versions if (v.name, v.version, due_key(v, settings, audit_settings)) not in committed]
-    return sorted(due, key=lambda v: (v.created, v.name, v.version)), len(versions)
+_log = logging.getLogger(__name__)
 
 
 @flow(name="nightly-audit", persist_result=False, validate_parameters=True)
 def nightly_audit(models: list[str] | None = None, force: bool = False) -> Any:
-    """Audit every version that is due.
+    """Audit every version that is due: on the workers where there are some, in this process otherwise.
 
     Args:
         models: globs of model names; all without.
         force: audit what has a fresh result too.
 
     Returns:
-        ``{"looked_at": N, "audited": [summaries]}``, ``CompletedWithFailures`` when a version failed.
+        ``{"looked_at": N, "audited": [summaries], "newly_failed": [references], "fixed": [references], "again": N,
+        "run_id": ID}``; ``CompletedWithFailures`` when a version failed, ``Failed`` when one could not be audited.
     """
     settings = GradauditSettings.load()
     client = MlflowClient(tracking_uri=settings.tracking_uri)
-    compact(ResultsStore(settings.results), before=datetime.datetime.now(datetime.UTC).date())
-    due, looked_at = choose_due(client, settings, models=models or [], force=force)
-    listener().planned(len(due))
-    result: dict[str, Any] = {"looked_at": looked_at, "audited": []}
-    if not due:
-        return Completed(message=f"nothing is due among {looked_at} versions", data=result)
-    occasion = fresh_occasion() if force else datetime.datetime.now(datetime.UTC).date().isoformat()
-    state = cast("State[Any]", audit_versions([version.uri for version in due], occasion, return_state=True))
-    if not state.is_completed():
-        return Failed(message=state.message or "audits could not be done")
-    audited: list[AuditSummary] = state.result()
-    result["audited"] = audited
-    failures = sum(1 for summary in audited if summary["outcome"] == "fail")
-    if failures:
-        return Completed(name="CompletedWithFailures", message=f"{failures} versions failed", data=result)
-    return result
+    began = datetime.datetime.now(datetime.UTC)
+    compact(ResultsStore(settings.results), before=began.date())
+    plan = plan_night(client, settings, models=models or [], force=force, now=began)
+    listener().planned(len(plan.due))
+    if not plan.due:
+        return Completed(message=f"nothing is due among {plan.looked_at} versions", data=_result(plan, None, None))
+    occasion = fresh_occasion() if force else began.date().isoformat()
+    troubles = _audit(plan, settings, occasion, began)
+    night = summarise_night(
+        plan, CommittedAudits(ResultsStore(settings.results)), settings, since=began, troubles=troubles
+    )
+    run_id = _publish(night, client, settings, occasion)
+    if night.not_audited:
+        why = f": {troubles[0]}" if troubles else ""
+        return Failed(message=f"{len(night.not_audited)} of {len(plan.due)} audits could not be done{why}")
+    result = _result(plan, night, run_id)
+    if any(summary["outcome"] == "fail" for summary in night.audited):
+        return Completed(name="CompletedWithFailures", message=night.headline, data=result)
+    return Completed(message=night.headline, data=result)
+
+
+def _audit(plan: Plan, settings: GradauditSettings, occasion: str, began: datetime.datetime) -> list[str]:
+    """Have the versions audited and return what went wrong."""
+    if workers_wait():
+        return run_on_workers(
+            cut(plan.due, settings), occasion=occasion, chosen_at=began, at_once=settings.shards_at_once
+        )
+    references = [due.version.uri for due in plan.due]
+    state = cast("State[Any]", audit_versions(references, occasion, began, return_state=True))
+    if state.is_completed():
+        return []
+    error = state.result(raise_on_failure=False)
+    return [str(error) if isinstance(error, Exception) else state.message or "audits could not be done"]
+
+
+def _publish(night: NightSummary, client: MlflowClient, settings: GradauditSettings, occasion: str) -> str | None:
+    """Leave the night's summary in Prefect and in MLflow; audits are done, so a failure here is only logged."""
+    note = night.markdown()
+    create_markdown_artifact(note, key="night", description=night.headline)
+    create_table_artifact(night.table(), key="night-versions", description=night.headline)
+    try:
+        return publish_night(
+            client,
+            experiment=settings.experiment,
+            occasion=occasion,
+            headline=night.headline,
+            note=note,
+            metrics=night.metrics,
+        )
+    except InfrastructureError as error:
+        _log.warning("the night's summary could not be published: %s", error)
+        return None
+
+
+def _result(plan: Plan, night: NightSummary | None, run_id: str | None) -> dict[str, Any]:
+    def named(summaries: Any) -> list[str]:
+        return [f"models:/{s['model']}/{s['version']}" for s in summaries]
+
+    return {
+        "looked_at": plan.looked_at,
+        "audited": list(night.audited) if night else [],
+        "newly_failed": named(night.newly_failed) if night else [],
+        "fixed": named(night.fixed) if night else [],
+        "again": sum(1 for due in plan.due if due.reason.unchanged),
+        "run_id": run_id,
+    }

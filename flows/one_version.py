@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
-import hashlib
 import logging
 import shlex
+import threading
 import uuid
 from collections.abc import Callable
 from importlib import metadata
@@ -14,21 +15,24 @@ from pathlib import Path
 
 from mlflow.tracking import MlflowClient
 
-from audits.errors import ArtifactError, InputError, RecipeError
+from audits.errors import ArtifactError, InputError
 from audits.report import AuditReport
 from audits.run import refused, with_identity
 from audits.settings import AuditSettings
+from flows.due import digest, due_key, environment, trusted_digest
+from flows.fallback import Way, ran_out, told, ways
+from flows.gpu import held
 from flows.isolation import limits_of, private_folder, run_child
 from flows.keeping import keep
 from flows.sandbox import Level, reached_level
 from flows.sandbox.answer_file import read_untrusted
 from flows.sandbox.artifact import rewritten, shown
 from flows.settings import GradauditSettings
+from flows.sweeping import Sweep
 from registry_models.answer import clean
 from registry_models.recipe_files import RECIPE_FILE
-from registry_models.recipe_sources import matching_digest
-from registry_models.snapshot import Snapshot, download_version, read_snapshot
-from registry_models.versions import RECIPE_TAG, Version
+from registry_models.snapshot import Snapshot, artifact_bytes, download_version, read_snapshot
+from registry_models.versions import Version
 
 _log = logging.getLogger(__name__)
 
@@ -52,18 +56,6 @@ def fresh_occasion() -> str:
     return f"manual-{uuid.uuid4().hex[:12]}"
 
 
-def due_key(version: Version, settings: GradauditSettings, audit_settings: AuditSettings) -> str:
-    """Return the digest that tells, without a download, whether what a verdict depends on has changed."""
-    return _digest(
-        version.name,
-        version.version,
-        version.source,
-        version.tags.get(RECIPE_TAG, ""),
-        audit_settings.digest(),
-        *_environment(settings, version.name),
-    )
-
-
 def audit_version(
     target: Target,
     client: MlflowClient,
@@ -73,6 +65,7 @@ def audit_version(
     write: bool = True,
     recipe: Path | None = None,
     on_stage: Callable[[str], None] = lambda stage: None,
+    sweep: Sweep | None = None,
 ) -> AuditReport:
     """Audit one registered version from download to commit.
 
@@ -84,6 +77,7 @@ def audit_version(
         write: False leaves results, MLflow and the registry untouched (a narrowed audit, ``--no-mark``).
         recipe: a folder with a recipe to use instead of the version's.
         on_stage: called with each stage's name as it begins.
+        sweep: what this audit shares with others of its flow run.
 
     Returns:
         The report. A version that could not be audited has an ``inconclusive`` one with the cause.
@@ -95,32 +89,35 @@ def audit_version(
     level = reached_level(settings.isolation)
     version = target.version
     audit_settings = audit_settings or settings.audit_settings
-    key = due_key(version, settings, audit_settings)
-    with private_folder() as temporary:
-        folder = Path(temporary)
+    sweep = sweep or Sweep(settings, client, target.occasion, None)
+    with contextlib.ExitStack() as stack:
         on_stage("downloading")
         snapshot: Snapshot | None = None
+        folder = Path(stack.enter_context(private_folder()))
         try:
+            stack.enter_context(sweep.room.for_bytes(artifact_bytes(version, client), sweep.stopping))
             snapshot = download_version(version, client, folder, recipes=settings.recipes_folder)
             if recipe is not None:
                 snapshot = dataclasses.replace(snapshot, recipe_folder=recipe.resolve(), recipe_source=str(recipe))
         except ArtifactError as error:
             report = refused(str(error))
         if snapshot is not None:
-            on_stage("auditing")
-            report = audit_snapshot(snapshot, folder, settings, audit_settings)
+            with sweep.alone(sweep.auditing):
+                on_stage("auditing")
+                report = audit_snapshot(snapshot, folder, settings, audit_settings, stopping=sweep.stopping)
         recipe_yaml = _recipe_text(snapshot)
-    fingerprint = _digest(
+    fingerprint = digest(
         version.name,
         version.version,
         snapshot.digest if snapshot else "",
         report.identity.recipe_digest,
         audit_settings.digest(),
-        *_environment(settings, version.name),
+        trusted_digest(settings, version.name),
+        environment(settings),
     )
     report = with_identity(
         report,
-        audit_id=_digest(fingerprint, target.occasion),
+        audit_id=digest(fingerprint, target.occasion),
         audited_at=datetime.datetime.now(datetime.UTC),
         model_name=version.name,
         model_version=version.version,
@@ -133,18 +130,19 @@ def audit_version(
         report = _with_parts(report, snapshot)
     if not write:
         return report
-    on_stage("publishing")
-    return keep(
-        report,
-        version,
-        client,
-        settings,
-        fingerprint=fingerprint,
-        key=key,
-        occasion=target.occasion,
-        recipe_yaml=recipe_yaml,
-        rerun=rerun_command(version, settings.tracking_uri),
-    )
+    with sweep.alone(sweep.keeping):
+        on_stage("publishing")
+        return keep(
+            report,
+            version,
+            client,
+            settings,
+            fingerprint=fingerprint,
+            key=due_key(version, settings, audit_settings),
+            occasion=target.occasion,
+            recipe_yaml=recipe_yaml,
+            rerun=rerun_command(version, settings.tracking_uri),
+        )
 
 
 def audit_directory(
@@ -166,7 +164,7 @@ def audit_directory(
         report = audit_snapshot(snapshot, Path(temporary), settings, audit_settings)
     return with_identity(
         report,
-        audit_id=_digest(snapshot.digest, fresh_occasion()),
+        audit_id=digest(snapshot.digest, fresh_occasion()),
         model_name=folder.name,
         model_digest=snapshot.digest,
         artifact_kind=snapshot.artifact_kind,
@@ -175,13 +173,49 @@ def audit_directory(
 
 
 def audit_snapshot(
-    snapshot: Snapshot, folder: Path, settings: GradauditSettings, audit_settings: AuditSettings
+    snapshot: Snapshot,
+    folder: Path,
+    settings: GradauditSettings,
+    audit_settings: AuditSettings,
+    *,
+    stopping: threading.Event | None = None,
+) -> AuditReport:
+    """Audit a snapshot in child processes: the best way there is memory for, the report saying what was not.
+
+    Args:
+        snapshot: the files.
+        folder: private folder of this audit.
+        settings: device and limits.
+        audit_settings: what to check.
+        stopping: once it is set, the audit ends.
+
+    Raises:
+        InfrastructureError: the child's process cannot be started.
+        SettingsError: this host does not offer the isolation asked for.
+        Stopped: ``stopping`` was set.
+    """
+    reasons: list[str] = []
+    stopping = stopping or threading.Event()
+    report = refused("no way to audit it was found", cause="out of memory")
+    for number, (way, reason) in enumerate(ways(snapshot, settings.device, audit_settings)):
+        reasons += [reason] if reason else []
+        with held(way.device, settings, stopping):
+            report = run_way(snapshot, folder / f"way-{number}", settings, way, stopping=stopping)
+        report = told(report, way, reasons)
+        if not ran_out(report):
+            break
+    return report
+
+
+def run_way(
+    snapshot: Snapshot, folder: Path, settings: GradauditSettings, way: Way, *, stopping: threading.Event
 ) -> AuditReport:
     """Run the child on a snapshot and read its answer; a child that dies again and again is inconclusive.
 
     Raises:
         InfrastructureError: the child's process cannot be started.
         SettingsError: this host does not offer the isolation asked for.
+        Stopped: ``stopping`` was set.
     """
     level, limits = reached_level(settings.isolation), limits_of(settings)
     for attempt in range(settings.attempts):
@@ -190,8 +224,8 @@ def audit_snapshot(
         answer.mkdir(parents=True)
         request = {
             **snapshot.request(),
-            "settings": audit_settings.to_mapping(),
-            "device": settings.device,
+            "settings": way.settings.to_mapping(),
+            "device": way.device,
             "answer_folder": str(answer),
         }
         end = run_child(
@@ -202,6 +236,7 @@ def audit_snapshot(
             readable=shown(snapshot),
             answer=answer,
             extra=settings.readable_paths,
+            stopping=stopping,
         )
         if end.cause is None:
             if level is not Level.BUBBLEWRAP and rewritten(snapshot):
@@ -234,22 +269,3 @@ def _recipe_text(snapshot: Snapshot | None) -> str | None:
         return None
     path = snapshot.recipe_folder / RECIPE_FILE
     return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
-
-
-def _environment(settings: GradauditSettings, model_name: str) -> tuple[str, ...]:
-    return metadata.version("gradaudit"), metadata.version("torch"), settings.device, _trusted(settings, model_name)
-
-
-def _trusted(settings: GradauditSettings, model_name: str) -> str:
-    """Return a digest of what the trusted recipe repository says of a model: a verdict depends on it."""
-    folder = settings.recipes_folder
-    if folder is None:
-        return ""
-    try:
-        return matching_digest(folder, model_name)
-    except RecipeError as error:  # a broken file is told by the audit it concerns, it does not stop a sweep
-        return f"broken: {error}"
-
-
-def _digest(*parts: object) -> str:
-    return hashlib.sha256("\0".join(str(part) for part in parts).encode()).hexdigest()[:24]

@@ -60,6 +60,18 @@ class GradauditSettings(BaseSettings):
     readable_paths: tuple[str, ...] = Field(
         default=(), description="further paths an audit may read, for libraries outside the installation; as JSON"
     )
+    rotation_days: float = Field(
+        default=7.0, ge=0, description="days within which every unchanged version is audited again; 0: never"
+    )
+    rotation_hours: float = Field(
+        default=0.0, ge=0, description="hours of audits that unchanged versions may add to a night; 0: no limit"
+    )
+    shard_minutes: float = Field(default=20.0, gt=0, description="minutes of audits in one flow run of a worker")
+    shards_at_once: int = Field(default=8, ge=1, description="flow runs that a night has on the workers at a time")
+    ahead_limit: float = Field(
+        default=20.0, ge=0, description="GiB of models on disk at a time before the next download waits"
+    )
+    state: str = Field(default="", description="this host's folder of GPU locks and canary stamps; in /tmp otherwise")
     attempts: int = Field(default=3, ge=1, description="how often a version is tried when its audit's process dies")
     audit: dict[str, Any] = Field(default_factory=dict, description="audits.AuditSettings, as JSON")
 
@@ -97,6 +109,12 @@ class GradauditSettings(BaseSettings):
 
 def _default_tracking_uri() -> str:
     return f"sqlite:///{Path('mlflow.db').absolute()}"
+
+
+def visible_gpus() -> list[str] | None:
+    """Return the GPUs that ``CUDA_VISIBLE_DEVICES`` names, as it writes them; None where it is not set."""
+    value = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return None if value is None else [entry.strip() for entry in value.split(",") if entry.strip() not in ("", "-1")]
 
 
 def quiet_defaults() -> None:

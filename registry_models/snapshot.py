@@ -112,6 +112,17 @@ def download_version(version: Version, client: MlflowClient, target: Path, *, re
     )
 
 
+def artifact_bytes(version: Version, client: MlflowClient) -> int:
+    """Return the bytes that `download_version` will bring, as far as the artifact store lists sizes.
+
+    Raises:
+        ArtifactError: the registry knows no such files.
+        InfrastructureError: the registry or the artifact store does not answer.
+    """
+    with registry_errors(version.uri):
+        return _listed_size(version.uri, client)
+
+
 def _recipe_tag(version: Version, client: MlflowClient) -> str | None:
     """The version's tag, else its model's."""
     if version.tags.get(RECIPE_TAG):

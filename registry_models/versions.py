@@ -114,6 +114,15 @@ def list_versions(client: MlflowClient, globs: Sequence[str] = ()) -> list[Versi
                 return found
 
 
+def answers(client: MlflowClient) -> bool:
+    """Whether the registry answers at all."""
+    try:
+        client.search_registered_models(max_results=1)
+    except (MlflowException, OSError):
+        return False
+    return True
+
+
 def ensure_experiment(client: MlflowClient, name: str) -> str:
     """Return the experiment's id, creating it if need be; two creators at once both get it."""
     found = client.get_experiment_by_name(name)

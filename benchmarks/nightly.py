@@ -1,0 +1,158 @@
+"""What a night costs per version beyond the audits' own seconds, and how that grows with the number of versions.
+
+Registers small models in a fresh MLflow (SQLite), runs ``gradaudit nightly`` on them in a process of its own, and reads
+the results store. The overhead is the night's wall-clock time less the seconds that audits report; it holds
+the start of every audit's confined process, and ``import torch`` in it, besides downloads, rows, runs and marks.
+
+``--rival`` also times one flow run per version: each started as a worker starts them, in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pandas as pd
+import torch
+from mlflow.tracking import MlflowClient
+from torch import nn
+
+from audits import Recipe
+from audits.results import ResultsStore
+from flows.embedded_prefect import prefect_server
+from flows.settings import quiet_defaults
+from registry_models import log_model
+
+#: Versions of one registered model, as a team has them.
+PER_MODEL = 10
+
+_ONE = "import sys; from flows.audit_versions import audit_versions; audit_versions([sys.argv[1]], 'rival')"
+
+
+def register(folder: Path, number: int) -> str:
+    """Register ``number`` versions of a small classifier; they share the files of one logged model."""
+    import mlflow
+
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
+    mlflow.set_tracking_uri(uri)
+    client = MlflowClient(tracking_uri=uri)
+    for name in ("models", "gradaudit"):
+        client.create_experiment(name, artifact_location=(folder / "artifacts" / name).as_uri())
+    mlflow.set_experiment("models")
+    torch.manual_seed(0)
+    model = nn.Linear(8, 4)
+    batch = {"inputs": torch.randn(16, 8), "targets": torch.randint(0, 4, (16,))}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    recipe = Recipe.capture(model, batch=batch, loss="cross_entropy", optimizer=optimizer)
+    arguments = {"in_features": 8, "out_features": 4}
+    logged = log_model(model, "model-000", recipe=recipe, factory="torch.nn:Linear", factory_args=arguments)
+    for index in range(1, number):
+        name = f"model-{index // PER_MODEL:03d}"
+        if index % PER_MODEL == 0:
+            client.create_registered_model(name)
+        client.create_model_version(name, source=logged.model_uri, model_id=logged.model_id)
+    return uri
+
+
+def environment(folder: Path, uri: str) -> dict[str, str]:
+    own = {"MLFLOW_TRACKING_URI": uri, "HOME": str(folder / "home"), "PREFECT_HOME": str(folder / "prefect")}
+    return {**os.environ, **own, "GRADAUDIT_RESULTS": str(folder / "results")}
+
+
+def night(folder: Path, number: int) -> pd.DataFrame:
+    """Run the sweep and return its audits by the time they ended."""
+    began = time.perf_counter()
+    uri = register(folder, number)
+    print(f"{number} versions registered in {time.perf_counter() - began:.1f} s", flush=True)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    began, at = time.perf_counter(), pd.Timestamp.now("UTC")
+    done = subprocess.run(
+        [sys.executable, "-m", "flows.cli", "nightly"],
+        cwd=folder,
+        env=environment(folder, uri),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+    audits = ResultsStore(folder / "results").read("audits").to_pandas().sort_values("audited_at")
+    if done.returncode or len(audits) != number:
+        raise SystemExit(f"the sweep did not audit everything (exit {done.returncode}):\n{done.stderr[-3000:]}")
+    own, cpu = audits["seconds"].sum(), after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    first = (audits["audited_at"].iloc[0] - at).total_seconds()
+    between = audits["audited_at"].diff().dt.total_seconds()
+    beyond = between - audits["seconds"]
+    print(
+        f"{number} versions: {wall:.0f} s, {wall / number:.2f} s each; the audits' own {own / number:.2f} s, "
+        f"overhead {(wall - own) / number:.2f} s each; first result after {first:.1f} s; "
+        f"CPU {cpu / number:.2f} s each on {os.cpu_count()} cores",
+        flush=True,
+    )
+    tenth = max(1, number // 10)
+    print(
+        f"  from one result to the next, less the audit: median {beyond.median():.2f} s; first tenth "
+        f"{beyond.iloc[1 : tenth + 1].median():.2f} s, last tenth {beyond.iloc[-tenth:].median():.2f} s",
+        flush=True,
+    )
+    began = time.perf_counter()
+    again = subprocess.run(
+        [sys.executable, "-m", "flows.cli", "nightly"],
+        cwd=folder,
+        env=environment(folder, uri),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    print(f"  again, nothing due: {time.perf_counter() - began:.1f} s ({again.stdout.strip()})", flush=True)
+    return audits
+
+
+def rival(folder: Path, number: int) -> None:
+    """Time one flow run per version, each in a process of its own, under one Prefect server."""
+    uri = register(folder, number)
+    os.environ["PREFECT_HOME"] = str(folder / "prefect")
+    seconds = []
+    with prefect_server() as url:
+        for index in range(number):
+            reference = f"models:/model-{index // PER_MODEL:03d}/{index % PER_MODEL + 1}"
+            began = time.perf_counter()
+            subprocess.run(
+                [sys.executable, "-c", _ONE, reference],
+                cwd=folder,
+                env={**environment(folder, uri), "PREFECT_API_URL": url},
+                check=True,
+                capture_output=True,
+            )
+            seconds.append(time.perf_counter() - began)
+    own = ResultsStore(folder / "results").read("audits").to_pandas()["seconds"].median()
+    typical = statistics.median(seconds)
+    print(
+        f"one flow run per version, {number} of them: median {typical:.2f} s each, the audits' own {own:.2f} s, "
+        f"overhead {typical - own:.2f} s each",
+        flush=True,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--versions", type=int, nargs="*", default=[20], help="sizes of the registry")
+    parser.add_argument("--rival", type=int, nargs="?", const=10, help="versions for one flow run each")
+    options = parser.parse_args()
+    quiet_defaults()
+    for number in options.versions:
+        with tempfile.TemporaryDirectory(prefix="gradaudit-bench-") as temporary:
+            night(Path(temporary), number)
+    if options.rival:
+        with tempfile.TemporaryDirectory(prefix="gradaudit-bench-") as temporary:
+            rival(Path(temporary), options.rival)
+
+
+if __name__ == "__main__":
+    main()
