@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -66,52 +65,71 @@ def environment(folder: Path, uri: str) -> dict[str, str]:
     return {**os.environ, **own, "GRADAUDIT_RESULTS": str(folder / "results")}
 
 
-def night(folder: Path, number: int) -> pd.DataFrame:
-    """Run the sweep and return its audits by the time they ended."""
+def night(folder: Path, number: int, minutes: float) -> None:
+    """Run the sweep on ``number`` versions, end it after ``minutes``, and print what each version cost."""
     began = time.perf_counter()
     uri = register(folder, number)
     print(f"{number} versions registered in {time.perf_counter() - began:.1f} s", flush=True)
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    began, at = time.perf_counter(), pd.Timestamp.now("UTC")
-    done = subprocess.run(
-        [sys.executable, "-m", "flows.cli", "nightly"],
-        cwd=folder,
-        env=environment(folder, uri),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    wall, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, "-m", "flows.cli", "nightly"]
+    with (folder / "log").open("w") as log:
+        began, at = time.perf_counter(), pd.Timestamp.now("UTC")
+        sweep = subprocess.Popen(command, cwd=folder, env=environment(folder, uri), stdout=log, stderr=log)
+        used = [(0, 0.0)]  # versions committed, CPU seconds of the sweep's own process
+        while sweep.poll() is None and time.perf_counter() - began < minutes * 60:
+            used.append((committed(folder), cpu_seconds(sweep.pid) or used[-1][1]))
+            time.sleep(2)
+        wall, whole = time.perf_counter() - began, sweep.poll() is not None
+        if not whole:
+            sweep.terminate()
+        sweep.wait()
     audits = ResultsStore(folder / "results").read("audits").to_pandas().sort_values("audited_at")
-    if done.returncode or len(audits) != number:
-        raise SystemExit(f"the sweep did not audit everything (exit {done.returncode}):\n{done.stderr[-3000:]}")
-    own, cpu = audits["seconds"].sum(), after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    done = len(audits)
+    if (whole and done != number) or done < 3:
+        raise SystemExit(f"{done} versions were audited:\n{(folder / 'log').read_text()[-3000:]}")
+    own = audits["seconds"].sum()
+    beyond = audits["audited_at"].diff().dt.total_seconds() - audits["seconds"]
     first = (audits["audited_at"].iloc[0] - at).total_seconds()
-    between = audits["audited_at"].diff().dt.total_seconds()
-    beyond = between - audits["seconds"]
     print(
-        f"{number} versions: {wall:.0f} s, {wall / number:.2f} s each; the audits' own {own / number:.2f} s, "
-        f"overhead {(wall - own) / number:.2f} s each; first result after {first:.1f} s; "
-        f"CPU {cpu / number:.2f} s each on {os.cpu_count()} cores",
+        f"{done} of {number} versions audited: {wall:.0f} s, {wall / done:.2f} s each; the audits' own "
+        f"{own / done:.2f} s, overhead {(wall - own) / done:.2f} s each; first result after {first:.1f} s",
         flush=True,
     )
-    tenth = max(1, number // 10)
+    tenth = max(2, done // 10)
     print(
         f"  from one result to the next, less the audit: median {beyond.median():.2f} s; first tenth "
         f"{beyond.iloc[1 : tenth + 1].median():.2f} s, last tenth {beyond.iloc[-tenth:].median():.2f} s",
         flush=True,
     )
-    began = time.perf_counter()
-    again = subprocess.run(
-        [sys.executable, "-m", "flows.cli", "nightly"],
-        cwd=folder,
-        env=environment(folder, uri),
-        capture_output=True,
-        text=True,
-        check=False,
+    half = next(index for index, (count, _) in enumerate(used) if count >= done // 2)
+    (low, early), (middle, half_way), (high, late) = (
+        next(entry for entry in used if entry[0] >= 1),
+        used[half],
+        used[-1],
     )
-    print(f"  again, nothing due: {time.perf_counter() - began:.1f} s ({again.stdout.strip()})", flush=True)
-    return audits
+    print(
+        f"  CPU of the sweep's own process: {(half_way - early) / max(1, middle - low):.2f} s each in the first half, "
+        f"{(late - half_way) / max(1, high - middle):.2f} s in the second",
+        flush=True,
+    )
+    if whole:
+        began = time.perf_counter()
+        again = subprocess.run(
+            command, cwd=folder, env=environment(folder, uri), capture_output=True, text=True, check=False
+        )
+        print(f"  again: {time.perf_counter() - began:.1f} s ({again.stdout.strip()})", flush=True)
+
+
+def committed(folder: Path) -> int:
+    return len(ResultsStore(folder / "results").files("audits"))
+
+
+def cpu_seconds(pid: int) -> float | None:
+    """CPU seconds that a process has used, its children's not counted; None once it has ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def rival(folder: Path, number: int) -> None:
@@ -143,12 +161,13 @@ def rival(folder: Path, number: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--versions", type=int, nargs="*", default=[20], help="sizes of the registry")
+    parser.add_argument("--minutes", type=float, default=600.0, help="end a sweep that takes longer")
     parser.add_argument("--rival", type=int, nargs="?", const=10, help="versions for one flow run each")
     options = parser.parse_args()
     quiet_defaults()
     for number in options.versions:
         with tempfile.TemporaryDirectory(prefix="gradaudit-bench-") as temporary:
-            night(Path(temporary), number)
+            night(Path(temporary), number, options.minutes)
     if options.rival:
         with tempfile.TemporaryDirectory(prefix="gradaudit-bench-") as temporary:
             rival(Path(temporary), options.rival)

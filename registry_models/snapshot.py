@@ -120,7 +120,8 @@ def artifact_bytes(version: Version, client: MlflowClient) -> int:
         InfrastructureError: the registry or the artifact store does not answer.
     """
     with registry_errors(version.uri):
-        return _listed_size(version.uri, client)
+        place = client.get_model_version_download_uri(version.name, str(version.version))
+        return _listed_size(place, client)
 
 
 def _recipe_tag(version: Version, client: MlflowClient) -> str | None:

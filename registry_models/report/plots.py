@@ -60,9 +60,10 @@ def _plot(
     if not any(v is not None for v in values):
         return None
     floor = min(positive, default=1.0) / 10
-    figure = Figure(figsize=(10, 4), dpi=110, facecolor="white", layout="constrained")
+    figure = Figure(figsize=(10, 4), dpi=110, facecolor="white")
     FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    # Fixed margins: a layout that is searched for takes as long as the picture itself.
+    axes = figure.add_subplot(position=(0.07, 0.14, 0.91, 0.73))
     axes.set_yscale("log")
     if limit is not None:
         _draw_limits(axes, limits, floor)
@@ -122,6 +123,9 @@ def _name_failures(axes: Any, lines: Sequence[ParameterLine]) -> None:
 
 
 def _quieten(axes: Any) -> None:
+    bottom, top = axes.get_ylim()
+    if top > 1000 * bottom:
+        axes.yaxis.minorticks_off()  # decades are enough, and hundreds of ticks are slow
     axes.grid(axis="y", color=_GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(colors=_MUTED, labelsize=9)

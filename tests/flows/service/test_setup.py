@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ import pytest
 import yaml
 
 from audits.errors import SettingsError
-from flows.service.automations import HEARTBEAT, PENDING, RESCHEDULE
 from flows.service.setup import QUEUES, SetupOptions, deployments_file, set_up, shipped_file
 
 DEPLOYMENTS = {"nightly-audit/nightly", "audit-versions/nightly", "audit-versions/on-registration"}
