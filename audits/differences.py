@@ -135,12 +135,13 @@ def compare(before: AuditReport, now: AuditReport) -> Comparison:
         now: the later audit.
     """
     was, held = _claims(before.rows), _claims(now.rows)
+    held_before, hold_now = _holding(before.rows), _holding(now.rows)
     parameters = {row.parameter for row in now.rows}
     causes = changed_parts(before, now)
     found = []
     for key in dict.fromkeys([*held, *was]):
         check, parameter = key
-        then, this = was.get(key), held.get(key)
+        then, this = was.get(key, held_before.get(check)), held.get(key, hold_now.get(check))
         change = _change(then, this, gone=parameter is not None and parameter not in parameters and len(parameters) > 1)
         if change is None:
             continue
@@ -168,6 +169,8 @@ def changed_parts(before: AuditReport, now: AuditReport) -> list[str]:
     """
     then, this = before.identity, now.identity
     differing = [p for p in _PARTS if before.parts.get(p) and now.parts.get(p) and before.parts[p] != now.parts[p]]
+    if "optimizer" in differing and "state" in differing:
+        differing.remove("state")  # what another optimizer leaves behind
     causes = {_PARTS[part][0] for part in differing}
     if then.model_digest != this.model_digest and not (before.parts.get("weights") and now.parts.get("weights")):
         differing.append("model")
@@ -187,6 +190,15 @@ def _claims(rows: Sequence[ResultRow]) -> dict[tuple[str, str | None], ResultRow
         if key not in claims or _RANK[_outcome(row)] < _RANK[_outcome(claims[key])]:
             claims[key] = row
     return claims
+
+
+def _holding(rows: Sequence[ResultRow]) -> dict[str, ResultRow]:
+    """The checks that hold as a whole, with a row that says so: such a check names parameters only where it fails."""
+    whole: dict[str, list[ResultRow]] = {}
+    for row in rows:
+        if row.parameter is None:
+            whole.setdefault(row.check, []).append(row)
+    return {check: said[0] for check, said in whole.items() if all(row.outcome is Outcome.PASS for row in said)}
 
 
 def _outcome(row: ResultRow) -> Outcome:

@@ -9,10 +9,11 @@ Besides the columns of the result format each has ``audit_date``, the UTC day of
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import re
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -42,6 +43,9 @@ _TYPES = {
     pa.list_(pa.string()): "VARCHAR[]",
     pa.map_(pa.string(), pa.string()): "MAP(VARCHAR, VARCHAR)",
 }
+
+#: What a query may hold; beyond it DuckDB spills to a temporary folder.
+MEMORY_LIMIT = "2GB"
 
 #: What keeps a query inside the store: no other file, no network, no extension, no Python variable, no way back.
 _LOCKED = (
@@ -111,7 +115,7 @@ def _words(error: Exception) -> str:
     return re.sub(r"^(\w+ )+Error: ", "", str(error).strip())
 
 
-@contextmanager
+@contextlib.contextmanager
 def open_views(
     store: ResultsStore, *, since: datetime.date | None = None, until: datetime.date | None = None
 ) -> Iterator[duckdb.DuckDBPyConnection]:
@@ -122,8 +126,12 @@ def open_views(
     """
     import duckdb
 
-    connection = duckdb.connect(":memory:", config={"temp_directory": ""})
-    try:
+    with (
+        tempfile.TemporaryDirectory(prefix="gradaudit-sql-") as spill,
+        contextlib.closing(
+            duckdb.connect(":memory:", config={"temp_directory": spill, "memory_limit": MEMORY_LIMIT})
+        ) as connection,
+    ):
         connection.execute("SET TimeZone = 'UTC'; SET enable_progress_bar = false; CREATE SCHEMA store")
         for dataset in _SCHEMAS:
             files = store.files(dataset, since=since, until=until)
@@ -138,8 +146,6 @@ def open_views(
         for setting in _LOCKED:
             connection.execute(setting)
         yield connection
-    finally:
-        connection.close()
 
 
 #: Of every audit id the newest committed writing; rows that no commit stands behind are not shown. Rows may be newer
@@ -151,13 +157,15 @@ _VIEW_SQL = (
     QUALIFY row_number() OVER (PARTITION BY model_name, audit_id ORDER BY audited_at DESC) = 1
     """,
     """
+    CREATE VIEW store.commits AS
+    SELECT model_name, audit_id, max(audited_at) AS committed_at FROM store.audits GROUP BY model_name, audit_id
+    """,
+    # a plain join: DuckDB pushes a filter on the model's name into both sides, and reads few row groups
+    """
     CREATE VIEW rows AS
-    SELECT *, CAST(audited_at AS DATE) AS audit_date FROM store.rows AS r
-    WHERE EXISTS (
-        FROM (SELECT model_name, audit_id, max(audited_at) AS audited_at FROM store.audits GROUP BY ALL) AS c
-        WHERE c.model_name = r.model_name AND c.audit_id = r.audit_id AND r.audited_at >= c.audited_at
-        AND CAST(r.audited_at AS DATE) = CAST(c.audited_at AS DATE)
-    )
+    SELECT r.*, CAST(r.audited_at AS DATE) AS audit_date FROM store.rows AS r SEMI JOIN store.commits AS c
+    ON c.model_name = r.model_name AND c.audit_id = r.audit_id AND r.audited_at >= c.committed_at
+    AND CAST(r.audited_at AS DATE) = CAST(c.committed_at AS DATE)
     """,
     "CREATE VIEW failures AS SELECT * FROM rows WHERE outcome = 'fail'",
 )
@@ -180,8 +188,8 @@ def _source(
         held = _scan(connection, store, dataset, finer, f"finer_{index}")
         here = _scan(connection, store, dataset, coarse, f"coarse_{index}")
         selects.append(
-            f"SELECT c.* FROM {here} AS c WHERE NOT EXISTS (SELECT 1 FROM {held} AS f "
-            "WHERE f.audit_id = c.audit_id AND f.audited_at >= c.audited_at)"
+            f"SELECT c.* FROM {here} AS c ANTI JOIN {held} AS f "
+            "ON f.audit_id = c.audit_id AND f.audited_at >= c.audited_at"
         )
     if plain or not selects:
         selects.insert(0, f"SELECT * FROM {_scan(connection, store, dataset, plain, 'plain')}")

@@ -129,7 +129,9 @@ class Synthetic:
             "parts": [[("weights", self.digests[3 * i]), ("optimizer", self.digests[3 * i + 1])] for i in which],
             "provenance": [[("loss", "declared")]] * n, "limits": [[]] * n, "unresolved": [[]] * n,
         }  # fmt: skip
-        audits = pa.table({f.name: pa.array(lines[f.name], f.type) for f in AUDITS_SCHEMA}, schema=AUDITS_SCHEMA)
+        audits = pa.table(
+            {f.name: pa.array(lines.get(f.name, [None] * n), f.type) for f in AUDITS_SCHEMA}, schema=AUDITS_SCHEMA
+        )
         return rows, audits
 
 

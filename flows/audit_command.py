@@ -13,13 +13,13 @@ from audits.outcomes import Outcome
 from audits.report import AuditReport
 from audits.settings import AuditSettings
 from flows.display import console, log_console, report_view
+from flows.exit_codes import EXIT_CODES
 from flows.junit import junit_xml
 from flows.one_version import Target, audit_directory, audit_version, fresh_occasion, rerun_command
+from flows.rerunning import rerun_of
 from flows.settings import GradauditSettings
 from registry_models.report import render_html
 from registry_models.versions import VersionReference
-
-_EXIT = {Outcome.PASS: 0, Outcome.WARN: 0, Outcome.FAIL: 1, Outcome.INCONCLUSIVE: 2, Outcome.SKIPPED: 2}
 
 
 def audit_target(
@@ -61,7 +61,7 @@ def audit_target(
     elif Path(target).is_dir():
         with log_console.status(f"auditing {target}"):
             report = audit_directory(Path(target), settings, audit_settings=audit_settings, recipe=recipe)
-        rerun = _directory_rerun(target)
+        rerun = rerun_of(target)
     else:
         raise ArtifactError(f"{target!r} is neither models:/NAME/VERSION, models:/NAME@ALIAS nor a model directory")
     _print(report, rerun, as_json=as_json)
@@ -75,7 +75,7 @@ def audit_target(
 def _exit_code(report: AuditReport, *, narrowed: bool) -> int:
     """Of a narrowed audit, coverage says nothing: what was asked for is judged by its own rows."""
     if not narrowed:
-        return _EXIT[report.outcome]
+        return EXIT_CODES[report.outcome]
     outcomes = {row.outcome for row in report.rows}
     if Outcome.FAIL in outcomes:
         return 1
@@ -87,9 +87,3 @@ def _print(report: AuditReport, rerun: str, *, as_json: bool) -> None:
         print(json.dumps(report.to_dict(rerun=rerun), indent=2, allow_nan=False))
     else:
         console.print(report_view(report))
-
-
-def _directory_rerun(target: str) -> str:
-    import shlex
-
-    return shlex.join(["gradaudit", "audit", target]).replace("{", "{{").replace("}", "}}") + " {options}"

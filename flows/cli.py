@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from audits.errors import GradauditError, InfrastructureError
+from flows.results_cli import add_commands
 from flows.settings import GradauditSettings, quiet_defaults
 
 quiet_defaults()
@@ -160,12 +161,25 @@ def checks(as_json: AsJson = False) -> None:
 
 
 @app.command()
-def explain(check: Annotated[str, typer.Argument(help="A check's name, such as gradient.finite-difference.")]) -> None:
+def explain(
+    check: Annotated[str, typer.Argument(help="A check's name, such as gradient.finite-difference.")],
+    as_json: AsJson = False,
+) -> None:
     """Explain one check: claim, formula, threshold, what it cannot see, where to look when it fails."""
+    import dataclasses
+
     from audits.checks import find_check
+
+    found = find_check(check)
+    if as_json:
+        print(json.dumps(dataclasses.asdict(found), indent=2))
+        return
     from flows.display import console, explanation
 
-    console.print(explanation(find_check(check)))
+    console.print(explanation(found))
+
+
+add_commands(app)
 
 
 def main() -> None:

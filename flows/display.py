@@ -16,6 +16,8 @@ from audits.report import AuditReport
 from audits.skipped import not_checked
 from flows.audit_summary import AuditSummary
 from flows.progress import Listener
+from registry_models.report.text import one_line
+from registry_models.untrusted_text import clean
 
 #: Result and log: stdout is for what was asked for, stderr for everything else.
 console = Console()
@@ -39,7 +41,7 @@ def outcome_text(outcome: str) -> Text:
 def verdicts_table(summaries: Iterable[AuditSummary], title: str) -> Table:
     """Return one line per version; a narrow terminal gets the parameter below the checks."""
     narrow = console.width < WIDE
-    table = _table(title)
+    table = simple_table(title)
     for column in ("model", "v", "outcome"):
         table.add_column(column, no_wrap=True)
     table.add_column("failed checks" + (", first parameter" if narrow else ""), overflow="fold")
@@ -54,7 +56,13 @@ def verdicts_table(summaries: Iterable[AuditSummary], title: str) -> Table:
     return table
 
 
-def _table(title: str | None = None) -> Table:
+def shown(name: str) -> str:
+    """Return a name that comes from a model on one line, without what could act on a terminal."""
+    return one_line(name)
+
+
+def simple_table(title: str | None = None) -> Table:
+    """Return an empty table in the house's style."""
     return Table(
         title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1)
     )
@@ -62,17 +70,17 @@ def _table(title: str | None = None) -> Table:
 
 def report_view(report: AuditReport) -> Group:
     """Return one audit for the terminal: verdict, findings, what was not checked."""
-    parts: list[Table | Text] = [Text(report.headline, style=_STYLES[str(report.outcome)])]
+    parts: list[Table | Text] = [Text(shown(report.headline), style=_STYLES[str(report.outcome)])]
     found = [row for row in report.findings if row.outcome is not Outcome.SKIPPED]
     if found:
-        table = _table()
+        table = simple_table()
         table.add_column("outcome", no_wrap=True)
         table.add_column("check, parameter", overflow="fold", min_width=26)
         table.add_column("what was seen", overflow="fold")
         for row in found[:SHOWN_FINDINGS]:
             advice = f"\n{row.where_to_look}" if row.where_to_look and row.outcome is Outcome.FAIL else ""
-            where = row.check + (f"\n  {escape(row.parameter)}" if row.parameter else "")
-            table.add_row(outcome_text(str(row.outcome)), where, escape(row.message + advice))
+            where = row.check + (f"\n  {shown(row.parameter)}" if row.parameter else "")
+            table.add_row(outcome_text(str(row.outcome)), Text(clean(where)), Text(clean(row.message + advice)))
         parts.append(table)
         if len(found) > SHOWN_FINDINGS:
             parts.append(Text(f"... and {len(found) - SHOWN_FINDINGS} more findings: --json or --html FILE shows all"))
@@ -80,14 +88,14 @@ def report_view(report: AuditReport) -> Group:
     parts.append(Text(f"{counts}; {report.seconds:.1f} s on {report.identity.device or 'no device'}", style="dim"))
     for left in not_checked(report.rows)[:SHOWN_FINDINGS]:
         which = f" ({len(left.parameters)} parameters)" if left.parameters else ""
-        parts.append(Text(f"not checked: {', '.join(left.checks)}: {left.reason}{which}", style="dim"))
+        parts.append(Text(f"not checked: {', '.join(left.checks)}: {shown(left.reason)}{which}", style="dim"))
     return Group(*parts)
 
 
 def checks_table(checks: Iterable[Check]) -> Table:
     """Return one line per check; a narrow terminal leaves the threshold to ``gradaudit explain``."""
     wide = console.width >= WIDE
-    table = _table("Checks")
+    table = simple_table("Checks")
     table.add_column("check", no_wrap=True)
     for column in ("claim", "severity", *(["threshold"] if wide else [])):
         table.add_column(column, overflow="fold")

@@ -9,10 +9,12 @@ from mlflow.tracking import MlflowClient
 
 from audits.report import AuditReport
 from audits.results import AuditIdentity, ResultsStore, answer_table, audits_table, rows_table
+from audits.stored import changes_since
 from flows.due import environment
 from flows.settings import GradauditSettings
 from registry_models.marking import mark
 from registry_models.publishing import publish
+from registry_models.report import changes_of
 from registry_models.versions import Version, ensure_experiment
 
 
@@ -33,6 +35,7 @@ def keep(
     store = ResultsStore(settings.results)
     date = identity.audited_at.date()
     store.write("rows", rows_table(answer_table(report.rows), identity), date=date, audit_id=identity.audit_id)
+    changes = changes_of(changes_since(store, report))
     run_id = publish(
         client,
         report,
@@ -41,6 +44,7 @@ def keep(
         fingerprint=fingerprint,
         rerun=rerun,
         recipe_yaml=recipe_yaml,
+        changes=changes,
     )
     report = dataclasses.replace(report, run_id=run_id)
     mark(

@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import datetime
 import logging
-import shlex
 import threading
 import uuid
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from flows.fallback import Way, ran_out, told, ways
 from flows.gpu import held
 from flows.isolation import limits_of, private_folder, run_child
 from flows.keeping import keep
+from flows.rerunning import rerun_of
 from flows.sandbox import Level, reached_level
 from flows.sandbox.answer_file import read_untrusted
 from flows.sandbox.artifact import rewritten, shown
@@ -260,8 +260,7 @@ def _with_parts(report: AuditReport, snapshot: Snapshot) -> AuditReport:
 
 def rerun_command(version: Version, tracking_uri: str) -> str:
     """Return the command that repeats an audit, with ``{options}`` for what narrows it; braces in names are doubled."""
-    command = shlex.join(["gradaudit", "audit", version.uri, "--tracking-uri", tracking_uri])
-    return command.replace("{", "{{").replace("}", "}}") + " {options}"
+    return rerun_of(version.uri, tracking_uri)
 
 
 def _recipe_text(snapshot: Snapshot | None) -> str | None:

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import pickle
 import re
+import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -19,13 +20,21 @@ from torch import nn
 
 from audits.callables import CallableReference
 from audits.capture import unwrap
-from audits.errors import ArtifactError
+from audits.errors import ArtifactError, RecipeError
 from audits.recipe import Recipe
 from registry_models.exporting import in_eval_mode, on_cpu, pt2_options
 from registry_models.factory_files import Factory, write_factory
-from registry_models.recipe_files import CODE_FOLDER, FOLDER, write_recipe
+from registry_models.recipe_files import (
+    BATCH_FILE,
+    CODE_FOLDER,
+    FOLDER,
+    RECIPE_FILE,
+    STATE_FILE,
+    read_recipe,
+    write_recipe,
+)
 from registry_models.shipping import copy_code, ship
-from registry_models.versions import RECIPE_TAG, VersionReference, ensure_experiment
+from registry_models.versions import RECIPE_TAG, Version, VersionReference, ensure_experiment, registry_errors
 
 _log = logging.getLogger(__name__)
 
@@ -157,13 +166,51 @@ def attach_recipe(version: str, recipe: Recipe, *, client: MlflowClient | None =
     with tempfile.TemporaryDirectory(prefix="gradaudit-attach-") as temporary:
         folder = write_recipe(shipment.recipe, Path(temporary))
         copy_code(shipment.paths, folder / CODE_FOLDER)
-        run = client.create_run(
-            ensure_experiment(client, RECIPES_EXPERIMENT), run_name=f"recipe for {found.name} v{found.version}"
-        )
-        client.log_artifacts(run.info.run_id, str(folder), FOLDER)
-        client.set_terminated(run.info.run_id)
+        return _upload(folder, found, client)
+
+
+def attach_recipe_folder(version: str, folder: Path, *, client: MlflowClient | None = None) -> str:
+    """Give an already registered version the recipe in ``folder``, as `attach_recipe` does.
+
+    Args:
+        version: ``models:/NAME/VERSION`` or ``models:/NAME@ALIAS``.
+        folder: ``recipe.yaml`` with its tensors and, if the loss or the step need it, ``code/``; nothing else of it
+            is taken.
+        client: MLflow client; the default one otherwise.
+
+    Returns:
+        The recipe's URI, ``runs:/RUN/audit``.
+
+    Raises:
+        RecipeError: the folder holds no usable recipe; the text names what is wrong.
+        ArtifactError: there is no such version.
+        InfrastructureError: the registry does not answer.
+    """
+    client = client or MlflowClient()
+    found = VersionReference.parse(version).resolve(client)
+    read_recipe(folder)
+    with tempfile.TemporaryDirectory(prefix="gradaudit-attach-") as temporary:
+        copy = Path(temporary) / FOLDER
+        copy.mkdir()
+        for name in (RECIPE_FILE, BATCH_FILE, STATE_FILE):
+            if (folder / name).is_file():
+                shutil.copyfile(folder / name, copy / name)
+        if (folder / CODE_FOLDER).is_dir():
+            if any(path.is_symlink() for path in (folder / CODE_FOLDER).rglob("*")):
+                raise RecipeError(f"{CODE_FOLDER}/ holds a symbolic link, which would not lead anywhere: copy the file")
+            shutil.copytree(folder / CODE_FOLDER, copy / CODE_FOLDER, ignore=shutil.ignore_patterns("__pycache__"))
+        with registry_errors(f"the recipe for {version}"):
+            return _upload(copy, found, client)
+
+
+def _upload(folder: Path, version: Version, client: MlflowClient) -> str:
+    run = client.create_run(
+        ensure_experiment(client, RECIPES_EXPERIMENT), run_name=f"recipe for {version.name} v{version.version}"
+    )
+    client.log_artifacts(run.info.run_id, str(folder), FOLDER)
+    client.set_terminated(run.info.run_id)
     uri = f"runs:/{run.info.run_id}/{FOLDER}"
-    client.set_model_version_tag(found.name, str(found.version), RECIPE_TAG, uri)
+    client.set_model_version_tag(version.name, str(version.version), RECIPE_TAG, uri)
     return uri
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +15,8 @@ from mlflow.tracking import MlflowClient
 from audits.outcomes import GRADIENT_EVIDENCE, UPDATE_EVIDENCE, WORST_FIRST, ResultRow, finite
 from audits.report import AuditReport
 from audits.results import write_parquet
-from registry_models.report import render_html, render_markdown, render_plots
+from registry_models.report import Changes, render_html, render_markdown, render_plots
+from registry_models.untrusted_text import neutralised
 from registry_models.versions import Version, ensure_experiment, registry_errors
 
 _log = logging.getLogger(__name__)
@@ -34,8 +34,11 @@ def publish(
     fingerprint: str,
     rerun: str,
     recipe_yaml: str | None,
+    changes: Changes | None = None,
 ) -> str:
     """Publish one audit as one finished MLflow run and return its id.
+
+    ``changes`` is what changed since the last audited version, for the report and the note.
 
     A run that an earlier, interrupted attempt at the same audit left behind is tagged ``superseded`` and closed.
 
@@ -57,7 +60,7 @@ def publish(
             "audit.isolation": identity.isolation,
             "mlflow.source.name": "gradaudit",
             "mlflow.source.type": "JOB",
-            "mlflow.note.content": render_markdown(report, links={})[:MAXIMUM_TAG],
+            "mlflow.note.content": render_markdown(report, links={}, changes=changes)[:MAXIMUM_TAG],
         }
         run = client.create_run(experiment_id, run_name=version.label, tags=tags)
         run_id = str(run.info.run_id)
@@ -65,7 +68,7 @@ def publish(
         metrics = [Metric(name, value, now, 0) for name, value in _metrics(report).items()]
         client.log_batch(run_id, metrics=metrics, tags=[RunTag("audit.run_id", run_id)])
         with tempfile.TemporaryDirectory(prefix="gradaudit-publish-") as temporary:
-            _write_artifacts(report, Path(temporary), rerun=rerun, recipe_yaml=recipe_yaml)
+            _write_artifacts(report, Path(temporary), rerun=rerun, recipe_yaml=recipe_yaml, changes=changes)
             client.log_artifacts(run_id, temporary)
         client.log_table(run_id, parameters_frame(report), artifact_file="parameters.json")
         client.set_terminated(run_id, RunStatus.to_string(RunStatus.FINISHED))
@@ -148,8 +151,11 @@ def _metrics(report: AuditReport) -> dict[str, float]:
     return {name: float(value) for name, value in values.items() if value is not None}
 
 
-def _write_artifacts(report: AuditReport, folder: Path, *, rerun: str, recipe_yaml: str | None) -> None:
-    (folder / "report.html").write_text(render_html(report, rerun=rerun, recipe_yaml=recipe_yaml), encoding="utf-8")
+def _write_artifacts(
+    report: AuditReport, folder: Path, *, rerun: str, recipe_yaml: str | None, changes: Changes | None
+) -> None:
+    page = render_html(report, rerun=rerun, recipe_yaml=recipe_yaml, changes=changes)
+    (folder / "report.html").write_text(page, encoding="utf-8")
     frame = parameters_frame(report)
     safe = frame.map(neutralised)
     safe.to_csv(folder / "parameters.csv", index=False)
@@ -162,11 +168,6 @@ def _write_artifacts(report: AuditReport, folder: Path, *, rerun: str, recipe_ya
         (folder / "plots").mkdir()
         for name, png in plots.items():
             (folder / "plots" / name).write_bytes(png)
-
-
-def neutralised(value: Any) -> Any:
-    """Keep a spreadsheet from reading a name as a formula: a leading ``=``, ``+``, ``-`` or ``@`` gets a quote."""
-    return f"'{value}" if isinstance(value, str) and re.match(r"[=+\-@\t\r]", value) else value
 
 
 def _supersede(client: MlflowClient, experiment_id: str, audit_id: str) -> None:

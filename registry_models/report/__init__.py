@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from registry_models.report.changes import Change
+from registry_models.report.changes import Change, Changes, changes_of
 from registry_models.report.note import render_markdown
 from registry_models.report.plots import render_plots
 from registry_models.report.rendering import render_html
 
-__all__ = ["Change", "render_html", "render_markdown", "render_plots"]
+__all__ = ["Change", "Changes", "changes_of", "render_html", "render_markdown", "render_plots"]

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from audits.outcomes import Outcome, ResultRow
 from audits.report import AuditReport
 from audits.skipped import not_checked
+from registry_models.report.changes import Changes
 from registry_models.report.lines import shown_outcome
 from registry_models.report.text import escape_markdown, one_line, plural, shortened
 
@@ -22,11 +23,12 @@ SYMBOLS = {
 }
 
 
-def render_markdown(report: AuditReport, *, links: Mapping[str, str]) -> str:
+def render_markdown(report: AuditReport, *, links: Mapping[str, str], changes: Changes | None = None) -> str:
     """Return the note.
 
     Args:
         report: the audit.
+        changes: what changed since the last audited version.
         links: text -> address (relative or absolute), shown last in this order.
     """
     found = [row for row in report.findings if row.outcome is not Outcome.SKIPPED]
@@ -36,6 +38,8 @@ def render_markdown(report: AuditReport, *, links: Mapping[str, str]) -> str:
         if len(found) > NAMED:
             bullets.append(f"- and {plural(len(found) - NAMED, 'more finding')}, all in report.html")
         paragraphs.append("**Findings**\n\n" + "\n".join(bullets))
+    if changes is not None:
+        paragraphs.append(_since(changes))
     skipped = not_checked(report.rows)
     if skipped:
         reasons = [f"- {_short(', '.join(item.checks))}: {_short(item.reason)}" for item in skipped[:NAMED_REASONS]]
@@ -52,6 +56,23 @@ def _bullet(row: ResultRow) -> str:
     subject = f" {_short(row.parameter)}" if row.parameter else ""
     module = f" in {_short(row.module)}" if row.module else ""
     return f"- {SYMBOLS[outcome]} **{outcome}** {escape_markdown(row.check)}{subject}{module}: {_short(row.message)}"
+
+
+def _since(changes: Changes) -> str:
+    """The changes in a few lines: findings that read the same but for the parameter are one."""
+    head = f"**Since {_short(changes.against)}** (differs: {_short(changes.cause)})"
+    grouped: dict[tuple[str, str, str], list[str]] = {}
+    for change in changes.listed:
+        if change.kind != "same":
+            grouped.setdefault((change.kind, change.check, change.cause), []).append(change.parameter or "")
+    lines = []
+    for (kind, check, cause), names in list(grouped.items())[:NAMED_REASONS]:
+        named = f" {_short(names[0])}" if names[0] else ""
+        more = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
+        lines.append(f"- **{kind}** {escape_markdown(check)}{named}{more}: {_short(cause)}")
+    if len(grouped) > NAMED_REASONS:
+        lines.append(f"- and {len(grouped) - NAMED_REASONS:,} more")
+    return f"{head}\n\n" + ("\n".join(lines) if lines else "No finding is new, and none has gone.")
 
 
 def _short(text: str) -> str:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from audits.outcomes import Outcome, ResultRow
 from audits.report import AuditReport
 from audits.skipped import Unchecked, not_checked
-from registry_models.report.changes import Change
+from registry_models.report.changes import Changes
 from registry_models.report.findings import Finding, FindingGroup, finding_groups
 from registry_models.report.lines import RANK, ParameterLine, is_parameter, parameter_lines, shown_outcome
 from registry_models.report.text import duration, one_line, plural, shortened
@@ -60,7 +60,7 @@ class Page:
     not_checked: list[Unchecked]
     unresolved: tuple[str, ...]
     anchors: Mapping[str, str]
-    changes: list[Change] | None
+    changes: Changes | None
     provenance: list[tuple[str, str]]
     fields: Mapping[str, str]
     recipe_yaml: str | None
@@ -75,7 +75,7 @@ def page_of(
     rerun: str,
     recipe_yaml: str | None,
     links: Mapping[str, str] | None,
-    changes: Sequence[Change] | None,
+    changes: Changes | None,
 ) -> Page:
     """Return the page of an audit."""
     groups, unlisted = finding_groups(report, rerun)
@@ -104,7 +104,7 @@ def page_of(
         not_checked=not_checked(report.rows),
         unresolved=report.coverage_of.unresolved,
         anchors=anchors,
-        changes=None if changes is None else sorted(changes, key=lambda change: _KINDS.index(change.kind)),
+        changes=changes,
         provenance=_provenance(report),
         fields=report.provenance,
         recipe_yaml=None if recipe_yaml is None else clean(recipe_yaml),
@@ -133,9 +133,6 @@ def verdict_sentence(report: AuditReport, groups: Sequence[FindingGroup]) -> str
             return f"{subject} trains correctly as far as it was judged, with {plural(warned, 'open point')}."
         case _:
             return f"{subject} trains correctly: all {plural(report.counts['pass'], 'judged claim')} hold."
-
-
-_KINDS = ("new", "same", "fixed")
 
 
 def _subject(report: AuditReport) -> str:

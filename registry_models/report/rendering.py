@@ -6,7 +6,7 @@ import base64
 import functools
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
 
@@ -14,7 +14,7 @@ from jinja2 import BaseLoader, Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from audits.report import AuditReport
-from registry_models.report.changes import Change
+from registry_models.report.changes import Changes
 from registry_models.report.page import page_of
 from registry_models.report.picture import picture
 from registry_models.report.text import MISSING, number, plural
@@ -30,7 +30,7 @@ def render_html(
     rerun: str,
     recipe_yaml: str | None = None,
     links: Mapping[str, str] | None = None,
-    changes: Sequence[Change] | None = None,
+    changes: Changes | None = None,
 ) -> str:
     """Return the report as one self-contained page.
 

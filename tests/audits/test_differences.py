@@ -56,8 +56,18 @@ def test_a_finding_is_fixed_only_by_a_judgement() -> None:
     assert [(d.check, d.change) for d in died.differences if d.check == "update.rule"] == [
         ("update.rule", Change.UNJUDGED)
     ], "an audit that died has not fixed anything"
-    removed = compare(before, report(row("pass", "other"), row("pass", None)))
+    removed = compare(before, report(row("pass", "other"), row("pass", None, check="step.mode")))
     assert [d.change for d in removed.differences] == [Change.GONE]
+
+
+def test_a_check_that_holds_as_a_whole_names_no_parameter() -> None:
+    whole = report(row("pass", None), row("pass", "w", check="step.gradient"))
+    broken = report(row("fail"), row("pass", "w", check="step.gradient"))
+    (new,) = compare(whole, broken).differences
+    assert (new.change, new.before) == (Change.NEW, Outcome.PASS)
+    assert [d.change for d in compare(broken, whole).differences] == [Change.FIXED]
+    half = report(row("pass", None, phase="a"), row("skipped", None, phase="b"), row("pass", check="step.gradient"))
+    assert [d.change for d in compare(broken, half).differences] == [Change.UNJUDGED]
 
 
 def test_the_worst_of_phases_and_lanes_speaks_and_warnings_only_warn() -> None:

@@ -13,7 +13,7 @@ import pytest
 from audits.outcomes import Outcome
 from audits.report import rerun_options
 from audits.run import refused
-from registry_models.report import Change, render_html
+from registry_models.report import Change, Changes, render_html
 from tests.registry_models.report.synthetic import HOSTILE, RERUN, report_of
 
 #: Elements that have no end tag, or whose end tag HTML lets a writer leave out.
@@ -55,10 +55,17 @@ class Page(HTMLParser):
         return " ".join(self.text.split())
 
 
-CHANGES = [
-    Change(parameter="a.weight", check="update.rule", kind="fixed", cause="recipe"),
-    Change(parameter="b.weight", check="gradient.finite-difference", kind="new", cause="code"),
-]
+CHANGES = Changes(
+    against="v1, audited 2026-01-30",
+    cause="recipe (optimizer), weights",
+    counts=(("new", 1), ("fixed", 1)),
+    listed=(
+        Change(
+            parameter="b.weight", check="gradient.finite-difference", kind="new", turned="pass → fail", cause="code"
+        ),
+        Change(parameter="a.weight", check="update.rule", kind="fixed", turned="fail → pass", cause="recipe"),
+    ),
+)
 
 
 def test_the_sections_are_in_order() -> None:
@@ -71,12 +78,16 @@ def test_the_sections_are_in_order() -> None:
 def test_without_changes_there_is_no_such_section() -> None:
     html = render_html(report_of(5), rerun=RERUN)
     assert "Since the last audited version" not in html
-    assert "No finding is new" in render_html(report_of(5), rerun=RERUN, changes=[])
+    assert "No finding is new" in render_html(report_of(5), rerun=RERUN, changes=Changes(against="v1", cause="weights"))
 
 
-def test_new_changes_come_before_fixed_ones() -> None:
+def test_changes_say_against_what_and_why() -> None:
     words = Page(render_html(report_of(5), rerun=RERUN, changes=CHANGES)).words
+    assert "Held against v1, audited 2026-01-30. Differs: recipe (optimizer), weights." in words
     assert words.index("b.weight") < words.index("a.weight")
+    assert "pass → fail" in words
+    many = dataclasses.replace(CHANGES, counts=(("new", 2000),))
+    assert "1,998 more changes" in Page(render_html(report_of(5), rerun=RERUN, changes=many)).words
 
 
 def test_every_finding_has_parameter_module_message_numbers_and_command() -> None:
@@ -117,7 +128,12 @@ def test_names_cannot_leave_their_place(where: str) -> None:
         rerun="gradaudit audit x {options}",
         recipe_yaml=hostile,
         links={hostile: "#/runs/1"},
-        changes=[Change(parameter=hostile, check=hostile, kind="new", cause=hostile)],
+        changes=Changes(
+            against=hostile,
+            cause=hostile,
+            counts=((hostile, 1),),
+            listed=(Change(parameter=hostile, check=hostile, kind="new", turned=hostile, cause=hostile),),
+        ),
     )
     page = Page(html)
     assert len(page.all("script")) == 1

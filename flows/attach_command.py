@@ -1,0 +1,34 @@
+"""``gradaudit attach``: a recipe for a version that is registered without one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from mlflow.tracking import MlflowClient
+from rich.text import Text
+
+from audits.errors import RecipeError
+from flows.display import console
+from flows.settings import GradauditSettings
+from registry_models.logging_models import attach_recipe_folder
+from registry_models.recipe_files import RECIPE_FILE
+
+
+def attach_folder(version: str, folder: Path, settings: GradauditSettings, *, as_json: bool) -> int:
+    """Store the recipe, name it in the version's tag, print where it is; return 0.
+
+    Raises:
+        RecipeError: the folder holds no usable recipe; the text names what is wrong.
+        ArtifactError: there is no such version.
+        InfrastructureError: the registry does not answer.
+    """
+    if not folder.is_dir():
+        hint = f"give the folder that holds {RECIPE_FILE}, {folder.parent}" if folder.is_file() else "there is none"
+        raise RecipeError(f"{str(folder)!r} is no folder: {hint}")
+    uri = attach_recipe_folder(version, folder, client=MlflowClient(tracking_uri=settings.tracking_uri))
+    if as_json:
+        print(json.dumps({"version": version, "recipe": uri}))
+    else:
+        console.print(Text(f"{version} has the recipe {uri} now; `gradaudit audit {version}` uses it."), soft_wrap=True)
+    return 0

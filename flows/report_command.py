@@ -1,0 +1,46 @@
+"""``gradaudit report``: a stored audit once more, as ``gradaudit audit`` showed it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from rich.text import Text
+
+from audits.results import ResultsStore
+from audits.stored import changes_since
+from flows.display import console, report_view, shown
+from flows.exit_codes import EXIT_CODES
+from flows.junit import junit_xml
+from flows.settings import GradauditSettings
+from flows.stored_targets import rerun_of_report, stored_audit
+from registry_models.report import changes_of, render_html
+
+
+def show_report(
+    target: str, settings: GradauditSettings, *, as_json: bool, junit: Path | None, html: Path | None
+) -> int:
+    """Print the newest stored audit of ``target``; return the exit code of its outcome.
+
+    Raises:
+        InputError: there is no stored audit of it; the text names what there is.
+        InfrastructureError: the store, or the registry for an alias, cannot be read.
+    """
+    store = ResultsStore(settings.results)
+    report = stored_audit(target, store, settings)
+    rerun = rerun_of_report(report, settings)
+    if as_json:
+        print(json.dumps(report.to_dict(rerun=rerun), indent=2, allow_nan=False))
+    else:
+        identity = report.identity
+        at = f"{identity.audited_at:%Y-%m-%d %H:%M} UTC"
+        label = f"{identity.model_name} v{identity.model_version}, audited {at}, audit {identity.audit_id}"
+        console.print(Text(shown(label), style="dim"))
+        console.print(report_view(report))
+    if junit is not None:
+        junit.write_text(junit_xml(report), encoding="utf-8")
+    if html is not None:
+        html.write_text(
+            render_html(report, rerun=rerun, changes=changes_of(changes_since(store, report))), encoding="utf-8"
+        )
+    return EXIT_CODES[report.outcome]
