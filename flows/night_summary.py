@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from audits.committed import CommittedAudit, CommittedAudits
 from audits.outcomes import WORST_FIRST
 from flows.audit_summary import AuditSummary, summaries_of
-from flows.due import Due, Plan, Reason
+from flows.due import Plan, Reason
 from flows.settings import GradauditSettings
 from registry_models.report.text import escape_markdown
 from registry_models.versions import Version
@@ -136,9 +136,8 @@ def summarise_night(
     Raises:
         InfrastructureError: the results store cannot be read.
     """
-    committed.refresh()
-    done = {due.version.uri: found for due in plan.due if (found := _tonight(committed, due, since))}
-    audits = [done[due.version.uri] for due in plan.due if due.version.uri in done]
+    audits = committed_since(plan, committed.refresh(), since)
+    done = {f"models:/{audit.model_name}/{audit.model_version}": audit for audit in audits}
     summaries = dict(zip([audit.audit_id for audit in audits], summaries_of(audits, settings.results), strict=True))
     newly, fixed = [], []
     for due in plan.due:
@@ -164,9 +163,10 @@ def summarise_night(
     )
 
 
-def _tonight(committed: CommittedAudits, due: Due, since: datetime.datetime) -> CommittedAudit | None:
-    audits = committed.of(due.version.name, due.version.version)
-    return next((audit for audit in reversed(audits) if audit.audited_at >= since), None)
+def committed_since(plan: Plan, committed: CommittedAudits, since: datetime.datetime) -> list[CommittedAudit]:
+    """Return the latest audit since then of each of the plan's versions that has one, in the plan's order."""
+    latest = (committed.of(due.version.name, due.version.version)[-1:] for due in plan.due)
+    return [audit for found in latest for audit in found if audit.audited_at >= since]
 
 
 def _before(committed: CommittedAudits, version: Version, since: datetime.datetime) -> CommittedAudit | None:

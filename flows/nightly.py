@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import logging
+from collections.abc import Callable
 from typing import Any, cast
 
 from mlflow.tracking import MlflowClient
@@ -16,9 +17,10 @@ from audits.committed import CommittedAudits
 from audits.compaction import compact
 from audits.errors import InfrastructureError
 from audits.results import ResultsStore
+from flows.audit_summary import summaries_of
 from flows.audit_versions import audit_versions
 from flows.due import Plan, choose_due, plan_night
-from flows.night_summary import NightSummary, summarise_night
+from flows.night_summary import NightSummary, committed_since, summarise_night
 from flows.one_version import fresh_occasion
 from flows.progress import listener
 from flows.settings import GradauditSettings
@@ -69,7 +71,11 @@ def _audit(plan: Plan, settings: GradauditSettings, occasion: str, began: dateti
     """Have the versions audited and return what went wrong."""
     if workers_wait():
         return run_on_workers(
-            cut(plan.due, settings), occasion=occasion, chosen_at=began, at_once=settings.shards_at_once
+            cut(plan.due, settings),
+            occasion=occasion,
+            chosen_at=began,
+            at_once=settings.shards_at_once,
+            on_beat=_teller(plan, settings, began),
         )
     references = [due.version.uri for due in plan.due]
     state = cast("State[Any]", audit_versions(references, occasion, began, return_state=True))
@@ -77,6 +83,19 @@ def _audit(plan: Plan, settings: GradauditSettings, occasion: str, began: dateti
         return []
     error = state.result(raise_on_failure=False)
     return [str(error) if isinstance(error, Exception) else state.message or "audits could not be done"]
+
+
+def _teller(plan: Plan, settings: GradauditSettings, began: datetime.datetime) -> Callable[[], None]:
+    """Return what tells the listener of versions that workers have committed since it was last called."""
+    committed, told = CommittedAudits(ResultsStore(settings.results)), set[str]()
+
+    def tell() -> None:
+        audits = committed_since(plan, committed.refresh(), began)
+        for summary in summaries_of([a for a in audits if a.audit_id not in told], settings.results):
+            listener().finished(summary)
+        told.update(audit.audit_id for audit in audits)
+
+    return tell
 
 
 def _publish(night: NightSummary, client: MlflowClient, settings: GradauditSettings, occasion: str) -> str | None:

@@ -13,6 +13,9 @@ from flows.embedded_prefect import prefect_server
 from flows.progress import listening
 from flows.settings import GradauditSettings
 
+#: Versions that a line names before it says how many more there are.
+NAMED = 8
+
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import State
 
@@ -36,11 +39,28 @@ def run_nightly(settings: GradauditSettings, models: list[str], *, force: bool, 
         )
     else:
         console.print(verdicts_table(audited, f"{len(audited)} of {result['looked_at']} versions were due"))
+        for line in changes(result):
+            console.print(line, soft_wrap=True, highlight=False, markup=False)
         console.print(f"Rows: {settings.results}/rows")
     outcomes = {summary["outcome"] for summary in audited}
     if "fail" in outcomes:
         return 1
     return 2 if "inconclusive" in outcomes or not result["looked_at"] else 0
+
+
+def changes(result: dict[str, Any]) -> list[str]:
+    """Return what the night changed, in sentences: what failed newly, what was fixed, what only had its turn."""
+    lines = []
+    for title, mark in (("newly_failed", "Failed newly"), ("fixed", "Fixed")):
+        names = [reference.removeprefix("models:/").replace("/", " v") for reference in result[title]]
+        if names:
+            more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+            lines.append(f"{mark}: {', '.join(names[:NAMED])}{more}")
+    again = result["again"]
+    if again:
+        whose = "1 unchanged version was" if again == 1 else f"{again} unchanged versions were"
+        lines.append(f"{whose} audited again in turn.")
+    return lines
 
 
 def sweep(settings: GradauditSettings, models: list[str], *, force: bool) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from mlflow.tracking import MlflowClient
 from audits.results import ResultsStore
 from flows.nightly import choose_due
 from flows.settings import GradauditSettings
+from tests.flows.committing import commit
 from tests.stores import register_linear
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -93,20 +94,7 @@ def settings_of(folder: Path) -> GradauditSettings:
     return GradauditSettings.load(results=str(folder / "results"))
 
 
-def commit(folder: Path, name: str, version: int, key: str) -> None:
-    from audits.results import AuditIdentity, audits_table
-
-    line: dict[str, Any] = dict.fromkeys(
-        ("n_pass", "n_warn", "n_fail", "n_inconclusive", "n_skipped", "coverage", "coverage_elements", "seconds"), 0
-    )
-    line |= dict.fromkeys(("outcome", "run_id", "fingerprint", "occasion", "message"), "x")
-    who = AuditIdentity(audit_id=f"{name}{version}", model_name=name, model_version=version)
-    table = audits_table(who, **line, due_key=key)
-    ResultsStore(folder / "results").write("audits", table, date=who.audited_at.date(), audit_id=who.audit_id)
-
-
 def test_what_is_due_is_read_from_the_store_and_never_from_tags(client: MlflowClient, tmp_path: Path) -> None:
-    from flows.one_version import due_key
     from registry_models.versions import RECIPE_TAG, list_versions
 
     register_linear("a")
@@ -120,7 +108,7 @@ def test_what_is_due_is_read_from_the_store_and_never_from_tags(client: MlflowCl
     assert due() == ["a v1", "b v1"], "a tag is no result; oldest first"
     assert due(models=["b*"]) == ["b v1"]
     for version in list_versions(client):
-        commit(tmp_path, version.name, version.version, due_key(version, settings, settings.audit_settings))
+        commit(tmp_path, version, settings)
     assert due() == []
     assert due(force=True) == ["a v1", "b v1"]
     client.set_model_version_tag("b", "1", RECIPE_TAG, "runs:/1/audit")
