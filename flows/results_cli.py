@@ -20,6 +20,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON."
 AsCsv = Annotated[bool, typer.Option("--csv", help="Print the result as CSV.")]
 Junit = Annotated[Path | None, typer.Option(help="Write a JUnit XML file.")]
 Html = Annotated[Path | None, typer.Option(help="Write the report as one HTML file.")]
+Since = Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Only audits from this UTC day on.")]
 
 
 def report(
@@ -41,7 +42,7 @@ def history(
     model: Annotated[str, typer.Argument(help="A registered model's name.")],
     parameter: Annotated[str | None, typer.Option(help="Only parameters of this name or glob.")] = None,
     check: Annotated[str | None, typer.Option(help="Only checks of this name or glob.")] = None,
-    since: Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Only audits from this day on.")] = None,
+    since: Since = None,
     as_json: AsJson = False,
     as_csv: AsCsv = False,
     results: Results = None,
@@ -71,6 +72,7 @@ def diff(
 
 def sql(
     query: Annotated[str, typer.Argument(help="One SELECT over the views rows, audits and failures; - reads stdin.")],
+    since: Since = None,
     as_json: AsJson = False,
     as_csv: AsCsv = False,
     results: Results = None,
@@ -78,7 +80,9 @@ def sql(
     """Ask the results store in SQL (DuckDB); nothing else can be read, and nothing written."""
     from flows.sql_command import show_query
 
-    raise typer.Exit(show_query(query, GradauditSettings.load(results=results), as_json=as_json, as_csv=as_csv))
+    settings = GradauditSettings.load(results=results)
+    day = None if since is None else since.date()
+    raise typer.Exit(show_query(query, settings, since=day, as_json=as_json, as_csv=as_csv))
 
 
 def compact(

@@ -25,14 +25,16 @@ SHOWN = 200
 NARROWEST = 9
 
 
-def show_query(sql: str, settings: GradauditSettings, *, as_json: bool, as_csv: bool) -> int:
-    """Print the answer as a table, as CSV or as JSON; return 0.
+def show_query(
+    sql: str, settings: GradauditSettings, *, since: datetime.date | None = None, as_json: bool, as_csv: bool
+) -> int:
+    """Print the answer as a table, as CSV or as JSON; return 0. Views have the audits from the day ``since`` on.
 
     Raises:
         InputError: DuckDB cannot run it, or it is no single SELECT.
         InfrastructureError: the store cannot be read.
     """
-    table = query(ResultsStore(settings.results), sys.stdin.read() if sql == "-" else sql)
+    table = query(ResultsStore(settings.results), sys.stdin.read() if sql == "-" else sql, since=since)
     names = _unique(table.column_names)
     if as_json:
         lines = _lines(table)

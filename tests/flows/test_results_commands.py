@@ -147,6 +147,8 @@ def test_sql_prints_a_table_csv_and_json(run: Run, store: ResultsStore, capsys: 
     assert capsys.readouterr().out == "a,a_2\n1,2\n"
     assert run("sql", "FROM failures") == 0
     assert "update.rule" in said(capsys)
+    assert run("sql", "SELECT count(*) AS n FROM audits", "--since", "2026-02-01", "--csv") == 0
+    assert said(capsys) == "n 2"
     assert run("sql", "FROM failures WHERE false") == 0
     assert "no rows; columns: audit_id, audited_at" in said(capsys)
 
