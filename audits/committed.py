@@ -38,6 +38,7 @@ class CommittedAudit:
     environment: str
     occasion: str
     message: str
+    waivers: tuple[str, ...] = ()
 
 
 _COLUMNS = [field.name for field in fields(CommittedAudit)]
@@ -91,6 +92,7 @@ class CommittedAudits:
             values["model_version"] = int(values["model_version"])
             values["audited_at"] = values["audited_at"].to_pydatetime()
             values |= {name: values[name] or "" for name in ("environment", "run_id", "message", "device")}
+            values["waivers"] = tuple(() if values["waivers"] is None else values["waivers"])
             audit = CommittedAudit(**values)
             known = self._audits.setdefault((audit.model_name, audit.model_version), [])
             others = [a for a in known if a.audit_id != audit.audit_id]

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from audits.outcomes import Outcome, ResultRow, Severity
+from audits.outcomes import Outcome, ResultRow
 from audits.report import AuditReport
 
 
@@ -202,7 +202,7 @@ def _holding(rows: Sequence[ResultRow]) -> dict[str, ResultRow]:
 
 
 def _outcome(row: ResultRow) -> Outcome:
-    return Outcome.WARN if row.outcome is Outcome.FAIL and row.severity is Severity.WARN else row.outcome
+    return row.counted
 
 
 def _change(then: ResultRow | None, this: ResultRow | None, *, gone: bool) -> Change | None:

@@ -83,7 +83,9 @@ class Story:
 
 #: Worst first; a claim that was skipped says less than one that passed.
 _WORST = "CASE {} WHEN 'fail' THEN 0 WHEN 'inconclusive' THEN 1 WHEN 'warn' THEN 2 WHEN 'pass' THEN 3 ELSE 4 END"
-_COUNTED = "CASE WHEN r.outcome = 'fail' AND r.severity = 'warn' THEN 'warn' ELSE r.outcome END"
+_COUNTED = (
+    "CASE WHEN r.outcome = 'fail' AND (r.severity = 'warn' OR r.waiver IS NOT NULL) THEN 'warn' ELSE r.outcome END"
+)
 _SQL = f"""
 WITH said AS (
     SELECT r.audit_id, r.audited_at, r.model_version, r.parameter, r."check", r.error, r.threshold, r.detection_limit,

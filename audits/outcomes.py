@@ -72,7 +72,8 @@ class ResultRow:
 
     A row carries what is needed to judge it. ``error`` and ``threshold`` share one unit, which the check defines;
     ``measured`` and ``expected`` are the two numbers the check compared. ``detection_limit`` is the smallest relative
-    error of the parameter's gradient (or update) that this row would have found.
+    error of the parameter's gradient (or update) that this row would have found. ``waiver`` is the reason, the owner
+    and the end of the waiver that excuses the finding.
     """
 
     check: str
@@ -97,6 +98,13 @@ class ResultRow:
     cause: str | None = None
     message: str = ""
     where_to_look: str | None = None
+    waiver: str | None = None
+
+    @property
+    def counted(self) -> Outcome:
+        """The outcome as it counts for the version: a failure of severity warn, or a waived one, only warns."""
+        excused = self.severity is Severity.WARN or self.waiver is not None
+        return Outcome.WARN if self.outcome is Outcome.FAIL and excused else self.outcome
 
     @property
     def family(self) -> str:
@@ -161,16 +169,16 @@ class Coverage:
 def verdict(rows: Sequence[ResultRow], coverage: Coverage) -> Outcome:
     """Return the version's outcome.
 
-    ``fail`` if any row of severity fail failed (a row says ``fail`` only when it was confirmed); else
+    ``fail`` if any row of severity fail failed (a row says ``fail`` only when it was confirmed) and is not waived; else
     ``inconclusive`` if coverage is below `MINIMUM_COVERAGE` or a required family has no resolved row; else ``warn``
     if anything warned or a claim stayed open; else ``pass``.
     """
-    if any(row.outcome is Outcome.FAIL and row.severity is Severity.FAIL for row in rows):
+    if any(row.counted is Outcome.FAIL for row in rows):
         return Outcome.FAIL
     resolved = {row.family for row in rows if row.outcome.resolved}
     if coverage.tensors < MINIMUM_COVERAGE or not resolved.issuperset(REQUIRED_FAMILIES):
         return Outcome.INCONCLUSIVE
-    if any(row.outcome in (Outcome.WARN, Outcome.FAIL) for row in rows):
+    if any(row.counted is Outcome.WARN for row in rows):
         return Outcome.WARN
     return Outcome.PASS
 

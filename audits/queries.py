@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 VIEWS = {
     "rows": "one row per audit, phase, step, lane, check and parameter",
     "audits": "one row per audit: outcome, coverage, counts, MLflow run",
-    "failures": "the rows that failed",
+    "failures": "the rows that fail their version: of severity fail, and not waived",
 }
 
 _SCHEMAS = {"rows": ROWS_SCHEMA, "audits": AUDITS_SCHEMA}
@@ -167,7 +167,7 @@ _VIEW_SQL = (
     ON c.model_name = r.model_name AND c.audit_id = r.audit_id AND r.audited_at >= c.committed_at
     AND CAST(r.audited_at AS DATE) = CAST(c.committed_at AS DATE)
     """,
-    "CREATE VIEW failures AS SELECT * FROM rows WHERE outcome = 'fail'",
+    "CREATE VIEW failures AS SELECT * FROM rows WHERE outcome = 'fail' AND severity = 'fail' AND waiver IS NULL",
 )
 
 

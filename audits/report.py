@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from audits.outcomes import WORST_FIRST, Coverage, Outcome, ResultRow, Severity, finite, verdict
+from audits.outcomes import WORST_FIRST, Coverage, Outcome, ResultRow, finite, verdict
 from audits.results import AuditIdentity, answer_table, rows_table, to_frame
 from audits.skipped import not_checked
 
@@ -37,6 +37,7 @@ class AuditReport:
         limits: sentences about what this audit could not see; the headline ends with them.
         parts: digest of each part that a verdict depends on (weights, files, sources, loss, optimizer, state, batch,
             step, options): what tells apart why two audits differ.
+        waivers: ids of the waivers that excuse a finding.
     """
 
     rows: tuple[ResultRow, ...]
@@ -47,6 +48,7 @@ class AuditReport:
     run_id: str | None = None
     limits: tuple[str, ...] = ()
     parts: Mapping[str, str] = field(default_factory=dict)
+    waivers: tuple[str, ...] = ()
 
     @property
     def outcome(self) -> Outcome:
@@ -62,12 +64,12 @@ class AuditReport:
     def findings(self) -> list[ResultRow]:
         """The rows that are not pass, worst first; skipped ones come last."""
         found = [row for row in self.rows if row.outcome is not Outcome.PASS]
-        return sorted(found, key=lambda row: (WORST_FIRST.index(row.outcome), row.severity is Severity.WARN))
+        return sorted(found, key=lambda row: (WORST_FIRST.index(row.counted), row.outcome is not Outcome.FAIL))
 
     @property
     def counts(self) -> dict[str, int]:
-        """Number of rows by outcome."""
-        counted = Counter(row.outcome for row in self.rows)
+        """Number of rows by the outcome that counts: what is waived warns."""
+        counted = Counter(row.counted for row in self.rows)
         return {str(outcome): counted[outcome] for outcome in Outcome}
 
     @property
@@ -101,7 +103,6 @@ class AuditReport:
     @property
     def _verdict(self) -> str:
         covered = f"{self.coverage:.0%} of the trainable parameters covered"
-        failed = [row for row in self.rows if _failed(row)]
         match self.outcome:
             case Outcome.FAIL:
                 where = f" ({_few(self.failed_parameters)})" if self.failed_parameters else ""
@@ -111,8 +112,9 @@ class AuditReport:
                 why = unclear[0].message if unclear else "not enough could be checked"
                 return f"INCONCLUSIVE: {why}; {covered}."
             case Outcome.WARN:
-                warned = list(dict.fromkeys(r.check for r in [*failed, *self.rows] if r.outcome is Outcome.WARN))
-                return f"PASS WITH WARNINGS: {', '.join(warned)}; {covered}."
+                warned = [row for row in self.findings if row.counted is Outcome.WARN]
+                checks = dict.fromkeys(f"{r.check}{' (waived)' if r.waiver else ''}" for r in warned)
+                return f"PASS WITH WARNINGS: {', '.join(checks)}; {covered}."
             case _:
                 return f"PASS: {self.counts['pass']} claims hold; {covered}."
 
@@ -164,7 +166,7 @@ class AuditReport:
 
 
 def _failed(row: ResultRow) -> bool:
-    return row.outcome is Outcome.FAIL and row.severity is Severity.FAIL
+    return row.counted is Outcome.FAIL
 
 
 def _few(names: list[str], limit: int = 3) -> str:
@@ -182,6 +184,7 @@ def _finding(row: ResultRow, rerun: str | None) -> dict[str, Any]:
         **numbers,
         "detection_limit": finite(row.detection_limit),
         "cause": row.cause,
+        "waiver": row.waiver,
         "message": row.message,
         "where_to_look": row.where_to_look,
         "rerun": rerun and rerun.format(options=rerun_options(row)),

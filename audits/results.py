@@ -101,6 +101,7 @@ ROW_FIELDS = (
     _field("cause", _STRING, "short machine-readable reason, such as 'canonical step' or 'unresolved'"),
     _field("message", _STRING, "one sentence for a person"),
     _field("where_to_look", _STRING, "advice on a finding"),
+    _field("waiver", _STRING, "reason, owner and end of the waiver that excuses the finding; it then only warns"),
 )
 ROWS_SCHEMA = pa.schema([*IDENTITY_FIELDS, *ROW_FIELDS], metadata={"schema_version": str(SCHEMA_VERSION)})
 #: What an audit's child process answers with: rows without identity, which its parent adds.
@@ -127,6 +128,7 @@ AUDITS_SCHEMA = pa.schema(
         _field("provenance", _MAP, "recipe field, and who declared it or that it is assumed"),
         _field("limits", _STRINGS, "sentences on what this audit could not see"),
         _field("unresolved", _STRINGS, "trainable parameters whose gradient or update was not resolved"),
+        _field("waivers", _STRINGS, "ids of the waivers that excuse a finding of this audit"),
     ],
     metadata={"schema_version": str(SCHEMA_VERSION)},
 )

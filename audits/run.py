@@ -19,6 +19,7 @@ from audits.recipe import Recipe
 from audits.report import AuditReport
 from audits.results import AuditIdentity
 from audits.settings import AuditSettings
+from audits.severities import with_severities
 from audits.subject import Subject, open_subject
 from audits.updates import check_registration, check_updates
 
@@ -63,7 +64,7 @@ def audit(
         rows = [r for r in rows if r.parameter is None or settings.wants_parameter(r.parameter)]
         parts = parts_of(subject.model, recipe)
         trainable = {n: subject.parameters[n].numel() for n in subject.trainable if settings.wants_parameter(n)}
-        rows = diagnosed(rows, subject)
+        rows = with_severities(diagnosed(rows, subject), settings.severity)
         chosen = subject.device
     if settings.narrowed and not rows:
         from audits.checks import CHECKS

@@ -7,10 +7,11 @@ import fnmatch
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from audits.errors import SettingsError, suggest
+from audits.severities import refuse_unknown
 
 #: How `gradient.finite-difference` is measured.
 METHODS = ("auto", "probe", "exact", "elementwise", "gradcheck")
@@ -37,6 +38,8 @@ class AuditSettings:
         vanishing_norm: ... when the first layer's gradient norm is also below this.
         exploding_norm: gradient norm above which gradients count as exploding.
         update_ratio: update/weight norm ratio above which a step counts as too large.
+        severity: glob of check names -> ``fail`` or ``warn``: what an unmet claim does to the version; the last that
+            matches counts.
     """
 
     method: str = "auto"
@@ -53,17 +56,20 @@ class AuditSettings:
     vanishing_norm: float = 1e-4
     exploding_norm: float = 70.0
     update_ratio: float = 0.3
+    severity: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise SettingsError(
                 f"method {self.method!r} is none of {', '.join(METHODS)}{suggest(self.method, METHODS)}"
             )
-        for field in ("elementwise_epsilon", "elementwise_tolerance", "detection_limit"):
-            if not getattr(self, field) > 0:
-                raise SettingsError(f"{field} must be positive, not {getattr(self, field)}")
+        for name in ("elementwise_epsilon", "elementwise_tolerance", "detection_limit"):
+            if not getattr(self, name) > 0:
+                raise SettingsError(f"{name} must be positive, not {getattr(self, name)}")
         if self.probes < 1:
             raise SettingsError(f"probes must be at least 1, not {self.probes}")
+        if self.severity:
+            refuse_unknown(self.severity)
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> AuditSettings:
@@ -72,7 +78,7 @@ class AuditSettings:
         Raises:
             SettingsError: an unknown setting; the text suggests the nearest.
         """
-        known = {field.name for field in dataclasses.fields(cls)}
+        known = {known.name for known in dataclasses.fields(cls)}
         for name in values:
             if name not in known:
                 raise SettingsError(f"unknown audit setting {name!r}{suggest(name, known)}")

@@ -174,6 +174,7 @@ def stored_report(store: ResultsStore, line: Mapping[str, Any]) -> AuditReport:
         run_id=line["run_id"],
         limits=tuple(line["limits"] or ()),
         parts=dict(line["parts"] or ()),
+        waivers=tuple(line["waivers"] or ()),
     )
 
 

@@ -11,7 +11,6 @@ from mlflow.tracking import MlflowClient
 from audits.errors import ArtifactError
 from audits.outcomes import Outcome
 from audits.report import AuditReport
-from audits.settings import AuditSettings
 from flows.display import console, log_console, report_view
 from flows.exit_codes import EXIT_CODES
 from flows.junit import junit_xml
@@ -41,12 +40,12 @@ def audit_target(
         ArtifactError: there is no such version or directory.
         InfrastructureError: the registry does not answer.
     """
-    audit_settings = AuditSettings.from_mapping({**settings.audit, **narrowing})
     if target.startswith("models:"):
         reference = VersionReference.parse(target)
         client = MlflowClient(tracking_uri=settings.tracking_uri)
         with log_console.status(f"looking up {target}") as status:
             version = reference.resolve(client)
+            audit_settings = settings.for_model(version.name, narrowing)
             write = mark and not audit_settings.narrowed and recipe is None
             report = audit_version(
                 Target(version, fresh_occasion()),
@@ -59,6 +58,7 @@ def audit_target(
             )
         rerun = rerun_command(version, settings.tracking_uri)
     elif Path(target).is_dir():
+        audit_settings = settings.for_model(Path(target).resolve().name, narrowing)
         with log_console.status(f"auditing {target}"):
             report = audit_directory(Path(target), settings, audit_settings=audit_settings, recipe=recipe)
         rerun = rerun_of(target)
@@ -76,7 +76,7 @@ def _exit_code(report: AuditReport, *, narrowed: bool) -> int:
     """Of a narrowed audit, coverage says nothing: what was asked for is judged by its own rows."""
     if not narrowed:
         return EXIT_CODES[report.outcome]
-    outcomes = {row.outcome for row in report.rows}
+    outcomes = {row.counted for row in report.rows}
     if Outcome.FAIL in outcomes:
         return 1
     return 0 if outcomes & {Outcome.PASS, Outcome.WARN} and Outcome.INCONCLUSIVE not in outcomes else 2

@@ -80,7 +80,7 @@ def summaries_of(audits: Sequence[CommittedAudit], results: str) -> list[AuditSu
 def _failed_rows(audits: Sequence[CommittedAudit], store: ResultsStore) -> list[dict[str, Any]]:
     days = [audit.audited_at.astimezone(datetime.UTC).date() for audit in audits]
     ids = [audit.audit_id for audit in audits]
-    columns = ["audit_id", "audited_at", "row", "outcome", "severity", "check", "parameter"]
+    columns = ["audit_id", "audited_at", "row", "outcome", "severity", "waiver", "check", "parameter"]
 
     def read() -> pa.Table:
         files = store.files("rows", since=min(days), until=max(days))
@@ -88,6 +88,7 @@ def _failed_rows(audits: Sequence[CommittedAudit], store: ResultsStore) -> list[
         return store.read("rows", columns=columns, filter=ds.field("audit_id").isin(ids), files=mine)
 
     table = while_files_move(read)
-    wanted = pc.and_(pc.equal(table["outcome"], str(Outcome.FAIL)), pc.equal(table["severity"], str(Severity.FAIL)))
+    failed = pc.and_(pc.equal(table["outcome"], str(Outcome.FAIL)), pc.equal(table["severity"], str(Severity.FAIL)))
+    wanted = pc.and_(failed, pc.is_null(table["waiver"]))
     lines: list[dict[str, Any]] = table.filter(wanted).sort_by("row").to_pylist()
     return lines

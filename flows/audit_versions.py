@@ -18,6 +18,8 @@ from audits.errors import InfrastructureError, InputError
 from flows.audit_summary import AuditSummary, summaries_of, summarise
 from flows.canary import prove_environment
 from flows.due import due_key
+from flows.judging import waivers_of
+from flows.notifying import last_outcome, tell_newly_failed
 from flows.one_version import Target, audit_version, fresh_occasion
 from flows.progress import listener
 from flows.sandbox import reached_level
@@ -46,9 +48,10 @@ def audit_one(reference: str, label: str, sweep: Sweep) -> AuditSummary:
     """Audit one version, from download to commit, unless another sweep has just done it."""
     with sweep.counting_failures(label):
         version = VersionReference.parse(reference).resolve(sweep.client)
-        key = due_key(version, sweep.settings, sweep.settings.audit_settings)
+        key = due_key(version, sweep.settings, sweep.settings.for_model(version.name))
         with sweep.claim(version, key) as found:
             if found is None:
+                before = last_outcome(sweep.committed, version)
                 report = audit_version(
                     Target(version, sweep.occasion),
                     sweep.client,
@@ -57,6 +60,7 @@ def audit_one(reference: str, label: str, sweep: Sweep) -> AuditSummary:
                     sweep=sweep,
                 )
                 summary = summarise(report)
+                tell_newly_failed(report, before, sweep.client, sweep.settings)
             else:
                 (summary,) = summaries_of([found], sweep.settings.results)
     listener().finished(summary)
@@ -83,6 +87,7 @@ def audit_versions(versions: list[str], occasion: str | None = None, chosen_at: 
     """
     settings = GradauditSettings.load()
     reached_level(settings.isolation)  # refuses once, before anything is downloaded
+    waivers_of(settings)
     sweep = Sweep(settings, MlflowClient(tracking_uri=settings.tracking_uri), occasion or fresh_occasion(), chosen_at)
     mlflow.set_tracking_uri(settings.tracking_uri)  # once: downloads run beside each other
     with ending(sweep.stopping):

@@ -25,6 +25,8 @@ from audits.committed import CommittedAudit, CommittedAudits
 from audits.errors import RecipeError
 from audits.results import ResultsStore
 from audits.settings import AuditSettings
+from audits.waivers import Waiver, standing
+from flows.judging import today, waivers_of
 from flows.settings import GradauditSettings
 from registry_models.recipe_sources import matching_digest
 from registry_models.versions import RECIPE_TAG, Version, list_versions
@@ -89,9 +91,15 @@ class Plan:
 
 
 def due_key(
-    version: Version, settings: GradauditSettings, audit_settings: AuditSettings, *, trusted: str | None = None
+    version: Version,
+    settings: GradauditSettings,
+    audit_settings: AuditSettings,
+    *,
+    trusted: str | None = None,
+    waivers: Sequence[Waiver] | None = None,
 ) -> str:
     """Return the digest that tells, without a download, whether an owner changed what a verdict depends on."""
+    held = standing(waivers_of(settings) if waivers is None else waivers, version.name, version.version, today())
     return digest(
         version.name,
         version.version,
@@ -99,6 +107,7 @@ def due_key(
         version.tags.get(RECIPE_TAG, ""),
         audit_settings.digest(),
         trusted_digest(settings, version.name) if trusted is None else trusted,
+        *([held] if held else []),
     )
 
 
@@ -254,12 +263,13 @@ def _within(budget: float, due: list[Due]) -> list[Due]:
 
 
 def _keyed(versions: Iterable[Version], settings: GradauditSettings) -> Iterable[tuple[Version, str]]:
-    audit_settings = settings.audit_settings
-    trusted: dict[str, str] = {}
+    waivers = waivers_of(settings)
+    models: dict[str, tuple[AuditSettings, str]] = {}
     for version in versions:
-        if version.name not in trusted:
-            trusted[version.name] = trusted_digest(settings, version.name)
-        yield version, due_key(version, settings, audit_settings, trusted=trusted[version.name])
+        if version.name not in models:
+            models[version.name] = settings.for_model(version.name), trusted_digest(settings, version.name)
+        audit_settings, trusted = models[version.name]
+        yield version, due_key(version, settings, audit_settings, trusted=trusted, waivers=waivers)
 
 
 def _is_present(audit: CommittedAudit, present: str) -> bool:

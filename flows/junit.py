@@ -41,7 +41,7 @@ def _case(suite: ET.Element, row: ResultRow) -> None:
     where = [row.parameter or "model", row.phase, f"step {row.step}" if row.step is not None else None, row.lane]
     case = ET.SubElement(suite, "testcase", classname=row.check, name=_text(" · ".join(str(w) for w in where if w)))
     text = _text(" ".join(part for part in (row.message, row.where_to_look) if part))
-    match row.outcome:
+    match row.counted:
         case Outcome.FAIL:
             ET.SubElement(case, "failure", message=_text(row.message)).text = text
         case Outcome.INCONCLUSIVE:
@@ -49,7 +49,8 @@ def _case(suite: ET.Element, row: ResultRow) -> None:
         case Outcome.SKIPPED:
             ET.SubElement(case, "skipped", message=_text(row.cause or row.message))
         case Outcome.WARN:
-            ET.SubElement(case, "system-out").text = text
+            waived = _text(f"Waived: {row.waiver}. ") if row.waiver else ""
+            ET.SubElement(case, "system-out").text = f"{waived}{text}"
 
 
 def _text(value: str) -> str:

@@ -94,4 +94,5 @@ def _commit_line(
         provenance=report.provenance,
         limits=report.limits,
         unresolved=report.coverage_of.unresolved,
+        waivers=report.waivers,
     )

@@ -22,6 +22,7 @@ from flows.due import digest, due_key, environment, trusted_digest
 from flows.fallback import Way, ran_out, told, ways
 from flows.gpu import held
 from flows.isolation import limits_of, private_folder, run_child
+from flows.judging import standing_waivers, under_severities, under_waivers
 from flows.keeping import keep
 from flows.rerunning import rerun_of
 from flows.sandbox import Level, reached_level
@@ -88,7 +89,7 @@ def audit_version(
     """
     level = reached_level(settings.isolation)
     version = target.version
-    audit_settings = audit_settings or settings.audit_settings
+    audit_settings = audit_settings or settings.for_model(version.name)
     sweep = sweep or Sweep(settings, client, target.occasion, None)
     with contextlib.ExitStack() as stack:
         on_stage("downloading")
@@ -113,6 +114,7 @@ def audit_version(
         report.identity.recipe_digest,
         audit_settings.digest(),
         trusted_digest(settings, version.name),
+        standing_waivers(settings, version.name, version.version),
         environment(settings),
     )
     report = with_identity(
@@ -128,6 +130,7 @@ def audit_version(
     )
     if snapshot is not None:
         report = _with_parts(report, snapshot)
+    report = under_waivers(report, settings)
     if not write:
         return report
     with sweep.alone(sweep.keeping):
@@ -204,7 +207,7 @@ def audit_snapshot(
         report = told(report, way, reasons)
         if not ran_out(report):
             break
-    return report
+    return under_severities(report, audit_settings)
 
 
 def run_way(

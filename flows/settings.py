@@ -1,16 +1,30 @@
-"""The only reader of the environment: every setting is a ``GRADAUDIT_...`` variable with a default."""
+"""The only reader of the environment: every setting is a ``GRADAUDIT_...`` variable with a default.
+
+The command line wins over the environment, the environment over the settings file (`flows.settings_files`).
+"""
 
 from __future__ import annotations
 
+import fnmatch
+import json
 import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BaseModel, Field, PrivateAttr, SecretStr, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    InitSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+from pydantic_settings import SettingsError as UnreadableError
 
 from audits.errors import SettingsError
 from audits.settings import AuditSettings
+from flows.settings_files import SettingsFile, find_settings_file
+from flows.settings_values import ModelSettings, Origin, inner, typed
 
 #: MLflow's clients retry a server's 500s for minutes otherwise; a flow's own retry is the better place.
 _MLFLOW_DEFAULTS = {
@@ -74,23 +88,111 @@ class GradauditSettings(BaseSettings):
     state: str = Field(default="", description="this host's folder of GPU locks and canary stamps; in /tmp otherwise")
     attempts: int = Field(default=3, ge=1, description="how often a version is tried when its audit's process dies")
     audit: dict[str, Any] = Field(default_factory=dict, description="audits.AuditSettings, as JSON")
+    severity: dict[str, str] = Field(
+        default_factory=dict, description="check or glob -> fail or warn: what an unmet claim does; as JSON"
+    )
+    models: tuple[ModelSettings, ...] = Field(
+        default=(), description="audit settings and severities of models by glob, the last that matches wins; as JSON"
+    )
+    waivers: str = Field(default="", description="the waivers file, YAML")
+
+    _origins: dict[str, str] = PrivateAttr(default_factory=dict)
 
     @classmethod
     def load(cls, **overrides: Any) -> GradauditSettings:
-        """Read the environment; given values win.
+        """Read settings file and environment; given values win.
 
         Raises:
-            SettingsError: a value that cannot be; the text names the variable.
+            SettingsError: a value that cannot be, or a setting that does not exist; the text names where it stands.
         """
+        given = {name: value for name, value in overrides.items() if value is not None}
+        file = _settings_file(cls)
+        origins = dict.fromkeys((*file.values, *inner(file.values)), file.label)
+        origins |= _variables(cls.model_fields) | dict.fromkeys(given, "command line")
         try:
-            settings = cls(**{name: value for name, value in overrides.items() if value is not None})
+            settings = cls(**given)
         except ValidationError as error:
             first = error.errors()[0]
-            place = "__".join(str(part) for part in first["loc"]).upper()
-            raise SettingsError(f"GRADAUDIT_{place}: {first['msg']}") from error
-        if not settings.tracking_uri:
-            settings.tracking_uri = os.environ.get("MLFLOW_TRACKING_URI", "") or _default_tracking_uri()
+            raise SettingsError(f"{_place(first['loc'], origins)}: {first['msg']}") from error
+        except UnreadableError as error:
+            raise SettingsError(f"GRADAUDIT_...: {error}; write it as JSON") from error
+        if not settings.tracking_uri or origins.get("tracking_uri") == file.label:
+            if uri := os.environ.get("MLFLOW_TRACKING_URI", ""):
+                settings.tracking_uri, origins["tracking_uri"] = uri, "MLFLOW_TRACKING_URI"
+            elif not settings.tracking_uri:
+                settings.tracking_uri = _default_tracking_uri()
+        settings._origins = origins
+        settings._validate()
         return settings
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Command line, environment, settings file: in this order."""
+        return init_settings, env_settings, InitSettingsSource(settings_cls, dict(_settings_file(settings_cls).values))
+
+    def _validate(self) -> None:
+        """Refuse impossible audit settings and severities now, wherever they stand, rather than in the night."""
+        for own, where in ((None, ""), *((model, f"models {model.match!r}: ") for model in self.models)):
+            try:
+                typed(self._audit(() if own is None else (own,)))
+            except SettingsError as error:
+                named = ("models",) if own else ("audit", "severity")
+                places = dict.fromkeys(self._origins[name] for name in named if name in self._origins)
+                raise SettingsError(f"{' and '.join(places) or 'settings'}: {where}{error}") from error
+
+    def _audit(self, models: tuple[ModelSettings, ...], narrowing: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        merged: dict[str, Any] = dict(self.audit)
+        severity = {**self.severity, **merged.get("severity", {})}
+        for model in models:
+            merged |= model.audit
+            severity |= {**model.severity, **model.audit.get("severity", {})}
+        return merged | {"severity": severity} | dict(narrowing or {})
+
+    def for_model(self, name: str, narrowing: Mapping[str, Any] | None = None) -> AuditSettings:
+        """Return the settings of one model's audits.
+
+        Args:
+            name: the registered model's name.
+            narrowing: what the command line says besides.
+
+        Raises:
+            SettingsError: an unknown or impossible one.
+        """
+        return typed(self._audit(self._matching(name), narrowing))
+
+    def _matching(self, name: str) -> tuple[ModelSettings, ...]:
+        return tuple(model for model in self.models if fnmatch.fnmatchcase(name, model.match))
+
+    def origins(self) -> list[Origin]:
+        """Return every setting in force with where it comes from; secrets only as set or not."""
+        shown = []
+        for name, described in type(self).model_fields.items():
+            value = getattr(self, name)
+            if isinstance(value, SecretStr) or name in secret_names(type(self)):
+                value = "set" if value and str(value) else ""
+            if isinstance(value, tuple):
+                value = [i.model_dump(exclude_defaults=True) if isinstance(i, BaseModel) else i for i in value]
+            shown.append(Origin(name, value, self._origins.get(name, "default"), described.description or ""))
+        return shown
+
+    def audit_origins(self, name: str) -> list[Origin]:
+        """Return the audit settings of one model, each with where it comes from."""
+        where = {key: self._origins.get(f"audit.{key}", "") for key in self.audit}
+        where |= {f"severity {glob}": self._origins.get(f"severity.{glob}", "") for glob in self.severity}
+        for model in self._matching(name):
+            label = f"{self._origins.get('models', '')}, models {model.match!r}"
+            where |= dict.fromkeys(model.audit, label)
+            where |= {f"severity {glob}": label for glob in model.severity}
+        plain = self.for_model(name).to_mapping()
+        severity = {f"severity {glob}": value for glob, value in plain.pop("severity").items()}
+        return [Origin(key, value, where.get(key, "default")) for key, value in {**plain, **severity}.items()]
 
     @property
     def recipes_folder(self) -> Path | None:
@@ -99,12 +201,51 @@ class GradauditSettings(BaseSettings):
 
     @property
     def audit_settings(self) -> AuditSettings:
-        """The settings of each audit.
+        """The settings of each audit of which no model's say otherwise.
 
         Raises:
             SettingsError: an unknown or impossible one.
         """
-        return AuditSettings.from_mapping(self.audit)
+        return typed(self._audit(()))
+
+
+def secret_names(settings: type[BaseSettings]) -> set[str]:
+    """Names of the settings that belong in the environment only and are never shown."""
+    return {
+        name
+        for name, described in settings.model_fields.items()
+        if described.annotation is SecretStr or name.endswith(("secret", "token", "password"))
+    }
+
+
+def _settings_file(settings: type[BaseSettings]) -> SettingsFile:
+    chosen = os.environ.get("GRADAUDIT_CONFIG", "")
+    return find_settings_file(Path.cwd(), chosen, settings.model_fields.keys(), secret_names(settings))
+
+
+def _variables(names: Iterable[str]) -> dict[str, str]:
+    """The variables that set a setting, or one entry of it (``audit.seed``)."""
+    found: dict[str, str] = {}
+    for variable, text in sorted(os.environ.items()):
+        name, _, key = variable.upper().removeprefix("GRADAUDIT_").lower().partition("__")
+        if not variable.upper().startswith("GRADAUDIT_") or name not in names:
+            continue
+        found[name] = f"{found[name]}, {variable}" if name in found else variable
+        if key:
+            found[f"{name}.{key}"] = variable
+        elif text.lstrip().startswith("{"):
+            try:
+                found |= dict.fromkeys(inner({name: json.loads(text)}), variable)
+            except ValueError:
+                continue  # said better by whoever reads the value
+    return found
+
+
+def _place(location: tuple[int | str, ...], origins: Mapping[str, str]) -> str:
+    name = str(location[0]) if location else ""
+    where = origins.get(name, f"GRADAUDIT_{name.upper()}")
+    variable = where.startswith("GRADAUDIT_")
+    return where if variable and len(location) == 1 else f"{where}: {'.'.join(str(part) for part in location)}"
 
 
 def _default_tracking_uri() -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from audits.outcomes import GRADIENT_EVIDENCE, UPDATE_EVIDENCE, Outcome, ResultRow, Severity, finite
+from audits.outcomes import GRADIENT_EVIDENCE, UPDATE_EVIDENCE, Outcome, ResultRow, finite
 
 #: Which outcome stands for several rows of one claim: the worst, and a judged one before one that was skipped.
 RANK = {
@@ -68,10 +68,8 @@ class ParameterLine:
 
 
 def shown_outcome(row: ResultRow) -> Outcome:
-    """Return the outcome as it counts for the version: a failed claim of severity warn only warns."""
-    if row.outcome is Outcome.FAIL and row.severity is Severity.WARN:
-        return Outcome.WARN
-    return row.outcome
+    """Return the outcome as it counts for the version: a failed claim of severity warn, or a waived one, only warns."""
+    return row.counted
 
 
 def is_parameter(row: ResultRow) -> bool:
