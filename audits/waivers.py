@@ -115,7 +115,7 @@ def waived(report: AuditReport, waivers: Sequence[Waiver], today: datetime.date)
         if matching and not holding:
             last = max(matching, key=lambda waiver: waiver.expires)
             expired = f"Its waiver by {last.owner} ({last.reason}) expired on {last.expires.isoformat()}."
-            message = f"{message} {expired}".strip()
+            message = f"{message.rstrip('. ')}. {expired}" if message else expired
         waiver = holding[0].text if holding else None
         changed = row.waiver != waiver or row.message != message
         rows.append(dataclasses.replace(row, waiver=waiver, message=message) if changed else row)

@@ -179,6 +179,17 @@ def explain(
     console.print(explanation(found))
 
 
+@app.command()
+def settings(
+    model: Annotated[str | None, typer.Option(help="Show the audits of this model.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show every setting in force and where it comes from: command line, environment, gradaudit.toml, default."""
+    from flows.settings_command import show_settings
+
+    raise typer.Exit(show_settings(GradauditSettings.load(), model, as_json=as_json))
+
+
 add_commands(app)
 
 

@@ -78,9 +78,10 @@ def report_view(report: AuditReport) -> Group:
         table.add_column("check, parameter", overflow="fold", min_width=26)
         table.add_column("what was seen", overflow="fold")
         for row in found[:SHOWN_FINDINGS]:
-            advice = f"\n{row.where_to_look}" if row.where_to_look and row.outcome is Outcome.FAIL else ""
+            advice = f"\n{row.where_to_look}" if row.where_to_look and row.counted is Outcome.FAIL else ""
+            advice += f"\nWaived: {one_line(row.waiver)}" if row.waiver else ""
             where = row.check + (f"\n  {shown(row.parameter)}" if row.parameter else "")
-            table.add_row(outcome_text(str(row.outcome)), Text(clean(where)), Text(clean(row.message + advice)))
+            table.add_row(outcome_text(str(row.counted)), Text(clean(where)), Text(clean(row.message + advice)))
         parts.append(table)
         if len(found) > SHOWN_FINDINGS:
             parts.append(Text(f"... and {len(found) - SHOWN_FINDINGS} more findings: --json or --html FILE shows all"))

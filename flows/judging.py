@@ -1,4 +1,4 @@
-"""What a team says of an audit's findings: its severities and its waivers, applied by the parent and never the child."""
+"""What a team says of an audit's findings: its severities and waivers, applied by the parent, never by the child."""
 
 from __future__ import annotations
 

@@ -9,8 +9,10 @@ from collections.abc import Sequence
 
 from audits.committed import CommittedAudit, CommittedAudits
 from audits.outcomes import WORST_FIRST
+from audits.waivers import unmatched
 from flows.audit_summary import AuditSummary, summaries_of
 from flows.due import Plan, Reason
+from flows.judging import today, waivers_of
 from flows.settings import GradauditSettings
 from registry_models.report.text import escape_markdown
 from registry_models.versions import Version
@@ -34,6 +36,7 @@ class NightSummary:
         not_audited: references of the versions without a result.
         troubles: why, as far as it is known.
         seconds: duration of the night.
+        idle_waivers: sentences on waivers in force that excuse nothing, though what they are about was audited.
     """
 
     plan: Plan
@@ -44,6 +47,7 @@ class NightSummary:
     not_audited: tuple[str, ...]
     troubles: tuple[str, ...]
     seconds: float
+    idle_waivers: tuple[str, ...] = ()
 
     @property
     def headline(self) -> str:
@@ -93,6 +97,10 @@ class NightSummary:
             lines += ["### Not audited: due again next time", ""]
             lines += [f"- {escape_markdown(reference)}" for reference in self.not_audited[:_NAMED]]
             lines += [f"\n{escape_markdown(trouble)}" for trouble in self.troubles[:_NAMED]]
+            lines.append("")
+        if self.idle_waivers:
+            lines += ["### Waivers that match nothing", ""]
+            lines += [f"- {escape_markdown(sentence)}" for sentence in self.idle_waivers[:_NAMED]]
             lines.append("")
         reasons = [f"{number} {reason}" for reason in Reason if (number := self.plan.count(reason))]
         lines.append(f"Why audited: {', '.join(reasons) or 'nothing was due'}. {self.plan.environment}.")
@@ -160,6 +168,19 @@ def summarise_night(
         not_audited=tuple(due.version.uri for due in plan.due if due.version.uri not in done),
         troubles=tuple(troubles),
         seconds=(datetime.datetime.now(datetime.UTC) - since).total_seconds(),
+        idle_waivers=_idle_waivers(plan, committed, settings),
+    )
+
+
+def _idle_waivers(plan: Plan, committed: CommittedAudits, settings: GradauditSettings) -> tuple[str, ...]:
+    """Waivers in force that are about a version of tonight and excuse nothing in any version's latest audit."""
+    waivers = waivers_of(settings)
+    tonight = [due.version for due in plan.due]
+    waivers = tuple(w for w in waivers if any(w.covers(version.name, version.version) for version in tonight))
+    latest = ((audit.model_name, audit.model_version, audit.waivers) for audit in committed.latest()) if waivers else ()
+    return tuple(
+        f"The waiver of {waiver.label} ({waiver.owner}) matches no finding: it can go."
+        for waiver in unmatched(waivers, latest, today())
     )
 
 

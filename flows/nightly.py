@@ -42,7 +42,8 @@ def nightly_audit(models: list[str] | None = None, force: bool = False) -> Any:
 
     Returns:
         ``{"looked_at": N, "audited": [summaries], "newly_failed": [references], "fixed": [references], "again": N,
-        "run_id": ID}``; ``CompletedWithFailures`` when a version failed, ``Failed`` when one could not be audited.
+        "run_id": ID, "idle_waivers": [sentences]}``; ``CompletedWithFailures`` when a version failed, ``Failed`` when
+        one could not be audited.
     """
     settings = GradauditSettings.load()
     client = MlflowClient(tracking_uri=settings.tracking_uri)
@@ -57,6 +58,8 @@ def nightly_audit(models: list[str] | None = None, force: bool = False) -> Any:
     night = summarise_night(
         plan, CommittedAudits(ResultsStore(settings.results)), settings, since=began, troubles=troubles
     )
+    for sentence in night.idle_waivers:
+        _log.warning("%s", sentence)
     run_id = _publish(night, client, settings, occasion)
     _merge_tonight(settings)
     if night.not_audited:
@@ -138,4 +141,5 @@ def _result(plan: Plan, night: NightSummary | None, run_id: str | None) -> dict[
         "fixed": named(night.fixed) if night else [],
         "again": sum(1 for due in plan.due if due.reason.unchanged),
         "run_id": run_id,
+        "idle_waivers": list(night.idle_waivers) if night else [],
     }

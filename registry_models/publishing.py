@@ -84,15 +84,16 @@ def parameters_frame(report: AuditReport) -> pd.DataFrame:
         if row.parameter is None:
             continue
         line = lines.setdefault(row.parameter, {**dict.fromkeys(_COLUMNS), "parameter": row.parameter})
-        worst[row.parameter] = min(worst.get(row.parameter, len(order)), order[row.outcome])
+        worst[row.parameter] = min(worst.get(row.parameter, len(order)), order[row.counted])
         for name in ("module", "numel", "dtype"):
             line[name] = line[name] or getattr(row, name)
         if row.check == GRADIENT_EVIDENCE:
             _keep_worst(line, "gradient", row, order)
         elif row.check == UPDATE_EVIDENCE:
             _keep_worst(line, "update", row, order)
-        if str(row.outcome) in ("fail", "inconclusive", "warn"):
-            line["findings"] = ", ".join(filter(None, [line["findings"], f"{row.check} {row.outcome}"]))
+        if str(row.counted) in ("fail", "inconclusive", "warn"):
+            said = f"{row.check} {row.counted}{' (waived)' if row.waiver else ''}"
+            line["findings"] = ", ".join(filter(None, [line["findings"], said]))
     ranked = sorted(lines.values(), key=lambda line: worst[line["parameter"]])
     return pd.DataFrame(ranked, columns=_COLUMNS)
 
@@ -116,9 +117,9 @@ _COLUMNS = [
 
 def _keep_worst(line: dict[str, Any], kind: str, row: ResultRow, order: Mapping[Any, int]) -> None:
     known = line[kind]
-    if known is not None and order[type(row.outcome)(known)] < order[row.outcome]:
+    if known is not None and order[type(row.outcome)(known)] < order[row.counted]:
         return
-    line[kind] = str(row.outcome)
+    line[kind] = str(row.counted)
     line[f"{kind}_error"] = finite(row.error)
     if kind == "gradient":
         line["gradient_limit"] = finite(row.detection_limit)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flows.service.supervising import Service
+from flows.settings_files import FILE, PROJECT_FILE
 
 #: Everything listens here alone.
 HOST = "127.0.0.1"
@@ -62,8 +63,15 @@ class Plan:
             "PREFECT_WORKER_QUERY_SECONDS": "2",
             "GRADAUDIT_TRACKING_URI": self.mlflow_url,
             "GRADAUDIT_RESULTS": self.inherited.get("GRADAUDIT_RESULTS", str(self.results)),
+            **self.settings_file(),
             **more,
         }
+
+    def settings_file(self) -> dict[str, str]:
+        """Name the settings file of the folder that this was started in: workers start their runs elsewhere."""
+        named = self.inherited.get("GRADAUDIT_CONFIG")
+        found = [Path(name).resolve() for name in ([named] if named else (FILE, PROJECT_FILE)) if Path(name).is_file()]
+        return {"GRADAUDIT_CONFIG": str(found[0])} if found else {}
 
     def mlflow(self) -> Service:
         """MLflow's server: its artifacts go through it, its webhooks may reach the loopback address."""

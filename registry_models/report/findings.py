@@ -71,6 +71,11 @@ class FindingGroup:
     findings: tuple[Finding, ...]
 
     @property
+    def waived(self) -> bool:
+        """Whether somebody answers for one of them."""
+        return any(finding.row.waiver for finding in self.findings)
+
+    @property
     def laid_out(self) -> tuple[Finding, ...]:
         """Those shown in full."""
         return self.findings[:LAID_OUT]

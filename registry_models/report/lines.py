@@ -98,8 +98,8 @@ def parameter_lines(rows: Sequence[ResultRow], unresolved: Iterable[str] = ()) -
         _count(line, row)
         if row.check in (GRADIENT_EVIDENCE, UPDATE_EVIDENCE):
             before = kept.get((line.name, row.check))
-            if before is None or RANK[row.outcome] < RANK[before]:
-                kept[line.name, row.check] = row.outcome
+            if before is None or RANK[row.counted] < RANK[before]:
+                kept[line.name, row.check] = row.counted
                 _measure(line, row)
     return list(lines.values())
 

@@ -55,7 +55,9 @@ def _bullet(row: ResultRow) -> str:
     outcome = shown_outcome(row)
     subject = f" {_short(row.parameter)}" if row.parameter else ""
     module = f" in {_short(row.module)}" if row.module else ""
-    return f"- {SYMBOLS[outcome]} **{outcome}** {escape_markdown(row.check)}{subject}{module}: {_short(row.message)}"
+    waived = f" *Waived:* {_short(row.waiver)}" if row.waiver else ""
+    what = f"**{outcome}** {escape_markdown(row.check)}{subject}{module}: {_short(row.message)}"
+    return f"- {SYMBOLS[outcome]} {what}{waived}"
 
 
 def _since(changes: Changes) -> str:
