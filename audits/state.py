@@ -70,7 +70,8 @@ class ModuleState:
     def restore(self) -> None:
         """Put everything back: the same buffer objects, with the values they had."""
         for module, training, buffers, attributes in self._modules:
-            module.training = training
+            if module.training is not training:
+                module.training = training
             for name in [n for n in module._buffers.keys() if n not in buffers]:  # noqa: SIM118 - a ScriptModule's is no dict
                 del module._buffers[name]
             for name, (buffer, saved) in buffers.items():

@@ -13,7 +13,8 @@ from audits.gradients.probe import Probe, Prober
 from audits.gradients.romberg import FIRST_STEP
 from audits.gradients.rounding import mark_rounding_zeros, suspicious
 from audits.gradients.verdicts import Verdict, describe
-from audits.lanes.evaluation import BranchMismatchError, LaneError, Point, Problem, norm
+from audits.lanes.arithmetic import all_finite
+from audits.lanes.evaluation import BranchMismatchError, LaneError, Point, Problem
 from audits.outcomes import Lane, Outcome
 
 #: First and later joint rounds for tensors that the smaller step leaves unresolved. In float32 the first step that
@@ -69,7 +70,7 @@ class Certifier:
         judged = []
         for name in names:
             gradient = point.gradients[name]
-            if gradient is not None and not bool(torch.isfinite(gradient).all()):
+            if gradient is not None and not all_finite(gradient, point.gradient_norms[name]):
                 bad = int((~torch.isfinite(gradient)).sum())
                 self.verdicts[name] = Verdict(
                     outcome=Outcome.FAIL,
@@ -94,7 +95,7 @@ class Certifier:
                 break
             scales = prober.scales(open_names, step)
             try:
-                probes = [_without_direction(prober.probe(scales, step)) for _ in range(self._probes)]
+                probes = [_light(prober, prober.probe(scales, step)) for _ in range(self._probes)]
             except BranchMismatchError as error:
                 self._give_up(open_names, prober, f"Python branches on a value near theta: {error}", displaced)
                 return zero
@@ -145,7 +146,7 @@ class Certifier:
                 self._settle(name, before[name], None, set())
             return
         try:
-            judged = [n for n in names if moved.gradients[n] is None or bool(torch.isfinite(moved.gradients[n]).all())]  # type: ignore[arg-type]
+            judged = [n for n in names if _finite(moved, n)]
             leftover = self._rounds(moved, judged, displaced=True)
             mark_rounding_zeros(moved, leftover)
             there = self._zeros(moved, leftover)
@@ -178,7 +179,7 @@ class Certifier:
         return None
 
     def _zeros(self, point: Point, names: Sequence[str]) -> set[str]:
-        return {name for name in names if name in point.rounded or norm(point.gradients[name]) == 0.0}
+        return {name for name in names if name in point.rounded or point.gradient_norms[name] == 0.0}
 
     def _settle(self, name: str, here: Verdict | None, there: Verdict | None, zero: set[str]) -> None:
         """Say what a gradient is that neither point resolves: zero to rounding, or unresolved."""
@@ -201,9 +202,14 @@ class Certifier:
         self.verdicts[name] = replace(judged, message=known.message or describe(name, judged))
 
 
-def _without_direction(probe: Probe) -> Probe:
-    """Let go of a direction nobody needs again: it is as large as the model."""
-    return probe if probe.exceeds else replace(probe, direction={})
+def _light(prober: Prober, probe: Probe) -> Probe:
+    """Let go of a direction that nobody needs again."""
+    return probe if probe.exceeds else prober.release(probe)
+
+
+def _finite(point: Point, name: str) -> bool:
+    gradient = point.gradients[name]
+    return gradient is None or all_finite(gradient, point.gradient_norms[name])
 
 
 def _unresolved(point: Point) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from audits.gradients.probe import Probe, Prober
-from audits.lanes.evaluation import norm
+from audits.lanes.arithmetic import norm
 
 #: Rounding inside an operator spreads in proportion to the gradient (a float32 constant is off by 1e-7 everywhere). An
 #: error this large relative to the gradient of the elements it sits in is a wrong formula, however small their share of

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from audits.gradients.probe import TYPICAL_NOISE
 from audits.gradients.verdicts import Verdict
-from audits.lanes.evaluation import Point, norm
+from audits.lanes.arithmetic import norm
+from audits.lanes.evaluation import Point
 from audits.outcomes import Outcome
 
 #: Standard deviations of noise granted to the numeric value.

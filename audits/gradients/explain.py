@@ -12,7 +12,8 @@ from audits.gradients.graph import LossGraph, root_of
 from audits.gradients.probe import Prober
 from audits.gradients.romberg import FIRST_STEP
 from audits.gradients.verdicts import Verdict, describe
-from audits.lanes.evaluation import Point, Problem, dot, norm, quiet
+from audits.lanes.arithmetic import dot, norm
+from audits.lanes.evaluation import Point, Problem, quiet
 from audits.lanes.program import Free
 from audits.lanes.stops import StopGradients, StopSite
 from audits.lanes.watching import ModuleStack
@@ -217,7 +218,7 @@ def _between(
     hooks = backward_hooks(subject.model, problem)
     prober = Prober(point, subject.seed + 5)
     direction = prober.direction(prober.scales(list(failing), FIRST_STEP))
-    expected, _ = dot(point.gradients, direction)
+    expected = dot(point.gradients, direction).total
     agrees = jvp_agrees(subject.model, problem, direction, expected)
     kind = {
         True: "forward-mode differentiation agrees with autograd: a value is detached, or changed outside autograd",

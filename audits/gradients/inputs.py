@@ -8,7 +8,8 @@ from audits.gradients.certify import Certifier
 from audits.gradients.claims import INPUT
 from audits.gradients.explain import explain
 from audits.gradients.verdicts import Verdict, describe
-from audits.lanes.evaluation import Point, norm
+from audits.lanes.arithmetic import norm
+from audits.lanes.evaluation import Point
 from audits.lanes.float64 import float64_lane
 from audits.outcomes import Lane, Outcome, ResultRow, finite
 from audits.subject import LivePhase, Subject

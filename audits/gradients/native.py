@@ -9,7 +9,8 @@ import torch
 
 from audits.gradients.claims import NATIVE_DTYPE
 from audits.gradients.native_calls import NativeCall, collect_calls, is_low_float, tensors_of
-from audits.lanes.evaluation import Point, as_real, differentiate, norm, quiet
+from audits.lanes.arithmetic import norm
+from audits.lanes.evaluation import Point, as_real, differentiate, quiet
 from audits.lanes.float64 import float64_lane
 from audits.lanes.lifting import lift_tensor
 from audits.outcomes import Lane, Outcome, ResultRow, finite

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from audits.gradients.probe import rms
-from audits.lanes.evaluation import Point, norm
+from audits.lanes.arithmetic import norm
+from audits.lanes.evaluation import Point
 
 #: Displacement, relative per element, that replaces rounding noise by other rounding noise ...
 NUDGE = 1e-9
@@ -32,7 +33,7 @@ def mark_rounding_zeros(point: Point, names: Sequence[str]) -> None:
         point: where.
         names: tensors to look at; exact zeros among them are left alone.
     """
-    doubtful = [n for n in names if n not in point.rounded and norm(point.gradients[n]) > 0.0]
+    doubtful = [n for n in names if n not in point.rounded and point.gradient_norms[n] > 0.0]
     if not doubtful:
         return
     nearby = point.nearby_gradients(max(NUDGE, NUDGE_ROUNDOFFS * point.problem.roundoff))
@@ -40,12 +41,12 @@ def mark_rounding_zeros(point: Point, names: Sequence[str]) -> None:
         gradient, other = point.gradients[name], nearby[name]
         assert gradient is not None
         change = norm(gradient) if other is None else norm(gradient - other)
-        if change > ROUNDING_SHARE * norm(gradient):
+        if change > ROUNDING_SHARE * point.gradient_norms[name]:
             point.rounded.add(name)
 
 
 def suspicious(point: Point, names: Sequence[str]) -> list[str]:
     """Return the tensors whose gradient may be rounding noise, by its size alone."""
-    slopes = {n: norm(point.gradients[n]) * rms(point.theta(n)) for n in point.names}
+    slopes = {n: point.gradient_norms[n] * rms(point.theta(n), point.theta_norms[n]) for n in point.names}
     largest = max(slopes.values(), default=0.0)
     return [name for name in names if 0.0 < slopes[name] <= SUSPICIOUS * largest]

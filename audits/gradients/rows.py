@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from audits.gradients.claims import FINITE_DIFFERENCE
 from audits.gradients.verdicts import Verdict, describe
-from audits.lanes.evaluation import Point, norm
+from audits.lanes.arithmetic import norm
+from audits.lanes.evaluation import Point
 from audits.outcomes import Lane, Outcome, ResultRow, finite
 from audits.subject import LivePhase, Subject
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import math
+import functools
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from audits.lanes.arithmetic import norm
 from audits.lanes.program import BranchMismatchError, Free, Program, Recording, Replaying
 from audits.lanes.tape import Tape
 from audits.outcomes import Lane
@@ -98,7 +99,7 @@ class Point:
         else:
             self._theta = {name: as_real(t.detach()).clone() for name, t in problem.tensors.items()}
             self._original = self._theta
-        self._moved: set[str] = set(self._theta)
+        self._moved: set[str] = set(self._theta) if shift is not None else set()
         self._mutates = False
         self.rounded: set[str] = set()
         self.value_roundoff = problem.roundoff
@@ -112,6 +113,21 @@ class Point:
         """The tensors' names."""
         return tuple(self._theta)
 
+    @property
+    def thetas(self) -> Tensors:
+        """The tensors' values at the point, by name (real views, not to be changed)."""
+        return self._theta
+
+    @functools.cached_property
+    def theta_norms(self) -> dict[str, float]:
+        """Euclidean norm of each tensor."""
+        return {name: norm(value) for name, value in self._theta.items()}
+
+    @functools.cached_property
+    def gradient_norms(self) -> dict[str, float]:
+        """Euclidean norm of each gradient, 0 where autograd gives none."""
+        return {name: norm(self.gradients[name]) for name in self._theta}
+
     def theta(self, name: str) -> torch.Tensor:
         """Return a tensor's value at the point (real view, not to be changed)."""
         return self._theta[name]
@@ -124,6 +140,38 @@ class Point:
         """
         self._place(direction, step)
         return self._replay()
+
+    def near(
+        self, direction: Tensors, windows: Mapping[str, slice], centre: float, spacing: float, count: int
+    ) -> list[float]:
+        """Return ``f(theta + (centre + i spacing) direction)``, i < count, of which after the first only windows move.
+
+        Args:
+            direction: the direction, all of which is moved to ``centre``.
+            windows: name -> slice of the flattened tensor that moves on; the others stay at ``centre``.
+            centre: distance of the first value.
+            spacing: distance between neighbours.
+            count: number of values.
+
+        Raises:
+            BranchMismatchError: Python took another way through the forward there.
+        """
+        values = [self.along(direction, centre)]
+        views = []
+        for name, window in windows.items():
+            data, vector = as_real(self.problem.tensors[name].data), direction[name]
+            if data.is_contiguous() and vector.is_contiguous():
+                views.append((data.view(-1)[window], vector.view(-1)[window]))
+            else:
+                views.append((data, vector))
+        for i in range(1, count):
+            if self._mutates:
+                self._place(direction, centre + i * spacing)
+            else:
+                for place, piece in views:
+                    place.add_(piece, alpha=spacing)
+            values.append(self._replay())
+        return values
 
     def along_element(self, name: str, index: int, step: float) -> float:
         """Return ``f`` with one element of one tensor moved by ``step``."""
@@ -182,11 +230,11 @@ class Point:
                 self._original = dict(self._theta)
             self._theta |= {n: as_real(self.problem.tensors[n].data).clone() for n in changed}
             self._mutates = True
+            self._moved = set(self._theta)
             value = self._record_once()
         return value
 
     def _record_once(self) -> float:
-        self._moved = set(self._theta)
         self._place({}, 0.0)
         self.problem.before()
         program = Program()
@@ -279,22 +327,4 @@ def _eager() -> contextlib.AbstractContextManager[Any]:
     return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else contextlib.nullcontext()
 
 
-def norm(tensor: torch.Tensor | None) -> float:
-    """Return the Euclidean norm, 0 for no tensor."""
-    return 0.0 if tensor is None or not tensor.numel() else float(torch.linalg.vector_norm(tensor.double()))
-
-
-def dot(first: Tensors | Mapping[str, torch.Tensor | None], second: Tensors) -> tuple[float, float]:
-    """Return ``sum a b`` and ``sum |a b|`` over the tensors of the second."""
-    total, absolute = [], []
-    for name, vector in second.items():
-        gradient = first.get(name)
-        if gradient is None or not vector.numel():
-            continue
-        product = gradient.to(torch.float64).reshape(-1) * vector.to(torch.float64).reshape(-1)
-        total.append(float(product.sum()))
-        absolute.append(float(product.abs_().sum()))
-    return math.fsum(total), math.fsum(absolute)
-
-
-__all__ = ["BranchMismatchError", "LaneError", "Point", "Problem", "as_real", "differentiate", "dot", "norm", "quiet"]
+__all__ = ["BranchMismatchError", "LaneError", "Point", "Problem", "as_real", "differentiate", "quiet"]
