@@ -114,6 +114,8 @@ FORGERIES: list[Callable[[Path], Any]] = [
     lambda folder: summary(folder, coverage={"tensors": float("nan"), "elements": 1.0, "unresolved": []}),
     lambda folder: summary(folder, seconds=10**400),
     lambda folder: summary(folder, provenance=["not", "a", "mapping"]),
+    lambda folder: summary(folder, parts=["not", "a", "mapping"]),
+    lambda folder: summary(folder, parts={f"part-{i}": "digest" for i in range(30)}),
 ]  # fmt: skip
 
 
