@@ -11,11 +11,13 @@ compaction takes the leftovers away. A file that changed after it was read (a re
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import logging
 import os
 import re
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -45,6 +47,9 @@ _ORDER = {
     ("audits", Layer.MONTH): ("model_name", "model_version", "audited_at"),
 }
 _MONTH = re.compile(r"\d{4}-(0[1-9]|1[0-2])")
+
+#: Seconds after which a file that is still being written is taken for a killed process's: longer than any merge takes.
+ABANDONED = 24 * 3600
 
 #: A file that is about to go is first given this prefix, under which no reader looks.
 _TAKEN = ".taken-"
@@ -83,15 +88,13 @@ def compact_months(store: ResultsStore, months: Sequence[str], *, before: dateti
 
 
 def ended_months(store: ResultsStore, *, today: datetime.date) -> list[str]:
-    """Return the months before the present one of which days are still apart."""
-    found = {file.month for dataset in ("rows", "audits") for file in store.files(dataset, until=today)}
-    apart = {
-        file.month
-        for dataset in ("rows", "audits")
-        for file in store.files(dataset, until=today)
-        if file.layer is not Layer.MONTH
-    }
-    return sorted(month for month in found & apart if month < today.isoformat()[:7])
+    """Return the months before the present one that are not one file a dataset yet."""
+    apart = set()
+    for dataset in ("rows", "audits"):
+        files = store.files(dataset, until=today)
+        whole = [file.month for file in files if file.layer is Layer.MONTH]
+        apart |= {file.month for file in files if file.layer is not Layer.MONTH or whole.count(file.month) > 1}
+    return sorted(month for month in apart if month < today.isoformat()[:7])
 
 
 def _compact(store: ResultsStore, layer: Layer, months: Sequence[str], last: datetime.date) -> int:
@@ -102,7 +105,7 @@ def _compact(store: ResultsStore, layer: Layer, months: Sequence[str], last: dat
     try:
         with FileLock(root / ".compaction.lock", timeout=0):
             for dataset in ("rows", "audits"):
-                _put_back(root / dataset)
+                _tidy(root / dataset)
                 groups: dict[str, list[StoreFile]] = {}
                 for file in store.files(dataset, until=last):
                     period = file.period if layer is Layer.DAY else file.month
@@ -110,9 +113,8 @@ def _compact(store: ResultsStore, layer: Layer, months: Sequence[str], last: dat
                     if wanted:
                         groups.setdefault(period, []).append(file)
                 for period, files in sorted(groups.items()):
-                    if len(files) > 1 or files[0].layer is not layer:
-                        if len(files) == 1 and layer is Layer.DAY:
-                            continue  # one audit's file alone is as good as a merged one
+                    # of a day, one audit's file alone is as good as a merged one
+                    if len(files) > 1 or (layer is Layer.MONTH and files[0].layer is not layer):
                         merged += _merge(store, dataset, files, root / dataset / f"audit_date={period}", layer)
     except Timeout:
         _log.info("another compaction is under way")
@@ -198,8 +200,15 @@ def _take_away(path: Path, state: tuple[int, int, int]) -> bool:
     return False
 
 
-def _put_back(folder: Path) -> None:
-    """Give files back that a compaction had in its hand when it was killed: nothing says whether it had read them."""
+def _tidy(folder: Path) -> None:
+    """Clear up after a kill: files that nobody finished go, and those a compaction had in its hand come back.
+
+    Nothing says whether it had read the latter; readers and the merge that follows take each audit once anyway.
+    """
+    for unfinished in folder.glob("audit_date=*/.writing-*.tmp"):
+        with contextlib.suppress(FileNotFoundError):  # finished just now
+            if unfinished.stat().st_mtime < time.time() - ABANDONED:
+                unfinished.unlink()
     for taken in folder.glob(f"audit_date=*/{_TAKEN}*"):
         path = taken.with_name(taken.name.removeprefix(_TAKEN))
         if path.exists():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import os
 from pathlib import Path
 
 import pandas as pd
@@ -141,6 +142,16 @@ def test_what_a_killed_compaction_had_in_its_hand_comes_back(store: ResultsStore
     compact(store, before=TOMORROW)
     assert store.read("rows").num_rows == 10
     assert list(tmp_path.rglob(".taken-*")) == []
+
+
+def test_what_a_killed_writer_left_goes_after_a_day(store: ResultsStore, tmp_path: Path) -> None:
+    folder = next((tmp_path / "rows").iterdir())
+    old, fresh = folder / ".writing-1.tmp", folder / ".writing-2.tmp"
+    for path in (old, fresh):
+        path.write_bytes(b"half a file")
+    os.utime(old, (0, 0))
+    compact(store, before=TOMORROW)
+    assert [path.name for path in folder.glob(".writing-*")] == [fresh.name]
 
 
 def test_what_is_no_month_is_refused(store: ResultsStore) -> None:
