@@ -163,6 +163,8 @@ def _environment(confinement: Confinement) -> dict[str, str]:
         # Threads that spin while they wait starve every other audit on the machine: two audits of a small model on
         # two cores took 75 s each, with this 2.7 s.
         "OMP_WAIT_POLICY": "PASSIVE",
+        # cuBLAS has deterministic algorithms only with a workspace of a fixed size, told before it starts.
+        "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
         "PYTHONPATH": str(_own_root()),
         "MPLBACKEND": "Agg",
     }

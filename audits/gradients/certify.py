@@ -21,6 +21,10 @@ from audits.outcomes import Lane, Outcome
 #: resolves anything is 0.1.
 ROUND_STEPS = {Lane.FLOAT64: (FIRST_STEP, 6e-2, 0.5), Lane.FLOAT32: (0.1, 0.5)}
 
+#: In float32 the noise is coarse and the limit of two probes, 45 B / (...), a few parts in a thousand on small nets; six
+#: probes miss an error with the same probability at 4.5 B / (...).
+LEAST_PROBES = {Lane.FLOAT32: 6}
+
 #: The displaced point is this many rms away from theta, per element (normal); a tenth of it if the loss is not finite.
 DISPLACEMENTS = (0.1, 0.01)
 
@@ -31,7 +35,7 @@ class Certifier:
     def __init__(self, problem: Problem, *, seed: int, probes: int, detection_limit: float) -> None:
         self._problem = problem
         self._seed = seed
-        self._probes = probes
+        self._probes = max(probes, LEAST_PROBES.get(problem.lane, 1))
         self._detection_limit = detection_limit
         self.verdicts: dict[str, Verdict] = {}
         self.evaluations = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from audits.gradients.claims import NATIVE_DTYPE
 from audits.gradients.native_calls import NativeCall, collect_calls, is_low_float, tensors_of
 from audits.lanes.arithmetic import norm
+from audits.lanes.emulation import Emulating, is_emulated
 from audits.lanes.evaluation import Point, as_real, differentiate, quiet
 from audits.lanes.float64 import float64_lane
 from audits.lanes.lifting import lift_tensor
@@ -102,7 +104,7 @@ def _deviation(call: NativeCall, seed: int) -> Deviation | None:
     if native is None:
         return None
     args, kwargs = map_tensors(call.args, lift_tensor), map_tensors(call.kwargs, lift_tensor)
-    exact = _vjp(call.lifted, args, kwargs, seed)
+    exact = _exact_vjp(call, args, kwargs, seed)
     if exact is None:
         return None
     generator = torch.Generator().manual_seed(seed + 3)
@@ -114,7 +116,7 @@ def _deviation(call: NativeCall, seed: int) -> Deviation | None:
         moved = t + t * noise.to(t.dtype) * epsilon
         return torch.where(moved.isfinite(), moved, t)  # attention masks hold infinities
 
-    noisy = _vjp(call.lifted, map_tensors(args, nudged), map_tensors(kwargs, nudged), seed)
+    noisy = _exact_vjp(call, map_tensors(args, nudged), map_tensors(kwargs, nudged), seed)
     native, exact, noisy = _where_finite(exact, native, exact, noisy)
     assert native is not None
     assert exact is not None
@@ -123,6 +125,13 @@ def _deviation(call: NativeCall, seed: int) -> Deviation | None:
     constant = TOLERANCES.get(call.name, FLOAT32_TOLERANCE if dtype is torch.float32 else LOW_TOLERANCE)
     error = _distance(exact, native)
     return Deviation(call, error, constant * (epsilon * size + response), size, str(dtype))
+
+
+def _exact_vjp(
+    call: NativeCall, args: tuple[Any, ...], kwargs: dict[str, Any], seed: int
+) -> list[torch.Tensor | None] | None:
+    with Emulating() if is_emulated(call.name) else contextlib.nullcontext():
+        return _vjp(call.lifted, args, kwargs, seed)
 
 
 def _vjp(run: Any, args: tuple[Any, ...], kwargs: dict[str, Any], seed: int) -> list[torch.Tensor | None] | None:

@@ -73,7 +73,7 @@ def float64_lane(
             given = [(w, map_tensors(b, _used)) for w, b in batches] if inputs else batches
             return weighted_loss(subject, phase, given)
 
-        with _plain_kernels():
+        with _plain_kernels(), _deterministic(subject):
             yield Problem(
                 tensors, loss, before, tape, lane, dtypes=dtypes, asked=asked, model=None if inputs else subject.model
             )
@@ -146,6 +146,23 @@ def _lift_in_place(subject: Subject) -> None:
     for tensor in (*subject.model.parameters(), *subject.model.buffers()):
         if tensor.dtype in LIFTED_DTYPE:
             tensor.data = lift_tensor(tensor.data)
+
+
+@contextlib.contextmanager
+def _deterministic(subject: Subject) -> Iterator[None]:
+    """Choose deterministic algorithms on a GPU where there are any; what is left is measured as noise."""
+    if all(tensor.device.type == "cpu" for tensor in subject.model.parameters()):
+        yield  # nothing to choose there
+        return
+    known = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    benchmark = torch.backends.cudnn.benchmark
+    try:
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.benchmark = False
+        yield
+    finally:
+        torch.use_deterministic_algorithms(known[0], warn_only=known[1])
+        torch.backends.cudnn.benchmark = benchmark
 
 
 @contextlib.contextmanager

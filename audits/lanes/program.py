@@ -16,6 +16,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from audits.lanes.branches import COMPARISONS, Rule, rule_for
+from audits.lanes.emulation import emulation, run
 from audits.lanes.lifting import OperatorTraits, lift_call, lift_result, traits
 from audits.lanes.tape import Tape, TapeCursor, draws
 
@@ -85,7 +86,10 @@ class Recording(TorchDispatchMode):
                 program.frozen.add(known.base)
                 action = ReplayRule(rule, decision, lift)
             else:
-                result = func(*args, **kwargs)
+                if emulation(func, args) is not None:
+                    program.lifted.add(known.name)
+                    action = lifted_call
+                result = run(func, args, kwargs)
                 if known.base == "embedding_renorm":
                     action = skipped_call  # under no_grad: autograd differentiates at what it left behind
                 elif takes_decision(known, args, kwargs, result):
@@ -140,7 +144,7 @@ class Free(TorchDispatchMode):
         kwargs = kwargs or {}
         if self._lift:
             args, kwargs, _ = lift_call(func, args, kwargs)
-        result = self._cursor.call(func, args, kwargs) if draws(func, args, kwargs) else func(*args, **kwargs)
+        result = self._cursor.call(func, args, kwargs) if draws(func, args, kwargs) else run(func, args, kwargs)
         return lift_result(func, result)[0] if self._lift else result
 
 
@@ -166,7 +170,7 @@ def reduces_loss(known: OperatorTraits, args: tuple[Any, ...], kwargs: dict[str,
 def lifted_call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], cursor: TapeCursor) -> Any:
     """Lift the arguments and a fresh result."""
     args, kwargs, _ = lift_call(func, args, kwargs)
-    return lift_result(func, func(*args, **kwargs))[0]
+    return lift_result(func, run(func, args, kwargs))[0]
 
 
 def taped_call(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], cursor: TapeCursor) -> Any:

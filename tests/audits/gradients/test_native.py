@@ -89,8 +89,9 @@ def test_models_without_float64_kernels_fall_back_to_float32() -> None:
     rows = audit(net(Activation(SingleOnly)), classes(), method="probe")
     assert {row.lane for row in rows} == {Lane.FLOAT32}
     assert not failing(rows)
-    # float32 resolves a few parts in a thousand here: honest limits, no verdict below them
-    assert all(row.detection_limit < 0.05 for row in rows)
+    # what six probes resolve in float32; two would resolve a few parts in a thousand
+    assert all(row.detection_limit < 2e-3 for row in rows)
+    assert sum(row.outcome is Outcome.PASS for row in rows) >= len(rows) / 2
     wrong = audit(net(Activation(WrongSingleOnly)), classes(), method="probe")
     assert "0.weight" in failing(wrong)
     assert not failing(wrong) & {"2.weight", "2.bias", "4.weight", "4.bias"}
