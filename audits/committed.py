@@ -84,6 +84,11 @@ class CommittedAudits:
         """Return the latest audit of every version."""
         return [audits[-1] for audits in self._audits.values()]
 
+    @property
+    def ids(self) -> frozenset[str]:
+        """The ids of the audits that are remembered."""
+        return frozenset(audit.audit_id for audits in self._audits.values() for audit in audits)
+
     def _take(self, table: pa.Table) -> None:
         frame = table.to_pandas().sort_values("audited_at", kind="stable")
         frame = frame[frame["model_version"].notna()].groupby(["model_name", "model_version"]).tail(KEPT)

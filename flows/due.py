@@ -77,13 +77,21 @@ class Plan:
         due: what is audited, in order.
         looked_at: number of versions looked at.
         environment: what the audits run with.
+        at: when it was planned.
         outdated: unchanged versions whose latest audit ran in another environment, before tonight.
+        known: ids of the audits that were committed when it was planned.
     """
 
     due: tuple[Due, ...]
     looked_at: int
     environment: str
+    at: datetime.datetime = dataclasses.field(default_factory=lambda: datetime.datetime.now(datetime.UTC))
     outdated: int = 0
+    known: frozenset[str] = frozenset()
+
+    def is_new(self, audit: CommittedAudit) -> bool:
+        """Whether an audit was committed after the planning; it can have ended before, and waited for MLflow."""
+        return audit.audit_id not in self.known or audit.audited_at >= self.at
 
     def count(self, reason: Reason) -> int:
         """Number of versions that are due for this reason."""
@@ -145,7 +153,7 @@ def plan_night(
     present = environment(settings)
     if force:
         due = [Due(v, Reason.FORCED, expected.seconds(v)) for v in versions]
-        return Plan(tuple(due), len(versions), present)
+        return Plan(tuple(due), len(versions), present, now, known=committed.ids)
     fresh, due = _Fresh(), []
     for version, key in _keyed(versions, settings):
         audits = [a for a in committed.of(version.name, version.version) if a.due_key == key]
@@ -155,7 +163,8 @@ def plan_night(
             due.append(Due(version, Reason.CHANGED, expected.seconds(version)))
     again = fresh.again(settings, present, now)
     due += _within(settings.rotation_hours * 3600, [Due(v, why, expected.seconds(v)) for v, why in again])
-    return Plan(tuple(due), len(versions), present, outdated=len(fresh.outdated(present)))
+    outdated = len(fresh.outdated(present))
+    return Plan(tuple(due), len(versions), present, now, outdated=outdated, known=committed.ids)
 
 
 def choose_due(

@@ -129,7 +129,6 @@ def summarise_night(
     committed: CommittedAudits,
     settings: GradauditSettings,
     *,
-    since: datetime.datetime,
     troubles: Sequence[str] = (),
 ) -> NightSummary:
     """Compare what is committed since the night began with what was known before.
@@ -138,13 +137,12 @@ def summarise_night(
         plan: the night's plan.
         committed: the results store's audits; they are read anew.
         settings: the results store.
-        since: when the versions were chosen.
         troubles: what went wrong.
 
     Raises:
         InfrastructureError: the results store cannot be read.
     """
-    audits = committed_since(plan, committed.refresh(), since)
+    audits = committed_since(plan, committed.refresh())
     done = {f"models:/{audit.model_name}/{audit.model_version}": audit for audit in audits}
     summaries = dict(zip([audit.audit_id for audit in audits], summaries_of(audits, settings.results), strict=True))
     newly, fixed = [], []
@@ -152,7 +150,7 @@ def summarise_night(
         audit = done.get(due.version.uri)
         if audit is None:
             continue
-        before = _before(committed, due.version, since)
+        before = _before(committed, due.version, plan)
         failed_before = before is not None and before.outcome in _BAD
         own = before is not None and before.model_version == due.version.version
         if audit.outcome in _BAD and not (failed_before and own):
@@ -167,7 +165,7 @@ def summarise_night(
         not_judged=tuple(s for s in summaries.values() if s["outcome"] == "inconclusive"),
         not_audited=tuple(due.version.uri for due in plan.due if due.version.uri not in done),
         troubles=tuple(troubles),
-        seconds=(datetime.datetime.now(datetime.UTC) - since).total_seconds(),
+        seconds=(datetime.datetime.now(datetime.UTC) - plan.at).total_seconds(),
         idle_waivers=_idle_waivers(plan, committed, settings),
     )
 
@@ -184,16 +182,16 @@ def _idle_waivers(plan: Plan, committed: CommittedAudits, settings: GradauditSet
     )
 
 
-def committed_since(plan: Plan, committed: CommittedAudits, since: datetime.datetime) -> list[CommittedAudit]:
-    """Return the latest audit since then of each of the plan's versions that has one, in the plan's order."""
+def committed_since(plan: Plan, committed: CommittedAudits) -> list[CommittedAudit]:
+    """Return each version's latest audit since the night was planned, where there is one, in the plan's order."""
     latest = (committed.of(due.version.name, due.version.version)[-1:] for due in plan.due)
-    return [audit for found in latest for audit in found if audit.audited_at >= since]
+    return [audit for found in latest for audit in found if plan.is_new(audit)]
 
 
-def _before(committed: CommittedAudits, version: Version, since: datetime.datetime) -> CommittedAudit | None:
+def _before(committed: CommittedAudits, version: Version, plan: Plan) -> CommittedAudit | None:
     """The version's last audit before tonight; for a version never audited, that of the one before it."""
     for number in range(version.version, max(0, version.version - 20), -1):
-        past = [audit for audit in committed.of(version.name, number) if audit.audited_at < since]
+        past = [audit for audit in committed.of(version.name, number) if not plan.is_new(audit)]
         if past:
             return past[-1]
     return None

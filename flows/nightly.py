@@ -54,10 +54,8 @@ def nightly_audit(models: list[str] | None = None, force: bool = False) -> Any:
     if not plan.due:
         return Completed(message=f"nothing is due among {plan.looked_at} versions", data=_result(plan, None, None))
     occasion = fresh_occasion() if force else began.date().isoformat()
-    troubles = _audit(plan, settings, occasion, began)
-    night = summarise_night(
-        plan, CommittedAudits(ResultsStore(settings.results)), settings, since=began, troubles=troubles
-    )
+    troubles = _audit(plan, settings, occasion, None if force else began)
+    night = summarise_night(plan, CommittedAudits(ResultsStore(settings.results)), settings, troubles=troubles)
     for sentence in night.idle_waivers:
         _log.warning("%s", sentence)
     run_id = _publish(night, client, settings, occasion)
@@ -71,30 +69,30 @@ def nightly_audit(models: list[str] | None = None, force: bool = False) -> Any:
     return Completed(message=night.headline, data=result)
 
 
-def _audit(plan: Plan, settings: GradauditSettings, occasion: str, began: datetime.datetime) -> list[str]:
+def _audit(plan: Plan, settings: GradauditSettings, occasion: str, chosen_at: datetime.datetime | None) -> list[str]:
     """Have the versions audited and return what went wrong."""
     if workers_wait():
         return run_on_workers(
             cut(plan.due, settings),
             occasion=occasion,
-            chosen_at=began,
+            chosen_at=chosen_at,
             at_once=settings.shards_at_once,
-            on_beat=_teller(plan, settings, began),
+            on_beat=_teller(plan, settings),
         )
     references = [due.version.uri for due in plan.due]
-    state = cast("State[Any]", audit_versions(references, occasion, began, return_state=True))
+    state = cast("State[Any]", audit_versions(references, occasion, chosen_at, return_state=True))
     if state.is_completed():
         return []
     error = state.result(raise_on_failure=False)
     return [str(error) if isinstance(error, Exception) else state.message or "audits could not be done"]
 
 
-def _teller(plan: Plan, settings: GradauditSettings, began: datetime.datetime) -> Callable[[], None]:
+def _teller(plan: Plan, settings: GradauditSettings) -> Callable[[], None]:
     """Return what tells the listener of versions that workers have committed since it was last called."""
     committed, told = CommittedAudits(ResultsStore(settings.results)), set[str]()
 
     def tell() -> None:
-        audits = committed_since(plan, committed.refresh(), began)
+        audits = committed_since(plan, committed.refresh())
         for summary in summaries_of([a for a in audits if a.audit_id not in told], settings.results):
             listener().finished(summary)
         told.update(audit.audit_id for audit in audits)

@@ -98,7 +98,7 @@ def run_on_workers(
     shards: Sequence[Shard],
     *,
     occasion: str,
-    chosen_at: datetime,
+    chosen_at: datetime | None,
     at_once: int,
     on_beat: Callable[[], None] = lambda: None,
     patience: float = PATIENCE,
@@ -108,7 +108,7 @@ def run_on_workers(
     Args:
         shards: what to run.
         occasion: the night.
-        chosen_at: when the versions were chosen.
+        chosen_at: when the versions were chosen; None repeats what others have done since.
         at_once: flow runs in flight at a time.
         on_beat: called every few seconds.
         patience: seconds to wait while no worker takes up anything.
@@ -149,13 +149,13 @@ class _Run:
     tries: int = 0
     flow_run: UUID | None = None
 
-    def start(self, occasion: str, chosen_at: datetime) -> None:
+    def start(self, occasion: str, chosen_at: datetime | None) -> None:
         """Hand the shard to the workers; the same shard of the same night is handed over once per try."""
         self.tries += 1
         parameters: dict[str, Any] = {
             "versions": list(self.shard.versions),
             "occasion": occasion,
-            "chosen_at": chosen_at.isoformat(),
+            "chosen_at": chosen_at and chosen_at.isoformat(),
         }
         run: Any = run_deployment(
             DEPLOYMENT,

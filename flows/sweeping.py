@@ -20,7 +20,7 @@ from mlflow.tracking import MlflowClient
 from audits.committed import CommittedAudit, CommittedAudits
 from audits.errors import InfrastructureError
 from audits.results import ResultsStore
-from flows.due import digest
+from flows.due import digest, environment
 from flows.settings import GradauditSettings
 from registry_models.versions import Version, answers
 
@@ -29,6 +29,10 @@ UNDER_WAY = 2
 
 #: The occasion of a version that was just registered: any result of it as it is will do.
 REGISTRATION = "registration"
+
+#: An audit counts as done since the versions were chosen though it ended this long before: it may have been waiting
+#: for MLflow while they were.
+PUBLISHING = datetime.timedelta(minutes=10)
 
 #: Failures of services in a row after which the rest of a sweep is not tried: the next one will.
 GIVE_UP_AFTER = 3
@@ -124,9 +128,9 @@ class Sweep:
 
     def _result_since(self, version: Version, key: str) -> CommittedAudit | None:
         for audit in reversed(self.committed.refresh().of(version.name, version.version)):
-            if audit.due_key != key:
+            if audit.due_key != key or audit.environment != environment(self.settings):
                 continue
-            since = self.chosen_at is not None and audit.audited_at >= self.chosen_at
+            since = self.chosen_at is not None and audit.audited_at >= self.chosen_at - PUBLISHING
             if since or audit.occasion == self.occasion or self.occasion == REGISTRATION:
                 return audit
         return None

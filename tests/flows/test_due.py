@@ -125,11 +125,11 @@ def test_a_night_tells_new_failures_from_old_ones(
     for label, outcome in before.items():
         commit(tmp_path, versions[label], settings, days_ago=1, outcome=outcome)
     plan = plan_night(client, settings, force=True)
-    since = datetime.datetime.now(datetime.UTC)
     for label, outcome in tonight.items():
-        commit(tmp_path, versions[label], settings, outcome=outcome)
+        # one ended before the night was planned, and was committed after
+        commit(tmp_path, versions[label], settings, outcome=outcome, days_ago=1e-4 if label == "m1 v1" else 0.0)
     committed = CommittedAudits(ResultsStore(settings.results))
-    night = summarise_night(plan, committed, settings, since=since, troubles=["the disk is full"])
+    night = summarise_night(plan, committed, settings, troubles=["the disk is full"])
     assert [f"{s['model']} v{s['version']}" for s in night.newly_failed] == ["m0 v2", "m1 v2"]
     assert [f"{s['model']} v{s['version']}" for s in night.fixed] == ["m1 v1", "m2 v2"], "or since the version before"
     assert night.not_audited == ("models:/m2/1",)
