@@ -6,7 +6,6 @@ Only committed audits count: those with a line in ``audits``.
 from __future__ import annotations
 
 import datetime
-import os
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -199,31 +198,24 @@ def _judged(line: Mapping[str, Any]) -> bool:
     return bool(line["n_pass"] or line["n_fail"] or line["n_warn"])
 
 
-#: (path, size, time of change) -> the model of a file with one audit. Such a file never changes its model.
-_models: OrderedDict[tuple[str, int, int], str] = OrderedDict()
+#: (store, path) -> the model of a file with one audit. Its name is a digest of the model's too, so that never changes.
+_models: OrderedDict[tuple[str, str], str] = OrderedDict()
 _REMEMBERED = 100_000
 
 
 def _those_of(model: str, store: ResultsStore, files: Sequence[StoreFile]) -> list[StoreFile]:
     """The merged files, and of those that hold one audit the model's."""
-    if store.local_folder is None:
-        return list(files)
-    merged = [file for file in files if file.audit_id is None]
-    keys: dict[StoreFile, tuple[str, int, int]] = {}
-    for file in files:
-        if file.audit_id is not None:
-            status = os.stat(file.path)
-            keys[file] = (file.path, status.st_size, status.st_mtime_ns)
-    unknown = {file.audit_id: key for file, key in keys.items() if key not in _models}
+    single = {file: (store.root, file.path) for file in files if file.audit_id is not None}
+    unknown = {file.audit_id: key for file, key in single.items() if key not in _models}
     if unknown:
-        paths = [key[0] for key in unknown.values()]
-        found = store.dataset("audits", paths).to_table(columns=["audit_id", "model_name"]).to_pylist()
-        for line in found:
+        paths = [path for _, path in unknown.values()]
+        for line in store.dataset("audits", paths).to_table(columns=["audit_id", "model_name"]).to_pylist():
             if line["audit_id"] in unknown:
                 _models[unknown[line["audit_id"]]] = line["model_name"]
         while len(_models) > _REMEMBERED:
             _models.popitem(last=False)
-    return merged + [file for file, key in keys.items() if _models.get(key, model) == model]
+    merged = [file for file in files if file.audit_id is None]
+    return merged + [file for file, key in single.items() if _models.get(key, model) == model]
 
 
 def _some(names: Sequence[str], limit: int = 5) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from audits.errors import ArtifactError, InfrastructureError
+from audits.errors import ArtifactError, InfrastructureError, suggest
 
 #: Tags that gradaudit reads or writes on a version.
 RECIPE_TAG = "audit.recipe"
@@ -53,10 +54,13 @@ class VersionReference:
             ArtifactError: there is no such version.
             InfrastructureError: the registry does not answer.
         """
-        with registry_errors(f"models:/{self.name}/{self.version or '@' + str(self.alias)}"):
-            if self.alias is not None:
-                return Version.of(client.get_model_version_by_alias(self.name, self.alias))
-            return Version.of(client.get_model_version(self.name, str(self.version)))
+        try:
+            with registry_errors(f"models:/{self.name}/{self.version or '@' + str(self.alias)}"):
+                if self.alias is not None:
+                    return Version.of(client.get_model_version_by_alias(self.name, self.alias))
+                return Version.of(client.get_model_version(self.name, str(self.version)))
+        except ArtifactError as error:
+            raise ArtifactError(f"{error}{_what_there_is(self, client)}") from error
 
 
 @dataclass(frozen=True)
@@ -93,6 +97,20 @@ class Version:
     def label(self) -> str:
         """``NAME vVERSION``."""
         return f"{self.name} v{self.version}"
+
+
+def _what_there_is(reference: VersionReference, client: MlflowClient) -> str:
+    """The model's versions and aliases, or the nearest names of other models; empty where nothing is near."""
+    try:
+        names = {str(model.name) for model in client.search_registered_models(max_results=1000)}
+        if reference.name not in names:
+            return suggest(reference.name, names)
+        model = client.get_registered_model(reference.name)
+        versions = sorted(v.version for v in list_versions(client, [glob.escape(reference.name)]))
+    except (MlflowException, InfrastructureError):
+        return ""
+    aliases = "".join(f", @{alias}" for alias in sorted(model.aliases or {}))
+    return f"; it has versions {', '.join(str(v) for v in versions[-10:]) or 'none'}{aliases}"
 
 
 def list_versions(client: MlflowClient, globs: Sequence[str] = ()) -> list[Version]:

@@ -63,6 +63,18 @@ def test_an_absent_version_is_the_callers_mistake(client: MlflowClient, referenc
         VersionReference.parse(reference).resolve(client)
 
 
+def test_what_there_is_instead_is_said(client: MlflowClient) -> None:
+    register_linear("char-gpt")
+    client.set_registered_model_alias("char-gpt", "best", "1")
+    for reference, words in (
+        ("models:/chr-gpt/1", "did you mean 'char-gpt'"),
+        ("models:/char-gpt/7", "it has versions 1, @best"),
+        ("models:/char-gpt@worst", "it has versions 1, @best"),
+    ):
+        with pytest.raises(ArtifactError, match=words):
+            VersionReference.parse(reference).resolve(client)
+
+
 def test_an_unreachable_server_is_infrastructure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(InfrastructureError, match="could not answer"):
