@@ -154,15 +154,9 @@ class AuditReport:
 
     def _repr_html_(self) -> str:
         """Show the report in a notebook."""
-        import html
+        from audits.notebook import fragment
 
-        import pandas as pd
-
-        columns = ["check", "outcome", "phase", "step", "parameter", "module", "error", "threshold", "message"]
-        found = [row for row in self.findings if row.outcome is not Outcome.SKIPPED]
-        frame = pd.DataFrame([{c: getattr(row, c) for c in columns} for row in found], columns=columns)
-        table = frame.to_html(index=False, escape=True, na_rep="") if found else ""
-        return f"<p><strong>{html.escape(self.headline)}</strong></p>{table}"
+        return fragment(self)
 
 
 def _failed(row: ResultRow) -> bool:

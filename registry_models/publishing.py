@@ -15,6 +15,7 @@ from mlflow.tracking import MlflowClient
 from audits.outcomes import GRADIENT_EVIDENCE, UPDATE_EVIDENCE, WORST_FIRST, ResultRow, finite
 from audits.report import AuditReport
 from audits.results import write_parquet
+from registry_models.logged_models import link_run, logged_model_of
 from registry_models.report import Changes, render_html, render_markdown, render_plots
 from registry_models.untrusted_text import neutralised
 from registry_models.versions import Version, ensure_experiment, registry_errors
@@ -65,12 +66,16 @@ def publish(
         run = client.create_run(experiment_id, run_name=version.label, tags=tags)
         run_id = str(run.info.run_id)
         now = int(identity.audited_at.timestamp() * 1000)
-        metrics = [Metric(name, value, now, 0) for name, value in _metrics(report).items()]
+        model_id = logged_model_of(client, version)
+        metrics = [Metric(name, value, now, 0, model_id=model_id) for name, value in _metrics(report).items()]
         client.log_batch(run_id, metrics=metrics, tags=[RunTag("audit.run_id", run_id)])
         with tempfile.TemporaryDirectory(prefix="gradaudit-publish-") as temporary:
             _write_artifacts(report, Path(temporary), rerun=rerun, recipe_yaml=recipe_yaml, changes=changes)
             client.log_artifacts(run_id, temporary)
         client.log_table(run_id, parameters_frame(report), artifact_file="parameters.json")
+        if model_id is not None:
+            named = ("audit.outcome", "audit.failed_checks", "audit.fingerprint")
+            link_run(client, run_id, model_id, {name: tags[name] for name in named} | {"audit.run_id": run_id})
         client.set_terminated(run_id, RunStatus.to_string(RunStatus.FINISHED))
     return run_id
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 from pathlib import Path
 
@@ -148,3 +149,20 @@ def test_the_table_has_one_line_per_parameter_worst_first() -> None:
     assert list(frame["parameter"]) == ["weight", "bias"]
     assert list(frame["update"]) == ["fail", "pass"]
     assert frame.loc[0, "gradient_limit"] == 1e-6
+
+
+def test_the_logged_model_behind_a_version_and_behind_its_copy_shows_the_verdict(registered: MlflowClient) -> None:
+    from registry_models.logged_models import logged_model_of
+
+    run_id, _ = publish_and_mark(registered, report())
+    model_id = logged_model_of(registered, version(registered))
+    assert model_id is not None
+    model = registered.get_logged_model(model_id)
+    assert model.tags["audit.outcome"] == "fail"
+    assert model.tags["audit.run_id"] == run_id
+    assert {m.key: m.value for m in model.metrics or []}["audit.n_failed"] == 1.0
+    assert [i.model_id for i in registered.get_run(run_id).inputs.model_inputs] == [model_id]
+    registered.copy_model_version("models:/m/1", "copy")
+    copied = VersionReference("copy", 1).resolve(registered)
+    assert logged_model_of(registered, copied) == model_id
+    assert logged_model_of(registered, dataclasses.replace(copied, source="s3://somewhere/model")) is None

@@ -1,0 +1,109 @@
+"""A report as a notebook shows it: a fragment without script, at home on light and on dark pages."""
+
+from __future__ import annotations
+
+import html
+from typing import TYPE_CHECKING
+
+from audits.outcomes import Outcome, ResultRow
+from audits.skipped import not_checked
+
+if TYPE_CHECKING:
+    from audits.report import AuditReport
+
+#: Findings a cell shows; ``report.findings`` has them all.
+SHOWN = 20
+
+#: Mark and colour of each outcome; the colours have a contrast of 4.5 and more on white and on near-black alike, or
+#: come with their mark and word in the page's own colour.
+_MARKS = {
+    Outcome.PASS: ("✓", "#1a8754"),
+    Outcome.WARN: ("!", "#b26a00"),
+    Outcome.FAIL: ("✕", "#d64545"),
+    Outcome.INCONCLUSIVE: ("?", "#8257d6"),
+    Outcome.SKIPPED: ("–", "#7a7a7a"),
+}
+_RULE = "border-bottom:1px solid rgba(128,128,128,.35)"
+_CELL = f"padding:6px 14px 6px 0;text-align:left;vertical-align:top;background:none;{_RULE}"
+
+
+def fragment(report: AuditReport) -> str:
+    """Return the report as HTML: verdict, coverage, findings with what was seen, what was not checked and why.
+
+    Names come from a model: everything is escaped.
+    """
+    counts = ", ".join(f"{number:,} {name}" for name, number in report.counts.items() if number)
+    device = f" on {report.identity.device}" if report.identity.device else ""
+    sign = f'<strong style="color:{_MARKS[report.outcome][1]}">{_MARKS[report.outcome][0]}</strong>'
+    parts = [
+        f'<p style="font-size:1.15em;margin:4px 0 2px">{sign} {_text(report.headline)}</p>',
+        f'<p style="margin:0 0 10px;opacity:.75">{_text(f"{counts}; {report.seconds:.1f} s{device}")}</p>',
+        _findings(report),
+        _unresolved(report),
+        _left_out(report),
+    ]
+    return f'<div style="font-family:system-ui,sans-serif;line-height:1.45;max-width:70em">{"".join(parts)}</div>'
+
+
+def _findings(report: AuditReport) -> str:
+    found = [row for row in report.findings if row.outcome is not Outcome.SKIPPED]
+    if not found:
+        return '<p style="margin:0 0 8px">No findings: every judged claim holds.</p>'
+    head = "".join(
+        f'<th scope="col" style="{_CELL};font-weight:600">{name}</th>'
+        for name in ("Outcome", "Check, parameter", "What was seen")
+    )
+    lines = "".join(_line(row) for row in found[:SHOWN])
+    more = len(found) - SHOWN
+    rest = f'<p style="opacity:.75">and {more:,} more: report.findings has them all</p>' if more > 0 else ""
+    return (
+        f'<table style="border-collapse:collapse;margin:0 0 8px"><thead><tr style="background:none">{head}</tr></thead>'
+        f"<tbody>{lines}</tbody></table>{rest}"
+    )
+
+
+def _line(row: ResultRow) -> str:
+    subject = f"<br><code>{_text(row.parameter)}</code>" if row.parameter else ""
+    module = f'<br><span style="opacity:.7">in {_text(row.module)}</span>' if row.module else ""
+    waived = f"<br><strong>Waived:</strong> {_text(row.waiver)}" if row.waiver else ""
+    look = (
+        f'<br><span style="opacity:.75">{_text(row.where_to_look)}</span>'
+        if row.where_to_look and row.counted is Outcome.FAIL
+        else ""
+    )
+    return (
+        f'<tr style="background:none"><td style="{_CELL};white-space:nowrap">{_mark(row.counted)}</td>'
+        f'<th scope="row" style="{_CELL};font-weight:400"><code>{_text(row.check)}</code>{subject}{module}</th>'
+        f'<td style="{_CELL}">{_text(row.message)}{waived}{look}</td></tr>'
+    )
+
+
+def _unresolved(report: AuditReport) -> str:
+    names = report.coverage_of.unresolved
+    if not names:
+        return ""
+    listed = ", ".join(f"<code>{_text(name)}</code>" for name in names[:SHOWN])
+    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
+    return f'<p style="margin:0 0 8px"><strong>Not covered</strong> ({len(names):,}): {listed}{more}</p>'
+
+
+def _left_out(report: AuditReport) -> str:
+    left = not_checked(report.rows)
+    if not left:
+        return ""
+    items = "".join(
+        f'<li style="margin:2px 0">{", ".join(f"<code>{_text(c)}</code>" for c in item.checks)}: {_text(item.reason)}'
+        f"{f' ({len(item.parameters):,} parameters)' if item.parameters else ''}</li>"
+        for item in left
+    )
+    summary = f'<summary style="cursor:pointer">Not checked, and why ({len(left)})</summary>'
+    return f'<details>{summary}<ul style="margin:6px 0 0;padding-left:20px">{items}</ul></details>'
+
+
+def _mark(outcome: Outcome) -> str:
+    sign, colour = _MARKS[outcome]
+    return f'<strong style="color:{colour}">{sign} {outcome}</strong>'
+
+
+def _text(value: str | None) -> str:
+    return html.escape(value or "")

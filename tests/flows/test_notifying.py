@@ -1,0 +1,74 @@
+"""New failures are told once: a real Prefect server, a real flow, its events read back."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+from mlflow.tracking import MlflowClient
+from torch import nn
+
+from audits import Recipe
+from flows.embedded_prefect import prefect_server
+from flows.service.automations import NEWLY_FAILED
+from registry_models import log_model
+from tests.stores import BATCH, register_linear
+
+
+def register_failing(name: str) -> None:
+    """Register a model whose recipe expects another optimizer than it has."""
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    recipe = Recipe.capture(model, batch=BATCH, loss="mse_loss", optimizer=optimizer, expect={"optimizer": "Adam"})
+    log_model(model, name, recipe=recipe, factory="torch.nn:Linear", factory_args={"in_features": 2, "out_features": 1})
+
+
+def told(url: str, *, at_least: int) -> list[dict[str, Any]]:
+    """The events on the server; events are stored in batches, every few seconds."""
+    body = {"filter": {"event": {"name": [NEWLY_FAILED]}}}
+    deadline = time.monotonic() + 40
+    events: list[dict[str, Any]] = []
+    while time.monotonic() < deadline and len(events) < at_least:
+        events = httpx.post(f"{url}/events/filter", json=body, timeout=30).raise_for_status().json()["events"]
+        time.sleep(0.5)
+    return events
+
+
+@pytest.mark.end_to_end
+def test_a_new_failure_is_told_once_and_a_repeat_or_a_success_never(
+    client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register_linear("fine")
+    register_failing("broken")
+    monkeypatch.setenv("GRADAUDIT_TRACKING_URI", client.tracking_uri)
+    monkeypatch.setenv("GRADAUDIT_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
+    with prefect_server() as url:
+        from flows.audit_versions import audit_versions
+
+        def sweep(versions: list[str], occasion: str) -> None:
+            state: Any = audit_versions(versions, occasion, return_state=True)
+            assert state.is_completed(), state.message
+
+        sweep(["models:/fine/1", "models:/broken/1"], "night-1")
+        sweep(["models:/broken/1"], "night-1")  # a retry: its audit is there already
+        sweep(["models:/broken/1"], "night-2")  # fails still
+        register_failing("broken")
+        sweep(["models:/broken/2"], "night-2")  # another version: the last event, so the others have had their time
+        events = told(url, at_least=2)
+    assert sorted(event["resource"]["prefect.resource.id"] for event in events) == [
+        "gradaudit.version.broken.1",
+        "gradaudit.version.broken.2",
+    ]
+    payload = next(event["payload"] for event in events if event["payload"]["version"] == 1)
+    assert payload["model"] == "broken"
+    assert payload["checks"] == "registration.hyperparameters"
+    assert payload["finding"] == "the optimizer of phase 'step' is SGD, declared is Adam"
+    assert payload["previous"] == "never audited"
+    run = client.get_run(payload["run_id"])
+    assert run.data.tags["audit.model"] == "broken"
+    assert payload["link"] == f"#/experiments/{run.info.experiment_id}/runs/{run.info.run_id}"
