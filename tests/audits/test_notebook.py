@@ -11,7 +11,7 @@ from tests.registry_models.report.synthetic import HOSTILE, report_of
 def test_the_cell_says_what_failed_what_is_waived_and_what_was_not_checked() -> None:
     report = report_of(12, failing=(3, 7), inconclusive=(5,))
     rows = list(report.rows)
-    waived = [i for i, row in enumerate(rows) if row.outcome is Outcome.FAIL][0]
+    waived = next(i for i, row in enumerate(rows) if row.outcome is Outcome.FAIL)
     rows[waived] = dataclasses.replace(rows[waived], waiver="known (anna, until 2026-12-31)")
     text = dataclasses.replace(report, rows=tuple(rows))._repr_html_()
     failed = next(row for row in report.findings if row.parameter != rows[waived].parameter)
