@@ -21,8 +21,8 @@ from audits.outcomes import Lane, Outcome
 #: resolves anything is 0.1.
 ROUND_STEPS = {Lane.FLOAT64: (FIRST_STEP, 6e-2, 0.5), Lane.FLOAT32: (0.1, 0.5)}
 
-#: In float32 the noise is coarse and the limit of two probes, 45 B / (...), a few parts in a thousand on small nets; six
-#: probes miss an error with the same probability at 4.5 B / (...).
+#: In float32 the noise is coarse and the limit of two probes, 45 B / (...), a few parts in a thousand on small nets;
+#: six probes miss an error with the same probability at 4.5 B / (...).
 LEAST_PROBES = {Lane.FLOAT32: 6}
 
 #: The displaced point is this many rms away from theta, per element (normal); a tenth of it if the loss is not finite.
