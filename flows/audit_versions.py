@@ -17,8 +17,8 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from audits.errors import InfrastructureError, InputError
 from flows.audit_summary import AuditSummary, summaries_of, summarise
 from flows.canary import prove_environment
-from flows.due import due_key
 from flows.judging import waivers_of
+from flows.keys import due_key
 from flows.notifying import last_outcome, tell_newly_failed
 from flows.one_version import Target, audit_version, fresh_occasion
 from flows.progress import listener

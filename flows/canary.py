@@ -18,10 +18,10 @@ from pathlib import Path
 from audits.errors import InfrastructureError
 from audits.report import AuditReport
 from audits.settings import AuditSettings
-from flows.due import digest, environment
 from flows.fallback import Way
 from flows.gpu import chosen_gpu, held
 from flows.isolation import private_folder
+from flows.keys import digest, environment
 from flows.one_version import run_way
 from flows.progress import listener
 from flows.settings import GradauditSettings

@@ -11,33 +11,26 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import enum
-import hashlib
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import cache
-from importlib import metadata
-from pathlib import Path
 
 from mlflow.tracking import MlflowClient
 
 from audits.committed import CommittedAudit, CommittedAudits
-from audits.errors import RecipeError
 from audits.results import ResultsStore
 from audits.settings import AuditSettings
-from audits.waivers import Waiver, standing
-from flows.judging import today, waivers_of
+from flows.judging import waivers_of
+from flows.keys import due_key, environment, trusted_digest
 from flows.settings import GradauditSettings
-from registry_models.recipe_sources import matching_digest
-from registry_models.versions import RECIPE_TAG, Version, list_versions
+from registry_models.versions import Version, list_versions
 
 #: Seconds that an audit is expected to take where nothing is known: a small model's, with its process and its run.
 USUAL_SECONDS = 10.0
 
 #: Most versions that a changed environment sends first, beyond the night's ordinary share.
 MAXIMUM_SAMPLE = 50
-
-_DRIVER = Path("/proc/driver/nvidia/version")
 
 
 class Reason(enum.StrEnum):
@@ -96,34 +89,6 @@ class Plan:
     def count(self, reason: Reason) -> int:
         """Number of versions that are due for this reason."""
         return sum(1 for due in self.due if due.reason is reason)
-
-
-def due_key(
-    version: Version,
-    settings: GradauditSettings,
-    audit_settings: AuditSettings,
-    *,
-    trusted: str | None = None,
-    waivers: Sequence[Waiver] | None = None,
-) -> str:
-    """Return the digest that tells, without a download, whether an owner changed what a verdict depends on."""
-    held = standing(waivers_of(settings) if waivers is None else waivers, version.name, version.version, today())
-    return digest(
-        version.name,
-        version.version,
-        version.source,
-        version.tags.get(RECIPE_TAG, ""),
-        audit_settings.digest(),
-        trusted_digest(settings, version.name) if trusted is None else trusted,
-        *([held] if held else []),
-    )
-
-
-def environment(settings: GradauditSettings) -> str:
-    """Return what the whole fleet's verdicts depend on: gradaudit, torch, the device setting, this host's driver."""
-    return f"gradaudit {_installed('gradaudit')}, torch {_installed('torch')}, device {settings.device}" + (
-        f", driver {driver}" if (driver := driver_version()) else ""
-    )
 
 
 def plan_night(
@@ -286,34 +251,3 @@ def _is_present(audit: CommittedAudit, present: str) -> bool:
     return audit.environment == present or (
         ", driver " not in present and audit.environment.startswith(f"{present}, driver ")
     )
-
-
-@cache
-def driver_version() -> str:
-    """Return the NVIDIA kernel driver's version; empty on a host without one."""
-    try:
-        words = _DRIVER.read_text(encoding="utf-8", errors="replace").split("\n", 1)[0].split()
-    except OSError:
-        return ""
-    return next((word for word in words if word[:1].isdigit() and "." in word), "")
-
-
-@cache
-def _installed(package: str) -> str:
-    return metadata.version(package)
-
-
-def trusted_digest(settings: GradauditSettings, model_name: str) -> str:
-    """Return a digest of what the trusted recipe repository says of a model: a verdict depends on it."""
-    folder = settings.recipes_folder
-    if folder is None:
-        return ""
-    try:
-        return matching_digest(folder, model_name)
-    except RecipeError as error:  # a broken file is told by the audit it concerns, it does not stop a sweep
-        return f"broken: {error}"
-
-
-def digest(*parts: object) -> str:
-    """Return a short digest of the parts."""
-    return hashlib.sha256("\0".join(str(part) for part in parts).encode()).hexdigest()[:24]

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from functools import cache
 
-from flows.due import driver_version
+from flows.keys import driver_version
 from flows.settings import GradauditSettings, visible_gpus
 from flows.sweeping import state_folder, waiting_for
 from registry_models.snapshot import Snapshot

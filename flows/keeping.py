@@ -10,7 +10,7 @@ from mlflow.tracking import MlflowClient
 from audits.report import AuditReport
 from audits.results import AuditIdentity, ResultsStore, answer_table, audits_table, rows_table
 from audits.stored import changes_since
-from flows.due import environment
+from flows.keys import environment
 from flows.settings import GradauditSettings
 from registry_models.marking import mark
 from registry_models.publishing import publish

@@ -18,12 +18,12 @@ from audits.errors import ArtifactError, InputError
 from audits.report import AuditReport
 from audits.run import refused, with_identity
 from audits.settings import AuditSettings
-from flows.due import digest, due_key, environment, trusted_digest
 from flows.fallback import Way, ran_out, told, ways
 from flows.gpu import held
 from flows.isolation import limits_of, private_folder, run_child
 from flows.judging import standing_waivers, under_severities, under_waivers
 from flows.keeping import keep
+from flows.keys import digest, due_key, environment, trusted_digest
 from flows.rerunning import rerun_of
 from flows.sandbox import Level, reached_level
 from flows.sandbox.answer_file import read_untrusted

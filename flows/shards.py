@@ -16,7 +16,8 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 
-from flows.due import Due, digest
+from flows.due import Due
+from flows.keys import digest
 from flows.settings import GradauditSettings
 
 _log = logging.getLogger(__name__)

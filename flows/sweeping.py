@@ -20,7 +20,7 @@ from mlflow.tracking import MlflowClient
 from audits.committed import CommittedAudit, CommittedAudits
 from audits.errors import InfrastructureError
 from audits.results import ResultsStore
-from flows.due import digest, environment
+from flows.keys import digest, environment
 from flows.settings import GradauditSettings
 from registry_models.versions import Version, answers
 

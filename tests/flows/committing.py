@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from audits.results import AuditIdentity, ResultsStore, audits_table
-from flows.due import due_key, environment
+from flows.keys import due_key, environment
 from flows.settings import GradauditSettings
 from registry_models.versions import Version
 

@@ -98,7 +98,7 @@ def test_a_new_environment_is_no_storm(client: MlflowClient, settings: Gradaudit
 def test_a_gpu_worker_s_driver_is_not_held_against_a_night_planned_without_one(
     client: MlflowClient, settings: GradauditSettings, tmp_path: Path
 ) -> None:
-    from flows.due import environment
+    from flows.keys import environment
 
     (version,) = registered(client, 1)
     commit(tmp_path, version, settings, ran_in=f"{environment(settings)}, driver 550.54")

@@ -12,7 +12,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from audits.errors import InfrastructureError
-from flows.due import due_key
+from flows.keys import due_key
 from flows.settings import GradauditSettings
 from flows.sweeping import REGISTRATION, NotTriedError, Room, Stopped, Sweep
 from registry_models.versions import list_versions
