@@ -64,7 +64,7 @@ def run_up(options: UpOptions, environment: Mapping[str, str]) -> int:
     except filelock.Timeout as error:
         raise SettingsError(f"--folder: another `gradaudit up` is running in {folder}") from error
     with lock:
-        mlflow_port, prefect_port, webhook_port = _ports(options)
+        mlflow_port, prefect_port, webhook_port = free_ports(options)
         plan = Plan(folder, mlflow_port, prefect_port, webhook_port, visible_gpus(options.gpus), environment)
         stop = _stop_signal()
         with Supervisor(
@@ -108,7 +108,7 @@ def visible_gpus(choice: str) -> tuple[str, ...]:
     return asked
 
 
-def _ports(options: UpOptions) -> tuple[int, int, int]:
+def free_ports(options: UpOptions) -> tuple[int, int, int]:
     """Return the three ports, each free at this moment.
 
     Raises:
@@ -138,8 +138,8 @@ def _start(supervisor: Supervisor, plan: Plan, stop: threading.Event) -> None:
     mlflow, prefect = plan.mlflow(), plan.prefect()
     supervisor.start(mlflow)
     supervisor.start(prefect)
-    supervisor.wait_for(mlflow, lambda: _answers(f"{plan.mlflow_url}/health"), STARTUP_SECONDS, stop.is_set)
-    supervisor.wait_for(prefect, lambda: _answers(f"{plan.prefect_url}/api/health"), STARTUP_SECONDS, stop.is_set)
+    supervisor.wait_for(mlflow, lambda: answers(f"{plan.mlflow_url}/health"), STARTUP_SECONDS, stop.is_set)
+    supervisor.wait_for(prefect, lambda: answers(f"{plan.prefect_url}/api/health"), STARTUP_SECONDS, stop.is_set)
     if stop.is_set():
         return
     _set_up_prefect(supervisor, plan)
@@ -148,7 +148,7 @@ def _start(supervisor: Supervisor, plan: Plan, stop: threading.Event) -> None:
         supervisor.start(worker)
     webhook = plan.webhook()
     supervisor.start(webhook)
-    supervisor.wait_for(webhook, lambda: _answers(f"{plan.webhook_url}/health"), STARTUP_SECONDS, stop.is_set)
+    supervisor.wait_for(webhook, lambda: answers(f"{plan.webhook_url}/health"), STARTUP_SECONDS, stop.is_set)
 
 
 def _set_up_prefect(supervisor: Supervisor, plan: Plan) -> None:
@@ -184,12 +184,13 @@ def _post(url: str, body: object) -> list[dict[str, str]]:
         return found
 
 
-def _answers(url: str) -> bool:
+def answers(url: str) -> bool:
+    """Return whether something speaks HTTP at ``url``."""
     try:
         with urllib.request.urlopen(url, timeout=5):
             return True
     except urllib.error.HTTPError:
-        return True  # it speaks HTTP; what it thinks of the other services is not asked here
+        return True  # what it thinks of the other services is not asked here
     except OSError:
         return False
 
