@@ -2,10 +2,11 @@
 
     .venv/bin/python benchmarks/chaos.py --versions 30 --rounds 20
 
-A real `gradaudit up` audits; each round registers new versions and starts the sweep, every second round a second sweep
-of the same versions beside it. At seeded random moments a process is killed: an audit's child, a flow run, a worker,
-the webhook, Prefect's server, MLflow's server; one round in five fills the disk of the results instead (where a small tmpfs
-can be mounted). `gradaudit up` starts again what it lost, Prefect what crashed. Then rows, runs and tags are compared.
+A real `gradaudit up` audits; each round registers new versions and starts the sweep, every second round a second
+sweep of the same versions beside it. At seeded random moments a process is killed: an audit's child, a flow run, a
+worker, the webhook, Prefect's server, MLflow's server; one round in five fills the disk of the results instead (where
+a small tmpfs can be mounted). `gradaudit up` starts again what it lost, Prefect what crashed. Then rows, runs and
+tags are compared.
 """
 
 from __future__ import annotations
