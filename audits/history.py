@@ -90,8 +90,11 @@ _SQL = f"""
 WITH said AS (
     SELECT r.audit_id, r.audited_at, r.model_version, r.parameter, r."check", r.error, r.threshold, r.detection_limit,
         r.message, r."row", {_COUNTED} AS counted
-    FROM rows AS r
-    WHERE r.model_name = $model AND {{parameter}} AND {{check}}
+    FROM (FROM store.rows WHERE model_name = $model) AS r
+    SEMI JOIN (FROM store.commits WHERE model_name = $model) AS c  -- as the view `rows`, for one model's commits
+    ON c.audit_id = r.audit_id AND r.audited_at >= c.committed_at
+        AND CAST(r.audited_at AS DATE) = CAST(c.committed_at AS DATE)
+    WHERE {{parameter}} AND {{check}}
 ), ranked AS (
     SELECT *, count(*) OVER (PARTITION BY audit_id, parameter) AS checks,
         row_number() OVER (PARTITION BY audit_id, parameter ORDER BY {_WORST.format("counted")}, "row") AS place
