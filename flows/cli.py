@@ -116,6 +116,48 @@ def setup(
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
 
 
+Interval = Annotated[float, typer.Option(min=1.0, help="Seconds between looks at the registry.")]
+SinceHours = Annotated[
+    float, typer.Option(min=0.0, help="Hours back within which registrations are looked at; the nightly has the rest.")
+]
+
+
+@app.command()
+def webhook(
+    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen at.")] = 8765,
+    register: Annotated[bool, typer.Option("--register", help="Create or correct the webhook in MLflow.")] = False,
+    public_url: Annotated[
+        str | None, typer.Option(help="Where MLflow reaches this process. [default: http://HOST:PORT]")
+    ] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Take events that nobody signed.")] = False,
+    interval: Interval = 10.0,
+    since_hours: SinceHours = 24.0,
+    tracking_uri: TrackingUri = None,
+    results: Results = None,
+) -> None:
+    """Receive MLflow's registration events, have each version audited within a minute, and reconcile."""
+    from flows.service.webhook import WebhookOptions, run_webhook
+
+    settings = GradauditSettings.load(tracking_uri=tracking_uri, results=results)
+    options = WebhookOptions(host, port, insecure, register, public_url, interval, since_hours)
+    raise typer.Exit(run_webhook(options, settings))
+
+
+@app.command()
+def watch(
+    interval: Interval = 10.0,
+    since_hours: SinceHours = 24.0,
+    tracking_uri: TrackingUri = None,
+    results: Results = None,
+) -> None:
+    """Look for registered versions without a result and have them audited: the webhook's loop alone."""
+    from flows.service.watching import run_watch
+
+    settings = GradauditSettings.load(tracking_uri=tracking_uri, results=results)
+    raise typer.Exit(run_watch(settings, interval=interval, since_hours=since_hours))
+
+
 @app.command()
 def up(
     folder: Annotated[Path, typer.Option(help="Where everything is kept: databases, results, logs, secrets.")] = Path(

@@ -140,15 +140,21 @@ def choose_due(
     Only the results store is asked, never tags: copying a version copies them. Age and environment play no part.
     """
     versions = sorted(list_versions(client, models), key=lambda v: (v.created, v.name, v.version))
-    if force:
-        return versions, len(versions)
+    return versions if force else [version for version, _ in without_result(versions, settings)], len(versions)
+
+
+def without_result(versions: Iterable[Version], settings: GradauditSettings) -> list[tuple[Version, str]]:
+    """Return, with their due keys, the versions that have no committed audit as they now are.
+
+    Raises:
+        InfrastructureError: the results store does not answer.
+    """
     committed = _committed(settings.results).refresh()
-    due = [
-        version
+    return [
+        (version, key)
         for version, key in _keyed(versions, settings)
         if not any(audit.due_key == key for audit in committed.of(version.name, version.version))
     ]
-    return due, len(versions)
 
 
 @cache

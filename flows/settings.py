@@ -95,6 +95,7 @@ class GradauditSettings(BaseSettings):
         default=(), description="audit settings and severities of models by glob, the last that matches wins; as JSON"
     )
     waivers: str = Field(default="", description="the waivers file, YAML")
+    webhook_secret: SecretStr = Field(default=SecretStr(""), description="what MLflow signs its webhooks with")
 
     _origins: dict[str, str] = PrivateAttr(default_factory=dict)
 

@@ -1,0 +1,110 @@
+"""The loop that misses nothing: every ten seconds, what was registered and has neither a result nor a flow run.
+
+MLflow's webhooks are a best effort: four tries in eight seconds, lost at a restart, and never sent for what is written
+straight into a database. The loop asks the registry itself. It is a thread of a long-lived process rather than a
+Prefect deployment, whose 8,640 runs a day would say nothing.
+"""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import threading
+from dataclasses import dataclass
+
+from mlflow.tracking import MlflowClient
+
+from audits.errors import GradauditError
+from flows.due import without_result
+from flows.service.handing_over import Handed, hand_over, tally
+from flows.settings import GradauditSettings
+from registry_models.versions import RECIPE_TAG, Version, list_versions
+
+_log = logging.getLogger(__name__)
+
+#: Seconds between looks.
+INTERVAL = 10.0
+
+#: Hours back from a look within which a registration is this loop's business; what is older belongs to the nightly
+#: sweep, so that a first start beside ten thousand versions nobody audited is no storm.
+SINCE_HOURS = 24.0
+
+#: Versions handed over in one look, oldest first; the next look goes on.
+AT_ONCE = 50
+
+
+@dataclass
+class LastLook:
+    """How the last look went, for people and for the health endpoint."""
+
+    at: datetime.datetime | None = None
+    trouble: str = ""
+    handed_over: int = 0
+
+
+class Reconciler:
+    """Looks again and again for versions that nobody has been told of.
+
+    Args:
+        settings: registry and results store.
+        interval: seconds between looks.
+        since_hours: how old a registration may be.
+    """
+
+    def __init__(
+        self, settings: GradauditSettings, *, interval: float = INTERVAL, since_hours: float = SINCE_HOURS
+    ) -> None:
+        self.settings, self.interval, self.since = settings, interval, datetime.timedelta(hours=since_hours)
+        self.last = LastLook()
+        self._client = MlflowClient(tracking_uri=settings.tracking_uri)
+        self._recipes: dict[str, str] | None = None
+        self._retagged: set[str] = set()
+        self._given_up: set[str] = set()
+
+    def run(self, stop: threading.Event) -> None:
+        """Look until ``stop``; a service that does not answer is told once and tried again."""
+        while not stop.is_set():
+            try:
+                self.look()
+            except GradauditError as error:
+                self._trouble(str(error))
+            except Exception as error:  # a loop that dies silently would miss everything from then on
+                _log.exception("the look failed")
+                self._trouble(f"{type(error).__name__}: {error}")
+            stop.wait(self.interval)
+
+    def look(self, *, now: datetime.datetime | None = None) -> list[Handed]:
+        """Look once and hand over what is due; return what became of it.
+
+        Raises:
+            InfrastructureError: registry, results store or Prefect do not answer.
+        """
+        now = now or datetime.datetime.now(datetime.UTC)
+        versions = sorted(list_versions(self._client), key=lambda v: (v.created, v.name, v.version))
+        due = without_result(self._mine(versions, now), self.settings)[:AT_ONCE]
+        handed = hand_over(due, now=now)
+        for (version, _), state in zip(due, handed, strict=True):
+            if state is Handed.NOW:
+                _log.info("%s: %s", version.label, state)
+            elif state is Handed.GIVEN_UP and version.uri not in self._given_up:
+                self._given_up.add(version.uri)
+                _log.warning("%s: %s", version.label, state)
+        new = sum(state is Handed.NOW for state in handed)
+        if self.last.trouble:
+            _log.warning("answering again: %s", tally(handed) or "nothing was missed")
+        self.last = LastLook(at=now, handed_over=self.last.handed_over + new)
+        return handed
+
+    def _mine(self, versions: list[Version], now: datetime.datetime) -> list[Version]:
+        """Return what was registered lately, and what got another recipe since this loop first looked."""
+        recipes = {version.uri: version.tags.get(RECIPE_TAG, "") for version in versions}
+        if self._recipes is not None:
+            self._retagged |= {uri for uri, recipe in recipes.items() if self._recipes.get(uri, recipe) != recipe}
+        self._recipes = recipes
+        earliest = (now - self.since).timestamp() * 1000
+        return [v for v in versions if v.created >= earliest or v.uri in self._retagged]
+
+    def _trouble(self, text: str) -> None:
+        if text != self.last.trouble:
+            _log.warning("nothing can be handed over for now: %s", text)
+        self.last = LastLook(at=self.last.at, trouble=text, handed_over=self.last.handed_over)

@@ -1,0 +1,215 @@
+"""``gradaudit webhook``: MLflow's registration events in, flow runs of Prefect out, and the reconciling loop beside it.
+
+It grants nothing beyond asking for the audit of a version that exists, and answers with success only after the work is
+durably Prefect's: any other answer makes MLflow try again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import logging
+import threading
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import JSONResponse
+from mlflow.tracking import MlflowClient
+
+from audits.errors import ArtifactError, InfrastructureError, SettingsError
+from flows.due import without_result
+from flows.service.handing_over import hand_over, prefect_answers
+from flows.service.reconciling import INTERVAL, SINCE_HOURS, Reconciler
+from flows.service.registering import register_webhook
+from flows.service.signatures import DELIVERY, Deliveries, RefusedError, verify
+from flows.settings import GradauditSettings
+from registry_models.versions import RECIPE_TAG, VersionReference, answers
+
+_log = logging.getLogger(__name__)
+
+#: Bytes of the largest event taken; MLflow's are below 10 kB, descriptions included.
+BODY_LIMIT = 256 * 1024
+
+#: Where MLflow is to send its events.
+PATH = "/webhook"
+
+#: Looks that may be missed before the health endpoint says so.
+MISSED_LOOKS = 6
+
+
+@dataclass(frozen=True)
+class WebhookOptions:
+    """What a person may choose.
+
+    Attributes:
+        host: address to listen at.
+        port: port to listen at.
+        insecure: take unsigned events.
+        register: create or correct the webhook in MLflow.
+        public_url: the address at which MLflow reaches this process; ``http://HOST:PORT`` otherwise.
+        interval: seconds between the loop's looks.
+        since_hours: hours back within which a registration is the loop's business.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8765
+    insecure: bool = False
+    register: bool = False
+    public_url: str | None = None
+    interval: float = INTERVAL
+    since_hours: float = SINCE_HOURS
+
+    @property
+    def url(self) -> str:
+        """The address MLflow is told."""
+        return (self.public_url or f"http://{self.host}:{self.port}").rstrip("/") + PATH
+
+
+def run_webhook(options: WebhookOptions, settings: GradauditSettings) -> int:
+    """Serve until SIGINT or SIGTERM; requests under way are answered.
+
+    Raises:
+        SettingsError: there is no secret, and ``--insecure`` was not said.
+    """
+    secret = settings.webhook_secret.get_secret_value()
+    if not secret and not options.insecure:
+        raise SettingsError(
+            "GRADAUDIT_WEBHOOK_SECRET is not set: give it the secret that MLflow signs with "
+            "(python -c 'import secrets; print(secrets.token_hex(32))'), or take unsigned events by --insecure"
+        )
+    reconciler = Reconciler(settings, interval=options.interval, since_hours=options.since_hours)
+    application = make_app(settings, reconciler, options)
+    server = uvicorn.Server(
+        uvicorn.Config(application, host=options.host, port=options.port, log_level="warning", access_log=False)
+    )
+    _log.warning("listening at %s, reconciling every %g s", options.url, options.interval)
+    server.run()
+    return 0 if server.started else 2
+
+
+def make_app(settings: GradauditSettings, reconciler: Reconciler, options: WebhookOptions) -> FastAPI:
+    """Return the application; its lifespan runs the reconciling loop."""
+    client, deliveries = MlflowClient(tracking_uri=settings.tracking_uri), Deliveries()
+    secret = settings.webhook_secret.get_secret_value()
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        stop = threading.Event()
+        threads = [threading.Thread(target=reconciler.run, args=(stop,), name="reconciling", daemon=True)]
+        if options.register:
+            threads.append(
+                threading.Thread(target=_register, args=(client, options.url, secret, stop), daemon=True)
+            )  # fmt: skip
+        for thread in threads:
+            thread.start()
+        yield
+        stop.set()
+        await run_in_threadpool(threads[0].join, 5.0)
+
+    app = FastAPI(title="gradaudit webhook", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+
+    @app.post(PATH)
+    async def receive(request: Request) -> Response:
+        body = bytearray()
+        async for piece in request.stream():
+            body += piece
+            if len(body) > BODY_LIMIT:
+                return _answer(413, f"an event of more than {BODY_LIMIT} bytes is none of MLflow's")
+        try:
+            if not options.insecure:
+                verify(secret, request.headers, bytes(body))
+            wanted = wanted_version(bytes(body))
+        except RefusedError as error:
+            _log.warning("refused an event: %s", error)
+            return _answer(401, str(error))
+        except ValueError as error:
+            return _answer(400, str(error))
+        delivery = request.headers.get(DELIVERY, "")
+        if wanted is None:
+            return Response(status_code=204)
+        if delivery and delivery in deliveries:
+            return _answer(200, "this delivery has been answered before")
+        try:
+            text = await run_in_threadpool(_hand_over, wanted, client, settings)
+        except ArtifactError as error:
+            return _answer(404, str(error))
+        except InfrastructureError as error:
+            _log.warning("%s could not be handed over: %s", wanted, error)
+            return _answer(503, str(error))
+        if delivery:
+            deliveries.remember(delivery)
+        return _answer(200, text)
+
+    @app.get("/health")
+    def health() -> Response:
+        last = reconciler.last
+        late = last.at is None or (datetime.datetime.now(datetime.UTC) - last.at).total_seconds() > MISSED_LOOKS * max(
+            options.interval, 10.0
+        )
+        state: dict[str, Any] = {
+            "registry": "ok" if answers(client) else "does not answer",
+            "prefect": "ok" if prefect_answers() else "does not answer",
+            "last_reconciled": last.at.isoformat(timespec="seconds") if last.at else None,
+            "handed_over_by_reconciling": last.handed_over,
+            "trouble": last.trouble or None,
+        }
+        well = state["registry"] == state["prefect"] == "ok" and not late
+        return JSONResponse({"status": "ok" if well else "degraded", **state}, status_code=200 if well else 503)
+
+    return app
+
+
+def wanted_version(body: bytes) -> str | None:
+    """Return the ``models:/NAME/VERSION`` that an event asks to audit; None where it asks for nothing.
+
+    Raises:
+        ValueError: the body is no event of MLflow's.
+    """
+    try:
+        event = json.loads(body)
+        entity, action, data = event["entity"], event["action"], event["data"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise ValueError("the body is no event of MLflow's: JSON with entity, action and data") from None
+    asked = (entity, action) == ("model_version", "created") or (
+        (entity, action) == ("model_version_tag", "set") and isinstance(data, dict) and data.get("key") == RECIPE_TAG
+    )
+    if not asked:
+        return None
+    name, version = (data.get("name"), str(data.get("version"))) if isinstance(data, dict) else (None, "")
+    if not isinstance(name, str) or not name or not (version.isascii() and version.isdigit()):
+        raise ValueError("the event names no model version")
+    return f"models:/{name}/{version}"
+
+
+def _hand_over(reference: str, client: MlflowClient, settings: GradauditSettings) -> str:
+    version = VersionReference.parse(reference).resolve(client)
+    due = without_result([version], settings)
+    return str(hand_over(due)[0]) if due else "it has a result"
+
+
+def _register(client: MlflowClient, url: str, secret: str, stop: threading.Event) -> None:
+    """Create the webhook in MLflow, again and again until MLflow answers."""
+    while not stop.is_set():
+        try:
+            _log.warning("MLflow's webhook: %s", register_webhook(client, url, secret))
+            return
+        except InfrastructureError as error:
+            _log.warning("the webhook could not be registered in MLflow for now: %s", error)
+        except ArtifactError as error:
+            _log.error(
+                "MLflow refuses the webhook: %s; reconciling goes on without it. For an address like %s MLflow's "
+                "server needs MLFLOW_WEBHOOK_ALLOWED_SCHEMES=http,https and MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS=true",
+                error,
+                url,
+            )
+            return
+        stop.wait(30.0)
+
+
+def _answer(code: int, text: str) -> JSONResponse:
+    return JSONResponse({"detail": text}, status_code=code)
