@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import httpx
 
 from audits.errors import InfrastructureError
-from flows.due import digest
+from flows.keys import digest
 from flows.sweeping import REGISTRATION
 from registry_models.versions import Version
 
