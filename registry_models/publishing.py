@@ -103,20 +103,21 @@ def parameters_frame(report: AuditReport) -> pd.DataFrame:
     return pd.DataFrame(ranked, columns=_COLUMNS)
 
 
+#: As MLflow's table shows them: a window has room for the first five or six.
 _COLUMNS = [
     "parameter",
+    "findings",
+    "gradient",
+    "update",
+    "gradient_error",
+    "gradient_limit",
+    "update_error",
+    "update_threshold",
+    "gradient_norm",
+    "update_norm",
     "module",
     "numel",
     "dtype",
-    "gradient",
-    "gradient_error",
-    "gradient_limit",
-    "gradient_norm",
-    "update",
-    "update_error",
-    "update_threshold",
-    "update_norm",
-    "findings",
 ]
 
 

@@ -98,6 +98,17 @@ def _answers(url: str) -> bool:
         return False
 
 
+#: The last button beside the assistant's name; it takes a quarter of a new profile's window.
+CLOSE_ASSISTANT = """
+const named = (e) => !e.children.length && e.textContent.trim() === 'MLflow Assistant';
+const name = [...document.querySelectorAll('*')].find(named);
+for (let node = name; node; node = node.parentElement) {
+  const buttons = node.querySelectorAll('button');
+  if (buttons.length > 1) { buttons[buttons.length - 1].click(); break; }
+}
+"""
+
+
 def model_training_mode(driver: webdriver.Chrome, url: str) -> None:
     """Open MLflow in the mode for trained models; a new browser starts in the one for language models."""
     driver.get(f"{url}/#/experiments")
