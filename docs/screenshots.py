@@ -20,7 +20,7 @@ from mlflow.tracking import MlflowClient  # noqa: E402
 from PIL import Image  # noqa: E402
 from selenium import webdriver  # noqa: E402
 
-from tests.browsing import CLOSE_ASSISTANT, browser, find, mlflow_ui, model_training_mode, see  # noqa: E402
+from tests.browsing import browser, close_assistant, find, mlflow_ui, model_training_mode, see  # noqa: E402
 
 IMAGES = ROOT / "docs" / "images"
 WIDTH, HEIGHT = 1360, 820
@@ -38,7 +38,7 @@ def take(driver: webdriver.Chrome, name: str, *, settle: float = 1.5) -> None:
     """Save what the window shows, in 96 colours: enough for a page, and small."""
     time.sleep(settle)
     driver.switch_to.default_content()
-    driver.execute_script(CLOSE_ASSISTANT)
+    close_assistant(driver)
     driver.execute_script(_HIDE)
     time.sleep(0.7)
     shot = driver.execute_cdp_cmd("Page.captureScreenshot", {"format": "png"})

@@ -98,15 +98,14 @@ def _answers(url: str) -> bool:
         return False
 
 
-#: The last button beside the assistant's name; it takes a quarter of a new profile's window.
-CLOSE_ASSISTANT = """
-const named = (e) => !e.children.length && e.textContent.trim() === 'MLflow Assistant';
-const name = [...document.querySelectorAll('*')].find(named);
-for (let node = name; node; node = node.parentElement) {
-  const buttons = node.querySelectorAll('button');
-  if (buttons.length > 1) { buttons[buttons.length - 1].click(); break; }
-}
-"""
+def close_assistant(driver: webdriver.Chrome) -> None:
+    """Close the assistant, which takes a quarter of a new profile's window: the last button beside its name."""
+    name = "//*[normalize-space(text())='MLflow Assistant']"
+    for button in driver.find_elements(By.XPATH, f"({name}/ancestor::*[count(.//button) > 1][1]//button)"):
+        box = button.rect
+        if box["y"] < 70 and box["x"] > driver.execute_script("return innerWidth") - 60:
+            button.click()
+            break
 
 
 def model_training_mode(driver: webdriver.Chrome, url: str) -> None:

@@ -11,6 +11,7 @@ from mlflow.tracking import MlflowClient
 pytest.importorskip("selenium", reason="needs selenium (pip install 'gradaudit[dev]')")
 
 from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
 
 from flows.one_version import Target, audit_version
 from flows.settings import GradauditSettings
@@ -54,6 +55,8 @@ def test_a_person_finds_the_failing_version_its_finding_and_its_report(client: M
         driver.get(f"{url}/#/models/broken/versions/1")
         see(driver, "FAIL: registration.hyperparameters")
         find(driver, '//a[normalize-space()="Open the audit\'s report"]').click()
+        WebDriverWait(driver, 30).until(lambda d: len(d.window_handles) == 2)  # MLflow opens it in a tab of its own
+        driver.switch_to.window(driver.window_handles[-1])
         see(driver, "audit.n_failed")
         assert run_id in driver.current_url, "the version's link leads to its run"
 
