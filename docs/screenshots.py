@@ -35,17 +35,16 @@ for (const leaf of document.querySelectorAll('*')) {
 
 
 def take(driver: webdriver.Chrome, name: str, *, settle: float = 1.5) -> None:
-    """Save what the window shows, in 96 colours: enough for a page, and small."""
+    """Save what the window shows, in 200 colours: enough for a page, and small."""
     time.sleep(settle)
     driver.switch_to.default_content()
-    close_assistant(driver)
     driver.execute_script(_HIDE)
     time.sleep(0.7)
     shot = driver.execute_cdp_cmd("Page.captureScreenshot", {"format": "png"})
     image = Image.open(io.BytesIO(base64.b64decode(shot["data"]))).convert("RGB")
     IMAGES.mkdir(exist_ok=True)
     path = IMAGES / f"{name}.png"
-    image.quantize(96, dither=Image.Dither.NONE).save(path, optimize=True)
+    image.quantize(200, dither=Image.Dither.NONE).save(path, optimize=True)
     print(f"{path.relative_to(ROOT)}  {path.stat().st_size / 1024:.0f} kB")
 
 
@@ -65,6 +64,7 @@ def main(folder: Path) -> None:
     ):
         runs = f"{url}/#/experiments/{experiment.experiment_id}/runs"
         model_training_mode(driver, url)
+        close_assistant(driver)
         take(driver, "model_training")
         failing = urllib.parse.quote("tags.`audit.outcome` = 'fail'")
         driver.get(f"{runs}?searchFilter={failing}")
