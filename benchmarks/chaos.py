@@ -284,7 +284,7 @@ def one_round(fleet: Fleet, number: int, options: argparse.Namespace, tally: Tal
             time.sleep(20)
         tally.full_disks += 1
     else:
-        kinds = list(VICTIMS)
+        kinds = options.victims
         for kind in (kinds[number % len(kinds)], chance.choice(kinds)):
             time.sleep(chance.uniform(4, 15))
             for _ in range(600):  # an audit lasts seconds, a flow run takes some to start
@@ -328,6 +328,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--patience", type=float, default=900.0, help="seconds a round has to come right")
+    parser.add_argument("--victims", nargs="+", choices=VICTIMS, default=list(VICTIMS), help="what is killed")
     parser.add_argument("--minutes", type=float, default=600.0, help="start no round after this long")
     parser.add_argument("--keep", help="copy databases, logs and results to this folder")
     options = parser.parse_args(arguments)
