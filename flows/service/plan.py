@@ -89,7 +89,7 @@ class Plan:
         }
         environment = self.environment(**more)
         environment.pop("MLFLOW_TRACKING_URI")
-        return Service("mlflow", command, environment)
+        return Service("mlflow", command, environment, serves=True)
 
     def prefect(self) -> Service:
         """Prefect's server with all its services in one process."""
@@ -98,7 +98,7 @@ class Plan:
             *("--port", str(self.prefect_port), "--lifespan", "on", "--timeout-keep-alive", "5"),
             *("--timeout-graceful-shutdown", "3", "--log-level", "warning"),
         ]
-        return Service("prefect", command, self.environment(PREFECT__SERVER_FINAL="1"))
+        return Service("prefect", command, self.environment(PREFECT__SERVER_FINAL="1"), serves=True)
 
     def workers(self) -> list[Service]:
         """One worker for the sweep itself, one per GPU for its lists (or one on the CPU), one for registrations."""

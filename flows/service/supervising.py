@@ -32,12 +32,14 @@ class Service:
         command: the program and its arguments.
         environment: its whole environment.
         patience: seconds it is given to end by itself after SIGTERM.
+        serves: whether others need it to their end: it ends after them.
     """
 
     name: str
     command: Sequence[str]
     environment: Mapping[str, str]
     patience: float = 10.0
+    serves: bool = False
 
 
 @dataclass
@@ -125,17 +127,21 @@ class Supervisor:
                 one.tree, one.since, one.due = ProcessTree(one.process.pid), now, None
 
     def stop(self) -> None:
-        """End every service, the last started first, and everything it started."""
-        while self._running:
-            one = self._running.pop()
-            one.tree.look()
-            if one.process.poll() is None:
-                one.process.terminate()
+        """End every service and everything it started: those that use the servers first, all at once."""
+        for serves in (False, True):
+            wave = [one for one in self._running if one.service.serves is serves]
+            for one in wave:
+                one.tree.look()
+                if one.process.poll() is None:
+                    one.process.terminate()
+            deadline = time.monotonic() + max((one.service.patience for one in wave), default=0.0)
+            for one in wave:
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    one.process.wait(one.service.patience)
-            for tree in (one.tree, *one.left):
-                tree.end()
-            one.process.wait()
+                    one.process.wait(max(0.0, deadline - time.monotonic()))
+                for tree in (one.tree, *one.left):
+                    tree.end()
+                one.process.wait()
+        self._running = []
         assert self._watchdog.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._watchdog.stdin.close()
