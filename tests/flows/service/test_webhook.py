@@ -1,0 +1,115 @@
+"""What the webhook takes, refuses and sends back, against a real registry; Prefect is down where it matters."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+from mlflow.tracking import MlflowClient
+from mlflow.webhooks.delivery import _generate_hmac_signature
+from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
+
+from audits.errors import InfrastructureError, SettingsError
+from flows.service.reconciling import Reconciler
+from flows.service.signatures import REMEMBERED, Deliveries, RefusedError, sign, verify
+from flows.service.webhook import BODY_LIMIT, WebhookOptions, make_app, run_webhook
+from flows.settings import GradauditSettings
+from tests.stores import register_linear
+
+SECRET = "a long random text"
+
+
+@pytest.fixture
+def settings(client: MlflowClient, tmp_path: Path) -> GradauditSettings:
+    return GradauditSettings.load(
+        tracking_uri=client.tracking_uri, results=str(tmp_path / "results"), webhook_secret=SECRET
+    )
+
+
+def signed(body: bytes, *, delivery: str = "d1", age: float = 0.0, secret: str = SECRET) -> dict[str, str]:
+    timestamp = str(int(time.time() - age))
+    return {
+        "x-mlflow-delivery-id": delivery,
+        "x-mlflow-timestamp": timestamp,
+        "x-mlflow-signature": sign(secret, delivery, timestamp, body),
+    }
+
+
+def event(entity: str, action: str, **data: str) -> bytes:
+    return json.dumps({"entity": entity, "action": action, "data": data}).encode()
+
+
+def post(settings: GradauditSettings, body: bytes, *headers: dict[str, str]) -> list[int]:
+    """The status codes of these deliveries to one process."""
+    app = make_app(settings, Reconciler(settings), WebhookOptions())
+
+    async def send() -> list[int]:
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as http:
+            return [(await http.post("/webhook", content=body, headers=given)).status_code for given in headers]
+
+    return asyncio.run(send())
+
+
+def test_the_signature_is_mlflows() -> None:
+    assert sign(SECRET, "d", "17", b'{"a": 1}') == _generate_hmac_signature(SECRET, "d", "17", '{"a": 1}')
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"x-mlflow-signature": ""}, "not signed"),
+        ({"x-mlflow-delivery-id": "another"}, "wrong"),
+        ({"x-mlflow-timestamp": "1"}, "wrong"),
+    ],
+)
+def test_a_forged_delivery_is_refused(change: dict[str, str], words: str) -> None:
+    with pytest.raises(RefusedError, match=words):
+        verify(SECRET, {**signed(b"{}"), **change}, b"{}")
+
+
+def test_old_and_future_deliveries_are_refused() -> None:
+    verify(SECRET, signed(b"{}", age=290), b"{}")
+    for age in (310, -310):
+        with pytest.raises(RefusedError, match="300 are allowed"):
+            verify(SECRET, signed(b"{}", age=age), b"{}")
+
+
+def test_remembered_deliveries_are_bounded() -> None:
+    known = Deliveries()
+    for number in range(REMEMBERED + 1):
+        known.remember(str(number))
+    assert ["0" in known, "1" in known, str(REMEMBERED) in known] == [False, True, True]
+
+
+def test_what_the_door_keeps_out(settings: GradauditSettings) -> None:
+    body = event("model_version", "created", name="none", version="1")
+    assert post(settings, body, {}, signed(body, secret="guess"), signed(b"other"), signed(body)) == [
+        401,
+        401,
+        401,
+        404,
+    ]
+    big = b" " * (BODY_LIMIT + 1)
+    assert post(settings, big, signed(big)) == [413]
+    mark = event("model_version_tag", "set", name="m", version="1", key="audit.outcome", value="pass")
+    for body, code in ((b"[]", 400), (b"\xff", 400), (mark, 204), (event("prompt", "created"), 204)):
+        assert post(settings, body, signed(body)) == [code]
+
+
+def test_without_a_secret_it_does_not_start(settings: GradauditSettings) -> None:
+    without = GradauditSettings.load(tracking_uri=settings.tracking_uri)
+    with pytest.raises(SettingsError, match="GRADAUDIT_WEBHOOK_SECRET"):
+        run_webhook(WebhookOptions(), without)
+
+
+def test_with_prefect_down_the_delivery_is_sent_back(settings: GradauditSettings) -> None:
+    register_linear("m")
+    body = event("model_version", "created", name="m", version="1")
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api", PREFECT_CLIENT_MAX_RETRIES: 0}):
+        assert post(settings, body, signed(body), signed(body)) == [503, 503], "the retry counts: it is not remembered"
+        with pytest.raises(InfrastructureError, match="Prefect does not answer"):
+            Reconciler(settings).look()
