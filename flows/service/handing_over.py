@@ -18,10 +18,14 @@ import httpx
 
 from audits.errors import InfrastructureError
 from flows.keys import digest
+from flows.service.setup import configured_api
 from flows.sweeping import REGISTRATION
 from registry_models.versions import Version
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
+    from prefect.client.orchestration import SyncPrefectClient
     from prefect.client.schemas.objects import FlowRun
 
 #: The deployment that audits a version as soon as it is registered.
@@ -32,6 +36,12 @@ ATTEMPTS = 6
 
 #: Seconds of rest after the first failed attempt, doubled after each further one.
 FIRST_REST = 60.0
+
+#: Flow runs of this deployment that wait or run at a time: a bulk import does not flood the server.
+LIVE = 50
+
+#: Seconds that Prefect may take for one answer: MLflow waits 30 for ours.
+TIMEOUT = 8.0
 
 #: Versions asked about in one request; Prefect's pages hold 200 runs.
 _AT_ONCE = 200 // ATTEMPTS
@@ -44,6 +54,8 @@ class Handed(enum.StrEnum):
     UNDER_WAY = "a flow run is at it"
     RESTING = "its last flow run failed; the next attempt waits"
     GIVEN_UP = "all attempts failed; it is left to the nightly sweep"
+    ELSEWHERE = "its flow run ended without a result here; do its worker and this process have the same settings?"
+    FULL = "enough flow runs wait already; it is handed over when some have ended"
 
 
 def hand_over(wanted: Sequence[tuple[Version, str]], *, now: datetime.datetime | None = None) -> list[Handed]:
@@ -58,22 +70,29 @@ def hand_over(wanted: Sequence[tuple[Version, str]], *, now: datetime.datetime |
 
     Raises:
         InfrastructureError: Prefect does not answer, or has no such deployment.
+        SettingsError: no Prefect server is configured.
     """
     from prefect.client.orchestration import get_client
     from prefect.exceptions import ObjectNotFound, PrefectException
 
+    configured_api()
     now = now or datetime.datetime.now(datetime.UTC)
     results: list[Handed] = []
     try:
-        with get_client(sync_client=True) as client:
-            deployment = client.read_deployment_by_name(DEPLOYMENT) if wanted else None
+        with get_client(sync_client=True, httpx_settings={"timeout": TIMEOUT}) as client:
+            deployment = client.read_deployment_by_name(DEPLOYMENT)
+            room = LIVE - _live(client, deployment.id) if wanted else 0
             for start in range(0, len(wanted), _AT_ONCE):
                 part = wanted[start : start + _AT_ONCE]
+                if start and room <= 0:  # nothing of the rest could be handed over: Prefect is not asked about it
+                    return results + [Handed.FULL] * (len(wanted) - start)
                 runs = _runs(client, [_key(*one, attempt) for one in part for attempt in range(1, ATTEMPTS + 1)])
                 for version, due_key in part:
                     attempt, state = _next_attempt(version, due_key, runs, now)
+                    if state is Handed.NOW and room <= 0:
+                        state = Handed.FULL
                     if state is Handed.NOW:
-                        assert deployment is not None
+                        room -= 1
                         client.create_flow_run_from_deployment(
                             deployment.id,
                             parameters={"versions": [version.uri], "occasion": REGISTRATION},
@@ -93,7 +112,7 @@ def prefect_answers() -> bool:
     from prefect.client.orchestration import get_client
 
     try:
-        with get_client(sync_client=True) as client:
+        with get_client(sync_client=True, httpx_settings={"timeout": TIMEOUT}) as client:
             return client.api_healthcheck() is None
     except (httpx.HTTPError, OSError, RuntimeError):
         return False
@@ -104,11 +123,21 @@ def _key(version: Version, due_key: str, attempt: int) -> str:
     return f"gradaudit-{digest(version.name, version.version, due_key)}-attempt{attempt}"
 
 
-def _runs(client: object, keys: Iterable[str]) -> dict[str, FlowRun]:
-    from prefect.client.orchestration import SyncPrefectClient
+def _live(client: SyncPrefectClient, deployment: UUID) -> int:
+    """Return how many of the deployment's flow runs wait or run, at most one page of them."""
+    from prefect.client.schemas import filters
+    from prefect.client.schemas.objects import TERMINAL_STATES, StateType
+
+    types = [kind for kind in StateType if kind not in TERMINAL_STATES]
+    state = filters.FlowRunFilterState(type=filters.FlowRunFilterStateType(any_=types))
+    ours = filters.DeploymentFilter(id=filters.DeploymentFilterId(any_=[deployment]))
+    wanted = filters.FlowRunFilter(state=state)
+    return len(client.read_flow_runs(flow_run_filter=wanted, deployment_filter=ours, limit=LIVE))
+
+
+def _runs(client: SyncPrefectClient, keys: Iterable[str]) -> dict[str, FlowRun]:
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterIdempotencyKey
 
-    assert isinstance(client, SyncPrefectClient)
     wanted = FlowRunFilter(idempotency_key=FlowRunFilterIdempotencyKey(any_=list(keys)))
     found: dict[str, FlowRun] = {}
     for run in client.read_flow_runs(flow_run_filter=wanted, limit=200):
@@ -127,6 +156,8 @@ def _next_attempt(
             return attempt, Handed.NOW
         if run.state is None or not run.state.is_final():
             return attempt, Handed.UNDER_WAY
+        if run.state.is_completed():
+            return attempt, Handed.ELSEWHERE  # again would come to the same
         ended = run.end_time or run.state.timestamp
         last = runs.get(_key(version, due_key, attempt + 1)) is None
         if last and attempt < ATTEMPTS and (now - ended).total_seconds() < FIRST_REST * 2 ** (attempt - 1):

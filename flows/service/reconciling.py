@@ -18,7 +18,7 @@ from audits.errors import GradauditError
 from flows.due import without_result
 from flows.service.handing_over import Handed, hand_over, tally
 from flows.settings import GradauditSettings
-from registry_models.versions import RECIPE_TAG, Version, list_versions
+from registry_models.arrivals import Arrivals
 
 _log = logging.getLogger(__name__)
 
@@ -28,9 +28,6 @@ INTERVAL = 10.0
 #: Hours back from a look within which a registration is this loop's business; what is older belongs to the nightly
 #: sweep, so that a first start beside ten thousand versions nobody audited is no storm.
 SINCE_HOURS = 24.0
-
-#: Versions handed over in one look, oldest first; the next look goes on.
-AT_ONCE = 50
 
 
 @dataclass
@@ -57,9 +54,8 @@ class Reconciler:
         self.settings, self.interval, self.since = settings, interval, datetime.timedelta(hours=since_hours)
         self.last = LastLook()
         self._client = MlflowClient(tracking_uri=settings.tracking_uri)
-        self._recipes: dict[str, str] | None = None
-        self._retagged: set[str] = set()
-        self._given_up: set[str] = set()
+        self._arrivals = Arrivals(self._client, self.since)
+        self._given_up: set[tuple[str, str]] = set()
 
     def run(self, stop: threading.Event) -> None:
         """Look until ``stop``; a service that does not answer is told once and tried again."""
@@ -80,29 +76,19 @@ class Reconciler:
             InfrastructureError: registry, results store or Prefect do not answer.
         """
         now = now or datetime.datetime.now(datetime.UTC)
-        versions = sorted(list_versions(self._client), key=lambda v: (v.created, v.name, v.version))
-        due = without_result(self._mine(versions, now), self.settings)[:AT_ONCE]
+        due = without_result(self._arrivals.look(now), self.settings)
         handed = hand_over(due, now=now)
-        for (version, _), state in zip(due, handed, strict=True):
+        for (version, key), state in zip(due, handed, strict=True):
             if state is Handed.NOW:
                 _log.info("%s: %s", version.label, state)
-            elif state is Handed.GIVEN_UP and version.uri not in self._given_up:
-                self._given_up.add(version.uri)
+            elif state in (Handed.GIVEN_UP, Handed.ELSEWHERE) and (version.uri, key) not in self._given_up:
+                self._given_up.add((version.uri, key))
                 _log.warning("%s: %s", version.label, state)
         new = sum(state is Handed.NOW for state in handed)
         if self.last.trouble:
             _log.warning("answering again: %s", tally(handed) or "nothing was missed")
         self.last = LastLook(at=now, handed_over=self.last.handed_over + new)
         return handed
-
-    def _mine(self, versions: list[Version], now: datetime.datetime) -> list[Version]:
-        """Return what was registered lately, and what got another recipe since this loop first looked."""
-        recipes = {version.uri: version.tags.get(RECIPE_TAG, "") for version in versions}
-        if self._recipes is not None:
-            self._retagged |= {uri for uri, recipe in recipes.items() if self._recipes.get(uri, recipe) != recipe}
-        self._recipes = recipes
-        earliest = (now - self.since).timestamp() * 1000
-        return [v for v in versions if v.created >= earliest or v.uri in self._retagged]
 
     def _trouble(self, text: str) -> None:
         if text != self.last.trouble:

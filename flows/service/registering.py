@@ -5,6 +5,7 @@ from __future__ import annotations
 from mlflow.entities.webhook import WebhookEvent, WebhookStatus
 from mlflow.tracking import MlflowClient
 
+from audits.errors import ArtifactError
 from registry_models.versions import registry_errors
 
 #: The webhook's name in MLflow.
@@ -17,9 +18,13 @@ def register_webhook(client: MlflowClient, url: str, secret: str) -> str:
     """Create gradaudit's webhook, or correct it; return which in words.
 
     Raises:
-        ArtifactError: MLflow refuses the address.
+        ArtifactError: MLflow refuses the address, or there is no MLflow server.
         InfrastructureError: MLflow does not answer.
     """
+    if not client._registry_uri.startswith(("http://", "https://")):
+        raise ArtifactError(
+            "a database sends no webhooks, only MLflow's server does: set MLFLOW_TRACKING_URI to its URL"
+        )
     with registry_errors("the registry's webhooks"):
         token = None
         while True:

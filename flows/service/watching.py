@@ -8,13 +8,19 @@ import threading
 from types import FrameType
 
 from flows.service.reconciling import Reconciler
+from flows.service.setup import configured_api
 from flows.settings import GradauditSettings
 
 _log = logging.getLogger(__name__)
 
 
 def run_watch(settings: GradauditSettings, *, interval: float, since_hours: float) -> int:
-    """Reconcile until SIGINT or SIGTERM."""
+    """Reconcile until SIGINT or SIGTERM.
+
+    Raises:
+        SettingsError: no Prefect server is configured.
+    """
+    configured_api()
     stop = threading.Event()
 
     def on_signal(number: int, frame: FrameType | None) -> None:

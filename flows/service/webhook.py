@@ -7,11 +7,14 @@ durably Prefect's: any other answer makes MLflow try again.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import json
 import logging
+import signal
+import socket
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,9 +26,10 @@ from mlflow.tracking import MlflowClient
 
 from audits.errors import ArtifactError, InfrastructureError, SettingsError
 from flows.due import without_result
-from flows.service.handing_over import hand_over, prefect_answers
+from flows.service.handing_over import Handed, hand_over, prefect_answers
 from flows.service.reconciling import INTERVAL, SINCE_HOURS, Reconciler
 from flows.service.registering import register_webhook
+from flows.service.setup import configured_api
 from flows.service.signatures import DELIVERY, Deliveries, RefusedError, verify
 from flows.settings import GradauditSettings
 from registry_models.versions import RECIPE_TAG, VersionReference, answers
@@ -48,7 +52,7 @@ class WebhookOptions:
 
     Attributes:
         host: address to listen at.
-        port: port to listen at.
+        port: port to listen at; 0: any free one.
         insecure: take unsigned events.
         register: create or correct the webhook in MLflow.
         public_url: the address at which MLflow reaches this process; ``http://HOST:PORT`` otherwise.
@@ -74,7 +78,7 @@ def run_webhook(options: WebhookOptions, settings: GradauditSettings) -> int:
     """Serve until SIGINT or SIGTERM; requests under way are answered.
 
     Raises:
-        SettingsError: there is no secret, and ``--insecure`` was not said.
+        SettingsError: there is no secret, and ``--insecure`` was not said; no Prefect server; a port that is taken.
     """
     secret = settings.webhook_secret.get_secret_value()
     if not secret and not options.insecure:
@@ -82,14 +86,30 @@ def run_webhook(options: WebhookOptions, settings: GradauditSettings) -> int:
             "GRADAUDIT_WEBHOOK_SECRET is not set: give it the secret that MLflow signs with "
             "(python -c 'import secrets; print(secrets.token_hex(32))'), or take unsigned events by --insecure"
         )
+    configured_api()
+    try:
+        family = socket.getaddrinfo(options.host, options.port, type=socket.SOCK_STREAM)[0][0]
+        listener = socket.create_server((options.host, options.port), family=family, backlog=200)
+    except (OSError, OverflowError) as error:
+        raise SettingsError(f"--host, --port: {options.host}:{options.port} cannot be listened at: {error}") from error
+    options = dataclasses.replace(options, port=listener.getsockname()[1])
     reconciler = Reconciler(settings, interval=options.interval, since_hours=options.since_hours)
     application = make_app(settings, reconciler, options)
-    server = uvicorn.Server(
-        uvicorn.Config(application, host=options.host, port=options.port, log_level="warning", access_log=False)
-    )
+    server = _Server(uvicorn.Config(application, log_level="warning", access_log=False, timeout_graceful_shutdown=20))
     _log.warning("listening at %s, reconciling every %g s", options.url, options.interval)
-    server.run()
+    with listener:
+        server.run(sockets=[listener])
     return 0 if server.started else 2
+
+
+class _Server(uvicorn.Server):
+    """Ends by itself after SIGINT and SIGTERM; uvicorn's own raises the signal again, as if it had been killed."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self.handle_exit)
+        yield
 
 
 def make_app(settings: GradauditSettings, reconciler: Reconciler, options: WebhookOptions) -> FastAPI:
@@ -137,7 +157,7 @@ def make_app(settings: GradauditSettings, reconciler: Reconciler, options: Webho
         try:
             text = await run_in_threadpool(_hand_over, wanted, client, settings)
         except ArtifactError as error:
-            return _answer(404, str(error))
+            return _answer(404, str(error))  # MLflow's own trial delivery too: its example does not exist
         except InfrastructureError as error:
             _log.warning("%s could not be handed over: %s", wanted, error)
             return _answer(503, str(error))
@@ -189,7 +209,12 @@ def wanted_version(body: bytes) -> str | None:
 def _hand_over(reference: str, client: MlflowClient, settings: GradauditSettings) -> str:
     version = VersionReference.parse(reference).resolve(client)
     due = without_result([version], settings)
-    return str(hand_over(due)[0]) if due else "it has a result"
+    if not due:
+        return "it has a result"
+    (handed,) = hand_over(due)
+    if handed is Handed.FULL:
+        raise InfrastructureError(str(handed))
+    return str(handed)
 
 
 def _register(client: MlflowClient, url: str, secret: str, stop: threading.Event) -> None:
