@@ -16,12 +16,10 @@ import yaml
 
 from audits.errors import InfrastructureError, SettingsError
 from flows.service.automations import keep_automations, notification_block
+from flows.service.pools import QUEUES
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
-
-#: Each pool's queues by priority; 1 is served first. Registrations never wait behind a night's list.
-QUEUES = {"cpu": {"default": 1}, "gpu": {"registration": 1, "nightly": 10}}
 
 
 @dataclasses.dataclass(frozen=True)

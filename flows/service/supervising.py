@@ -126,6 +126,13 @@ class Supervisor:
                 one.process = self._launch(one.service)
                 one.tree, one.since, one.due = ProcessTree(one.process.pid), now, None
 
+    def replace(self, name: str, why: str) -> None:
+        """Kill a process that is alive and does nothing; it is started again, and what it had started goes on."""
+        for one in self._running:
+            if one.service.name == name and one.process.poll() is None:
+                self._tell(f"{name}: {why}")
+                one.process.kill()
+
     def stop(self) -> None:
         """End every service and everything it started: those that use the servers first, all at once."""
         for serves in (False, True):

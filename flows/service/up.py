@@ -23,6 +23,7 @@ import filelock
 from audits.errors import InfrastructureError, SettingsError
 from flows.display import console, log_console
 from flows.service.plan import HOST, Plan
+from flows.service.pools import QUEUES
 from flows.service.supervising import Supervisor
 
 #: Seconds a server may take until it answers: some 10 are usual, its first start with an empty database the longest.
@@ -74,11 +75,48 @@ def run_up(options: UpOptions, environment: Mapping[str, str]) -> int:
                 _start(supervisor, plan, stop)
             if not stop.is_set():
                 console.print(_places(plan, time.monotonic() - began), markup=False, highlight=False, soft_wrap=True)
+            silence = Silence(f"{plan.prefect_url}/api")
             while not stop.wait(0.5):
                 supervisor.look()
+                for worker in silence.look():
+                    supervisor.replace(f"worker-{worker}", "it no longer asks Prefect for work")
             log_console.print("stopping ...")
     log_console.print("stopped: nothing is left running, the data is kept")
     return 0
+
+
+class Silence:
+    """Notices workers that live and ask for no work: Prefect's can spin for ever once its server has been away.
+
+    Args:
+        api: Prefect's API.
+    """
+
+    #: Seconds between two looks. A worker beats every 30 s and counts as offline after 90; all look so when the server
+    #: comes back, hence it takes two looks.
+    EVERY = 45.0
+
+    def __init__(self, api: str) -> None:
+        self._api, self._looked = api, time.monotonic()
+        self._offline: set[str] = set()
+
+    def look(self) -> set[str]:
+        """Return the workers that were offline at this look and at the one before it."""
+        if time.monotonic() - self._looked < self.EVERY:
+            return set()
+        self._looked = time.monotonic()
+        before = self._offline
+        try:
+            workers = [
+                worker for pool in QUEUES for worker in _post(f"{self._api}/work_pools/{pool}/workers/filter", {})
+            ]
+        except (OSError, ValueError):  # the server is away, which is another matter
+            self._offline = set()
+            return set()
+        self._offline = {worker["name"] for worker in workers if worker["status"] == "OFFLINE"}
+        silent = before & self._offline
+        self._offline -= silent  # a fresh one gets its time
+        return silent
 
 
 def visible_gpus(choice: str) -> tuple[str, ...]:
@@ -179,7 +217,7 @@ def _hand_out_again(api: str) -> None:
 
 def _post(url: str, body: object) -> list[dict[str, str]]:
     request = urllib.request.Request(url, json.dumps(body).encode(), {"content-type": "application/json"})
-    with urllib.request.urlopen(request, timeout=60) as answer:
+    with urllib.request.urlopen(request, timeout=20) as answer:
         found: list[dict[str, str]] = json.load(answer)
         return found
 

@@ -14,7 +14,8 @@ import yaml
 
 from audits.errors import SettingsError
 from flows.service.automations import HEARTBEAT, NOTIFY, PENDING, RESCHEDULE
-from flows.service.setup import QUEUES, SetupOptions, deployments_file, set_up, shipped_file
+from flows.service.pools import QUEUES
+from flows.service.setup import SetupOptions, deployments_file, set_up, shipped_file
 from tests.servers import plan_for, prefect_server
 
 DEPLOYMENTS = {"nightly-audit/nightly", "audit-versions/nightly", "audit-versions/on-registration"}
