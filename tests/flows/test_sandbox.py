@@ -81,9 +81,10 @@ def test_the_order_of_levels() -> None:
             break
 
 
-def test_an_unknown_level_is_a_settings_error() -> None:
+def test_an_unknown_level_is_a_settings_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRADAUDIT_ISOLATION", "some")
     with pytest.raises(SettingsError, match="GRADAUDIT_ISOLATION"):
-        GradauditSettings.load(isolation="some")
+        GradauditSettings.load()
 
 
 def test_limits_come_from_the_settings() -> None:

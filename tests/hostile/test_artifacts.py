@@ -54,11 +54,11 @@ def touches(canary: Path) -> str:
 def test_a_nosy_pickle_is_audited_in_bubblewrap_and_touches_nothing(witnesses: Witnesses, tmp_path: Path) -> None:
     need(Level.BUBBLEWRAP)
     model, work = tmp_path / "model", tmp_path / "work"
-    targets = witnesses.targets(loot=work / "attempt-0" / "answer" / "loot.json", snapshot=model)
+    targets = witnesses.targets(loot=work / "way-0" / "attempt-0" / "answer" / "loot.json", snapshot=model)
     model_directory(model, Payload(attack_source("nosy", targets)))
     report = audited(model, work, "bubblewrap")
     assert report.outcome is Outcome.PASS, report.headline
-    found = json.loads((work / "attempt-0" / "answer" / "loot.json").read_text())
+    found = json.loads((work / "way-0" / "attempt-0" / "answer" / "loot.json").read_text())
     assert not any(found.values()), found
     assert witnesses.findings(work, texts=(json.dumps(report.to_dict()),)) == set()
     assert not rewritten(read_snapshot(model))
@@ -68,7 +68,7 @@ def test_control_the_same_pickle_in_a_plain_process_gets_out_and_its_rewriting_i
     witnesses: Witnesses, tmp_path: Path
 ) -> None:
     model, work = tmp_path / "model", tmp_path / "work"
-    targets = witnesses.targets(loot=work / "attempt-0" / "answer" / "loot.json", snapshot=model)
+    targets = witnesses.targets(loot=work / "way-0" / "attempt-0" / "answer" / "loot.json", snapshot=model)
     model_directory(model, Payload(attack_source("nosy", targets)))
     report = audited(model, work, "process")
     assert report.outcome is Outcome.INCONCLUSIVE
