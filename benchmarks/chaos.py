@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
+import datetime
 import json
 import os
 import random
@@ -276,8 +277,11 @@ def one_round(fleet: Fleet, number: int, options: argparse.Namespace, tally: Tal
     chance = random.Random(f"{options.seed}-{number}")
     names, pattern = register(fleet, number, options.versions), f"round{number}-*"
     fleet.start_run("nightly-audit/nightly", {"models": [pattern]})
-    if number % 2:
-        fleet.start_run("audit-versions/on-registration", {"versions": [f"models:/{name}/1" for name in names]})
+    if number % 2:  # what a second sweep sends; without `chosen_at` it would ask for an audit of its own
+        now = datetime.datetime.now(datetime.UTC)
+        second = {"occasion": now.date().isoformat(), "chosen_at": now.isoformat()}
+        versions = [f"models:/{name}/1" for name in names]
+        fleet.start_run("audit-versions/on-registration", {"versions": versions, **second})
     if mounted and number % 5 == 4:
         time.sleep(chance.uniform(8, 20))
         with full(fleet.results.parent):
