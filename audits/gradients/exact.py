@@ -148,7 +148,8 @@ def _quickly(
     try:
         sample = sorted({round(i * (count - 1) / (CHUNK - 1)) for i in range(CHUNK)})
         truncation = SAMPLE_CAUTION * float(four_points(sample)[1].max())
-        quick = len(chunks) > 1 and truncation + noise <= wanted
+        # a zero gradient has no size to hold a shared truncation against: each of its elements gets its own
+        quick = slope > 0 and len(chunks) > 1 and truncation + noise <= wanted
         for indices in chunks:
             if quick:
                 values, bounds = central(indices, whole / 2), np.full(len(indices), truncation)
