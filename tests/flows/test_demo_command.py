@@ -61,5 +61,9 @@ def test_every_planted_bug_is_found_and_no_right_version_is_blamed(tmp_path: Pat
     ]
     assert not (right.outcome == "fail").any()
     assert not (rows.check == "audit.completed").any(), "every part of every audit ran"
+    shown = {(v["model"], v["version"]): v for v in result["verdicts"]}
+    for key, version in failing.items():  # the table names first what the mark names first: the audit's own order
+        assert shown[key]["failed_parameters"][0] == version.tags["audit.failed_parameters"].split(",")[0]
+        assert shown[key]["failed_checks"] == version.tags["audit.failed_checks"].split(",")
     again, result, _ = demo(tmp_path)
     assert (again, result["audited"], result["surprises"]) == (0, 0, []), "a second run reuses what is there"
