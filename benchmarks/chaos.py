@@ -3,16 +3,19 @@
     .venv/bin/python benchmarks/chaos.py --versions 30 --rounds 20
 
 A real `gradaudit up` audits; each round registers new versions and starts the sweep, every second round a second
-sweep of the same versions beside it. At seeded random moments a process is killed: an audit's child, a flow run, a
-worker, the webhook, Prefect's server, MLflow's server; one round in five fills the disk of the results instead (where
-a small tmpfs can be mounted). `gradaudit up` starts again what it lost, Prefect what crashed. Then rows, runs and
-tags are compared.
+sweep of the same versions beside it. Webhooks are duplicated (a signed event of every third version comes two more
+times at once, and once again as a replay) and dropped (in every third round MLflow sends none; in every second of those
+no sweep runs either, so that only the reconciling loop can find the versions). At seeded random moments a process is
+killed: an audit's child, a flow run, a worker, the webhook, Prefect's server, MLflow's server; one round in five fills
+the disk of the results instead (where a small tmpfs can be mounted). `gradaudit up` starts again what it lost, Prefect
+what crashed. Then rows, runs and tags are compared.
 """
 
 from __future__ import annotations
 
 import argparse
 import collections
+import concurrent.futures
 import contextlib
 import datetime
 import json
@@ -48,6 +51,9 @@ VICTIMS = {
 }
 LIVE = ["RUNNING", "PENDING", "CANCELLING"]
 
+#: Seconds without any run after which the next night is taken to have come; the reconciling loop looks every 10 s.
+IDLE = 60.0
+
 
 @dataclass
 class Tally:
@@ -59,6 +65,8 @@ class Tally:
     audits: int = 0
     sweeps_again: int = 0
     full_disks: int = 0
+    doubled: collections.Counter[int] = field(default_factory=collections.Counter)
+    dropped: int = 0
     wrong: list[str] = field(default_factory=list)
 
 
@@ -111,6 +119,8 @@ class Fleet:
             self.process = subprocess.Popen([*command, *ports], cwd=folder, env=environment, stdout=out, stderr=err)
         places = self._places()
         self.mlflow, self.prefect = places["MLflow"], f"{places['Prefect']}/api"
+        self.webhook = places["webhook"] + "/webhook"
+        self.secret = json.loads((folder / "data" / "secrets.json").read_text())["webhook_secret"]
 
     def _places(self) -> dict[str, str]:
         deadline = time.monotonic() + 300
@@ -159,6 +169,49 @@ class Fleet:
             self.process.wait(120)
         self.process.kill()
         self.process.wait()
+
+
+def deliver(fleet: Fleet, name: str, delivery: str) -> int:
+    """Send the signed event of a registration, as MLflow does; return the answer's code, 0 where nothing answered."""
+    from flows.service.signatures import DELIVERY, SIGNATURE, TIMESTAMP, sign
+
+    body = json.dumps({"entity": "model_version", "action": "created", "data": {"name": name, "version": "1"}}).encode()
+    now = str(int(time.time()))
+    headers = {SIGNATURE: sign(fleet.secret, delivery, now, body), TIMESTAMP: now, DELIVERY: delivery}
+    try:
+        with urllib.request.urlopen(urllib.request.Request(fleet.webhook, body, headers), timeout=60) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+    except OSError:
+        return 0
+
+
+def deliver_again(fleet: Fleet, names: list[str], tally: Tally) -> None:
+    """Deliver two more events a version at once, then one of them again."""
+    events = [(name, f"{name}-{copy}") for name in names for copy in range(2)]
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda event: deliver(fleet, *event), events + events[::2]))
+    tally.doubled.update(answers)
+    if odd := set(answers) - {0, 200, 503}:
+        tally.wrong.append(f"the webhook answered {odd} to a repeated event")
+
+
+@contextlib.contextmanager
+def no_webhooks(fleet: Fleet) -> Iterator[None]:
+    """MLflow sends no events: each registration's is lost."""
+    from mlflow.entities.webhook import WebhookStatus
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(fleet.mlflow)
+    hooks = [hook.webhook_id for hook in client.list_webhooks()]
+    for hook in hooks:
+        client.update_webhook(hook, status=WebhookStatus.DISABLED)
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            client.update_webhook(hook, status=WebhookStatus.ACTIVE)
 
 
 @contextlib.contextmanager
@@ -213,14 +266,17 @@ def committed(results: Path) -> Any:
 def converge(fleet: Fleet, names: list[str], tally: Tally, pattern: str, seconds: float) -> None:
     """Wait until every version is committed and no run is under way; a sweep that gave up is followed by the next."""
     deadline = time.monotonic() + seconds
+    busy = time.monotonic()
     while time.monotonic() < deadline:
         missing = set(names) - set(committed(fleet.results)["model_name"])
         live = fleet.live_runs()
         if not missing and not live:
             return
-        if missing and not live:
+        busy = time.monotonic() if live else busy
+        if missing and time.monotonic() - busy > IDLE:
             tally.sweeps_again += 1  # as the next night does
             fleet.start_run("nightly-audit/nightly", {"models": [pattern]})
+            busy = time.monotonic()
         time.sleep(3)
     missing = set(names) - set(committed(fleet.results)["model_name"])
     live_names = [f"{r['name']} {r['state_name']}" for r in fleet.live_runs()]
@@ -275,9 +331,16 @@ def inspect(fleet: Fleet, names: list[str], tally: Tally) -> None:
 
 def one_round(fleet: Fleet, number: int, options: argparse.Namespace, tally: Tally, *, mounted: bool) -> None:
     chance = random.Random(f"{options.seed}-{number}")
-    names, pattern = register(fleet, number, options.versions), f"round{number}-*"
-    fleet.start_run("nightly-audit/nightly", {"models": [pattern]})
-    if number % 2:  # what a second sweep sends; without `chosen_at` it would ask for an audit of its own
+    pattern = f"round{number}-*"
+    drop = number % 3 == 2
+    with no_webhooks(fleet) if drop else contextlib.nullcontext():
+        names = register(fleet, number, options.versions)
+    tally.dropped += len(names) if drop else 0
+    sweep = number % 6 != 5
+    if sweep:
+        fleet.start_run("nightly-audit/nightly", {"models": [pattern]})
+    deliver_again(fleet, [] if drop else names[::3], tally)
+    if sweep and number % 2:  # what a second sweep sends; without `chosen_at` it would ask for an audit of its own
         now = datetime.datetime.now(datetime.UTC)
         second = {"occasion": now.date().isoformat(), "chosen_at": now.isoformat()}
         versions = [f"models:/{name}/1" for name in names]
@@ -342,6 +405,9 @@ def main(arguments: list[str] | None = None) -> int:
         f"\n{tally.rounds} rounds, {tally.versions} versions, {tally.audits} audits, {time.monotonic() - began:.0f} s"
     )
     print(f"SIGKILLs: {dict(tally.kills)}; full disks: {tally.full_disks}; sweeps started again: {tally.sweeps_again}")
+    print(
+        f"repeated events by their answer: {dict(tally.doubled)}; registrations whose event was lost: {tally.dropped}"
+    )
     print(
         "\n".join(tally.wrong)
         or "every version audited once, with its rows, its run and its mark; nothing left running"
