@@ -50,6 +50,10 @@ class BatchedElements:
         copies.view(CHUNK, -1)[rows, columns] += step
         return self._run(copies)[: len(indices)]
 
+    def moved(self, indices: list[int], step: float) -> np.ndarray:
+        """Return by how much each element moves: ``step`` as far as theta's precision holds it."""
+        return moved(self._theta, indices, step)
+
     def _copies(self) -> torch.Tensor:
         return self._theta.expand(CHUNK, *self._theta.shape).clone()
 
@@ -87,6 +91,27 @@ class BatchedElements:
         tolerance = AGREEMENT * self._point.problem.roundoff * max(abs(v) for v in plain)
         if not np.allclose(batched, plain, rtol=0.0, atol=tolerance):
             raise RuntimeError("vmap gives other values than the plain loop")
+
+
+class PlainElements:
+    """`BatchedElements` by one forward an element: for models that vmap does not take, and for tiny tensors."""
+
+    def __init__(self, point: Point, name: str) -> None:
+        self._point, self._name = point, name
+
+    def values(self, indices: list[int], step: float) -> np.ndarray:
+        """Return the losses, one per element."""
+        return np.array([self._point.along_element(self._name, index, step) for index in indices])
+
+    def moved(self, indices: list[int], step: float) -> np.ndarray:
+        """Return by how much each element moves."""
+        return moved(self._point.theta(self._name), indices, step)
+
+
+def moved(theta: torch.Tensor, indices: list[int], step: float) -> np.ndarray:
+    """Return ``(theta_i + step) - theta_i``, which is exact, for some elements."""
+    chosen = theta.reshape(-1)[torch.as_tensor(indices, device=theta.device)]
+    return np.asarray(((chosen + step) - chosen).double().cpu().numpy())
 
 
 def batched_elements(point: Point, name: str) -> BatchedElements | None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-import numpy as np
-
-from audits.gradients.batched import CHUNK, batched_elements
+from audits.gradients.batched import CHUNK, PlainElements, batched_elements
+from audits.gradients.differences import Differences
 from audits.gradients.localise import ROUNDING_ERROR
 from audits.gradients.probe import DOT_ROUNDING, SMALLEST_RMS, Prober
 from audits.gradients.romberg import FIRST_STEP, SHRINK, Estimate, noise_part, romberg, romberg_at
@@ -19,12 +18,11 @@ from audits.outcomes import Outcome
 #: Steps tried per element while the bound is too wide for the tensor, largest last.
 STEPS = (FIRST_STEP, 6e-2, 0.5)
 
-#: The largest truncation among a sample of 64 elements, times this, is taken for every element of the tensor: with 64
-#: independent draws another one exceeds their maximum with probability 1/65, and four times it hardly ever.
-SAMPLE_CAUTION = 4.0
-
 #: Below so many elements of a tensor the loop is as quick as setting up vmap.
 SMALLEST_BATCH = 32
+
+#: More chunks than this repay a sample, which takes five values an element.
+SAMPLED_FROM = 2
 
 
 def richardson(function: Callable[[float], float], step: float, sigma: float) -> Estimate:
@@ -119,47 +117,29 @@ def _slack(point: Point, analytic: float) -> float:
 def _quickly(
     point: Point, name: str, rms: float, sigma: float, slope: float, detection_limit: float
 ) -> list[Estimate | None] | None:
-    """Return estimates of all elements by vmap; None in place of those whose bound is too wide.
+    """Return estimates of all elements; None in place of those whose bound is too wide.
 
-    Two values an element where the truncation of their difference, taken from a sample of the tensor's elements, leaves
-    the bound narrow enough; four values otherwise. An element whose truncation is larger than the sample's exceeds its
-    bound and is judged by itself: a sample that is too kind costs time, not a verdict.
+    By vmap where it holds. An element gets one value (a forward difference), two (a central one) or four
+    (`richardson`): the fewest whose truncation, taken from a sample of the tensor's elements, leaves the bound narrow
+    enough. An element whose truncation is larger than the sample's exceeds its bound and is judged by itself: a sample
+    that is too kind costs time, not a verdict.
     """
     count = point.theta(name).numel()
-    if count < SMALLEST_BATCH:
-        return None
-    batch = batched_elements(point, name)
-    if batch is None:
-        return None
+    batch = batched_elements(point, name) if count >= SMALLEST_BATCH else None
     wanted = detection_limit * slope / math.sqrt(count) if slope > 0 else math.inf
-    whole = FIRST_STEP * rms
-
-    def central(indices: list[int], step: float) -> np.ndarray:
-        return np.asarray((batch.values(indices, step) - batch.values(indices, -step)) / (2 * step))
-
-    def four_points(indices: list[int]) -> tuple[np.ndarray, np.ndarray]:
-        first, second = central(indices, whole), central(indices, whole / 2)
-        value = (4 * second - first) / 3
-        return value, np.abs(value - second)
-
     chunks = [list(range(start, min(start + CHUNK, count))) for start in range(0, count, CHUNK)]
-    noise = noise_part(sigma, 2 * FIRST_STEP) / rms
-    estimates: list[Estimate | None] = []
+    # a zero gradient has no size to hold a shared truncation against: each of its elements gets its own
+    sampled = slope > 0 and len(chunks) > SAMPLED_FROM
+    if batch is None and not sampled:
+        return None
+    differences = Differences(batch or PlainElements(point, name), FIRST_STEP * rms, sigma)
     try:
-        sample = sorted({round(i * (count - 1) / (CHUNK - 1)) for i in range(CHUNK)})
-        truncation = SAMPLE_CAUTION * float(four_points(sample)[1].max())
-        # a zero gradient has no size to hold a shared truncation against: each of its elements gets its own
-        quick = slope > 0 and len(chunks) > 1 and truncation + noise <= wanted
-        for indices in chunks:
-            if quick:
-                values, bounds = central(indices, whole / 2), np.full(len(indices), truncation)
-            else:
-                values, bounds = four_points(indices)
-            for value, bound in zip(values.tolist(), (bounds + noise).tolist(), strict=True):
-                estimates.append(Estimate(value, bound, noise, FIRST_STEP) if bound <= wanted else None)
+        if sampled:
+            differences.sample(sorted({round(i * (count - 1) / (CHUNK - 1)) for i in range(CHUNK)}), wanted)
+        found = [differences.of(indices) for indices in chunks]
     except BranchMismatchError:
         return None
-    return estimates
+    return [estimate if estimate.bound <= wanted else None for part in found for estimate in part]
 
 
 def _judge(
