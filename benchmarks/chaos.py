@@ -46,7 +46,7 @@ VICTIMS = {
     "flow run": r"prefect\.(flow_)?engine|flow-run execute|prefect\.runner\._",
     "worker": r"prefect worker start",
     "webhook": r"flows\.cli webhook",
-    "prefect server": r"prefect\.server\.api\.server:create_app",
+    "prefect server": r"flows\.service\.prefect_server:create_app",
     "mlflow server": r"mlflow server|mlflow\.server",
 }
 LIVE = ["RUNNING", "PENDING", "CANCELLING"]

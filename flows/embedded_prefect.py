@@ -54,7 +54,7 @@ def prefect_server() -> Iterator[str]:
                 "-m",
                 "uvicorn",
                 "--factory",
-                "prefect.server.api.server:create_app",
+                "flows.service.prefect_server:create_app",
                 "--host",
                 "127.0.0.1",
                 "--port",

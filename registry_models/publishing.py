@@ -41,7 +41,8 @@ def publish(
 
     ``changes`` is what changed since the last audited version, for the report and the note.
 
-    A run that an earlier, interrupted attempt at the same audit left behind is tagged ``superseded`` and closed.
+    A run that an earlier, interrupted attempt at the same audit left behind is tagged ``superseded`` and closed; one
+    that another audit of this version left unfinished is closed.
 
     Raises:
         InfrastructureError: MLflow or its artifact store does not answer.
@@ -50,6 +51,7 @@ def publish(
     with registry_errors("the audit's run"):
         experiment_id = ensure_experiment(client, experiment)
         _supersede(client, experiment_id, identity.audit_id)
+        _close_unfinished(client, experiment_id, version)
         tags = {
             "audit.id": identity.audit_id,
             "audit.model": version.name,
@@ -181,4 +183,12 @@ def _supersede(client: MlflowClient, experiment_id: str, audit_id: str) -> None:
     for run in client.search_runs([experiment_id], f"tags.`audit.id` = '{audit_id}'"):
         client.set_tag(run.info.run_id, "superseded", "true")
         if run.info.status == RunStatus.to_string(RunStatus.RUNNING):
+            client.set_terminated(run.info.run_id, RunStatus.to_string(RunStatus.KILLED))
+
+
+def _close_unfinished(client: MlflowClient, experiment_id: str, version: Version) -> None:
+    """Close what a killed audit of this version left RUNNING; should it live after all, it finishes its run itself."""
+    of_version = f"attributes.status = 'RUNNING' and tags.`audit.version` = '{version.version}'"
+    for run in client.search_runs([experiment_id], of_version):
+        if run.data.tags.get("audit.model") == version.name:
             client.set_terminated(run.info.run_id, RunStatus.to_string(RunStatus.KILLED))

@@ -94,7 +94,7 @@ class Plan:
     def prefect(self) -> Service:
         """Prefect's server with all its services in one process."""
         command = [
-            *(sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app", "--host", HOST),
+            *(sys.executable, "-m", "uvicorn", "--factory", "flows.service.prefect_server:create_app", "--host", HOST),
             *("--port", str(self.prefect_port), "--lifespan", "on", "--timeout-keep-alive", "5"),
             *("--timeout-graceful-shutdown", "3", "--log-level", "warning"),
         ]

@@ -42,6 +42,9 @@ BODY_LIMIT = 256 * 1024
 #: Where MLflow is to send its events.
 PATH = "/webhook"
 
+#: Seconds an event waits for those before it; MLflow waits 30 for the answer.
+TURN = 15.0
+
 #: Looks that may be missed before the health endpoint says so.
 MISSED_LOOKS = 6
 
@@ -116,6 +119,7 @@ def make_app(settings: GradauditSettings, reconciler: Reconciler, options: Webho
     """Return the application; its lifespan runs the reconciling loop."""
     client, deliveries = MlflowClient(tracking_uri=settings.tracking_uri), Deliveries()
     secret = settings.webhook_secret.get_secret_value()
+    turn = threading.Lock()  # a bulk import's events at once would only hold each other up in Prefect's database
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -155,7 +159,7 @@ def make_app(settings: GradauditSettings, reconciler: Reconciler, options: Webho
         if delivery and delivery in deliveries:
             return _answer(200, "this delivery has been answered before")
         try:
-            text = await run_in_threadpool(_hand_over, wanted, client, settings)
+            text = await run_in_threadpool(_hand_over, wanted, client, settings, turn)
         except ArtifactError as error:
             return _answer(404, str(error))  # MLflow's own trial delivery too: its example does not exist
         except InfrastructureError as error:
@@ -206,12 +210,17 @@ def wanted_version(body: bytes) -> str | None:
     return f"models:/{name}/{version}"
 
 
-def _hand_over(reference: str, client: MlflowClient, settings: GradauditSettings) -> str:
+def _hand_over(reference: str, client: MlflowClient, settings: GradauditSettings, turn: threading.Lock) -> str:
     version = VersionReference.parse(reference).resolve(client)
     due = without_result([version], settings)
     if not due:
         return "it has a result"
-    (handed,) = hand_over(due)
+    if not turn.acquire(timeout=TURN):
+        raise InfrastructureError("too many events at once: send it again")
+    try:
+        (handed,) = hand_over(due)
+    finally:
+        turn.release()
     if handed is Handed.FULL:
         raise InfrastructureError(str(handed))
     return str(handed)

@@ -105,6 +105,20 @@ def test_a_retry_supersedes_its_own_run_and_an_older_audit_never_wins(registered
     assert version(registered).tags["audit.run_id"] == second
 
 
+def test_what_a_killed_audit_left_running_is_closed_by_the_next_audit_of_its_version(registered: MlflowClient) -> None:
+    publish_and_mark(registered, report())
+    experiment = registered.get_experiment_by_name("gradaudit").experiment_id
+
+    def left_by(audit_id: str, model: str, number: str) -> str:
+        tags = {"audit.id": audit_id, "audit.model": model, "audit.version": number}
+        return str(registered.create_run(experiment, tags=tags).info.run_id)
+
+    killed, other_model, other_version = left_by("k", "m", "1"), left_by("o", "o'm", "1"), left_by("v", "m", "2")
+    finished, _ = publish_and_mark(registered, report(minute=7, audit_id="next"))
+    status = {run: registered.get_run(run).info.status for run in (killed, other_model, other_version, finished)}
+    assert status == {killed: "KILLED", other_model: "RUNNING", other_version: "RUNNING", finished: "FINISHED"}
+
+
 def test_copied_tags_do_not_hold_back_a_real_audit(registered: MlflowClient) -> None:
     registered.set_model_version_tag("m", "1", "audit.subject", "other/7")
     registered.set_model_version_tag("m", "1", "audit.at", "2999-01-01T00:00:00.000+00:00")
