@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import FastAPI
+from sqlalchemy import URL
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 #: Connections to the SQLite file: more than the requests and services that are ever under way at once.
@@ -22,12 +23,12 @@ def create_app() -> FastAPI:
     from prefect.server.api.server import create_app as prefect_app
     from prefect.server.database import configurations
 
-    configurations.create_async_engine = wide_engine
+    configurations.create_async_engine = wide_engine  # type: ignore[attr-defined]
     return prefect_app()
 
 
-def wide_engine(url: str, **options: Any) -> AsyncEngine:
+def wide_engine(url: str | URL, **options: Any) -> AsyncEngine:
     """Create an engine as Prefect asks for it; one on a SQLite file gets the wide pool."""
-    if url.startswith("sqlite") and "poolclass" not in options:
+    if str(url).startswith("sqlite") and "poolclass" not in options:
         options |= {"pool_size": CONNECTIONS, "max_overflow": 0}
     return create_async_engine(url, **options)
