@@ -177,10 +177,10 @@ def bench(name: str, make: Callable[[], tuple[nn.Module, Any, Loss]], repeats: i
         print(f"  gradcheck fast    {rival:10.3f} s   {rival / ours:.1f} times ours   passes: {verdict}", flush=True)
         if slow and elements < 5e4:
             holds = vmap_holds(point, names)
-            exact, found = timed(lambda: check_exactly(point, names, detection_limit=1e-3), 1)
+            exact, found = timed(lambda: check_exactly(point, names, detection_limit=1e-3), repeats)
             agree = sum(v.outcome is Outcome.PASS for v in found.values())
             point.restore()
-            rival, verdict = timed(lambda: gradcheck(problem, False), 1)
+            rival, verdict = timed(lambda: gradcheck(problem, False), repeats)
             print(f"  exact             {exact:10.3f} s   {'vmap' if holds else 'loop'}, {agree} of {len(names)} pass")
             print(
                 f"  gradcheck slow    {rival:10.3f} s   {rival / exact:.1f} times exact   passes: {verdict}", flush=True
