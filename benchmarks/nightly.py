@@ -104,7 +104,7 @@ def night(folder: Path, number: int, minutes: float) -> None:
     (low, early), (middle, half_way), (high, late) = (
         next(entry for entry in used if entry[0] >= 1),
         used[half],
-        used[-1],
+        max(used),  # the night merges the day's files at its end: their number falls again
     )
     print(
         f"  CPU of the sweep's own process: {(half_way - early) / max(1, middle - low):.2f} s each in the first half, "
