@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from audits.errors import InfrastructureError, InputError
-from audits.results import AUDITS_SCHEMA, ROWS_SCHEMA, ResultsStore
+from audits.result_format import AUDITS_SCHEMA, ROWS_SCHEMA
+from audits.results import ResultsStore
 from audits.store_files import Layer, StoreFile, while_files_move
 
 if TYPE_CHECKING:

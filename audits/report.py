@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from audits.outcomes import WORST_FIRST, Coverage, Outcome, ResultRow, finite, verdict
-from audits.results import AuditIdentity, answer_table, rows_table, to_frame
+from audits.result_format import AuditIdentity, answer_table, rows_table
+from audits.results import to_frame
 from audits.skipped import not_checked
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from audits.outcomes import Coverage, Outcome, ResultRow
 from audits.parts import parts_of
 from audits.recipe import Recipe
 from audits.report import AuditReport
-from audits.results import AuditIdentity
+from audits.result_format import AuditIdentity
 from audits.settings import AuditSettings
 from audits.severities import with_severities
 from audits.subject import Subject, open_subject

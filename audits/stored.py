@@ -18,7 +18,8 @@ from audits.differences import Comparison, compare
 from audits.errors import InputError, suggest
 from audits.outcomes import Coverage, Lane, Outcome, ResultRow, Severity
 from audits.report import AuditReport
-from audits.results import IDENTITY_FIELDS, ROW_FIELDS, AuditIdentity, ResultsStore
+from audits.result_format import IDENTITY_FIELDS, ROW_FIELDS, AuditIdentity
+from audits.results import ResultsStore
 from audits.store_files import Layer, StoreFile, while_files_move
 
 

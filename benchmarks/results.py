@@ -28,7 +28,8 @@ import pyarrow as pa
 from audits.compaction import ROW_GROUP, compact, compact_months
 from audits.history import history
 from audits.queries import query
-from audits.results import AUDITS_SCHEMA, ROWS_SCHEMA, ResultsStore, writing_atomically
+from audits.result_format import AUDITS_SCHEMA, ROWS_SCHEMA
+from audits.results import ResultsStore, writing_atomically
 from audits.store_files import Layer
 
 LAST_NIGHT = datetime.date(2026, 10, 31)

@@ -8,7 +8,8 @@ import pyarrow as pa
 from mlflow.tracking import MlflowClient
 
 from audits.report import AuditReport
-from audits.results import AuditIdentity, ResultsStore, answer_table, audits_table, rows_table
+from audits.result_format import AuditIdentity, answer_table, audits_table, rows_table
+from audits.results import ResultsStore
 from audits.stored import changes_since
 from flows.keys import environment
 from flows.settings import GradauditSettings

@@ -11,7 +11,7 @@ import pyarrow as pa
 from audits.errors import ArtifactError
 from audits.outcomes import Coverage, Lane, Outcome, ResultRow, Severity
 from audits.report import AuditReport
-from audits.results import ANSWER_SCHEMA, AuditIdentity, answer_table
+from audits.result_format import ANSWER_SCHEMA, AuditIdentity, answer_table
 from registry_models.untrusted_text import clean as without_unsafe
 
 ROWS_FILE, SUMMARY_FILE = "rows.arrow", "summary.json"

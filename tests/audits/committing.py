@@ -7,7 +7,8 @@ from collections.abc import Mapping
 
 from audits.outcomes import Coverage, Outcome, ResultRow
 from audits.report import AuditReport
-from audits.results import AuditIdentity, ResultsStore, answer_table, audits_table, rows_table
+from audits.result_format import AuditIdentity, answer_table, audits_table, rows_table
+from audits.results import ResultsStore
 
 PARTS = {"weights": "w", "files": "f", "sources": "s", "loss": "l", "optimizer": "o", "batch": "b", "step": "t"}
 DAY = datetime.date(2026, 1, 31)

@@ -15,15 +15,8 @@ from hypothesis import strategies as st
 from audits.errors import InfrastructureError
 from audits.outcomes import Coverage, Lane, Outcome, ResultRow, Severity, verdict
 from audits.report import AuditReport
-from audits.results import (
-    AUDITS_SCHEMA,
-    ROWS_SCHEMA,
-    AuditIdentity,
-    ResultsStore,
-    answer_table,
-    audits_table,
-    rows_table,
-)
+from audits.result_format import AUDITS_SCHEMA, ROWS_SCHEMA, AuditIdentity, answer_table, audits_table, rows_table
+from audits.results import ResultsStore
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "result_format.md"
 TODAY = datetime.date(2026, 1, 31)

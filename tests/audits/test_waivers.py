@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from audits.errors import SettingsError
 from audits.outcomes import WORST_FIRST, Coverage, Outcome, ResultRow, Severity
 from audits.report import AuditReport
-from audits.results import AuditIdentity
+from audits.result_format import AuditIdentity
 from audits.waivers import Waiver, standing, unmatched, waived, waivers_from_plain
 
 TODAY = datetime.date(2026, 6, 1)

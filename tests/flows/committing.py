@@ -6,7 +6,8 @@ import datetime
 from pathlib import Path
 from typing import Any
 
-from audits.results import AuditIdentity, ResultsStore, audits_table
+from audits.result_format import AuditIdentity, audits_table
+from audits.results import ResultsStore
 from flows.keys import due_key, environment
 from flows.settings import GradauditSettings
 from registry_models.versions import Version

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 from audits.errors import ArtifactError
-from audits.results import ANSWER_SCHEMA, answer_table
+from audits.result_format import ANSWER_SCHEMA, answer_table
 from audits.run import refused
 from flows.sandbox.answer_file import read_untrusted, refuse_inflated
 from registry_models.answer import ROWS_FILE, SUMMARY_FILE, clean, read_answer, write_answer

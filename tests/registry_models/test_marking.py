@@ -12,7 +12,7 @@ from mlflow.tracking import MlflowClient
 
 from audits.outcomes import Coverage, Outcome, ResultRow
 from audits.report import AuditReport
-from audits.results import AuditIdentity
+from audits.result_format import AuditIdentity
 from registry_models.marking import BLOCK_BEGIN, mark, named_parameters, with_block
 from registry_models.publishing import neutralised, parameters_frame, publish
 from registry_models.report.text import escape_markdown

@@ -8,7 +8,7 @@ import random
 
 from audits.outcomes import Coverage, Lane, Outcome, ResultRow
 from audits.report import AuditReport
-from audits.results import AuditIdentity
+from audits.result_format import AuditIdentity
 
 RERUN = "gradaudit audit models:/char-gpt/2 {options}"
 
