@@ -25,7 +25,8 @@ from audits.gradients.batched import vmap_holds
 from audits.gradients.certify import Certifier
 from audits.gradients.exact import check_exactly
 from audits.lanes import float64_lane
-from audits.lanes.evaluation import Point, Problem
+from audits.lanes.evaluation import Point
+from audits.lanes.problem import Problem
 from audits.outcomes import Outcome
 from audits.recipe import Recipe
 from audits.subject import open_subject

@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from audits.lanes.evaluation import BranchMismatchError, Point, quiet
-from audits.lanes.program import Program, Recording, Replaying
+from audits.lanes.evaluation import Point
+from audits.lanes.problem import quiet
+from audits.lanes.program import BranchMismatchError, Program, Recording, Replaying
 
 #: Displacements per forward: from 32 to 128 the time per element hardly changes.
 CHUNK = 64

@@ -14,7 +14,9 @@ from audits.gradients.romberg import FIRST_STEP
 from audits.gradients.rounding import mark_rounding_zeros, suspicious
 from audits.gradients.verdicts import Verdict, describe
 from audits.lanes.arithmetic import all_finite
-from audits.lanes.evaluation import BranchMismatchError, LaneError, Point, Problem
+from audits.lanes.evaluation import Point
+from audits.lanes.problem import LaneError, Problem
+from audits.lanes.program import BranchMismatchError
 from audits.outcomes import Lane, Outcome
 
 #: First and later joint rounds for tensors that the smaller step leaves unresolved. In float32 the first step that

@@ -16,8 +16,9 @@ from audits.gradients.rounding import mark_rounding_zeros, suspicious
 from audits.gradients.rows import parameter_row, skipped_row
 from audits.gradients.second_opinion import check_with_gradcheck
 from audits.gradients.verdicts import Verdict
-from audits.lanes.evaluation import Point, Problem
+from audits.lanes.evaluation import Point
 from audits.lanes.float64 import float64_lane
+from audits.lanes.problem import Problem
 from audits.outcomes import Lane, Outcome, ResultRow
 from audits.subject import LivePhase, Subject
 

@@ -10,8 +10,8 @@ from torch import nn
 from torch.autograd import forward_ad
 
 from audits.gradients.probe import Prober
-from audits.lanes.evaluation import BranchMismatchError, Problem, Tensors, quiet
-from audits.lanes.program import Free
+from audits.lanes.problem import Problem, Tensors, quiet
+from audits.lanes.program import BranchMismatchError, Free
 
 #: jvp and vjp of one graph agree to rounding; a wrong formula differs by far more.
 JVP_TOLERANCE = 1e-6

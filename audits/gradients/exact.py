@@ -12,7 +12,8 @@ from audits.gradients.probe import DOT_ROUNDING, SMALLEST_RMS, Prober
 from audits.gradients.romberg import FIRST_STEP, SHRINK, Estimate, noise_part, romberg, romberg_at
 from audits.gradients.verdicts import Verdict
 from audits.lanes.arithmetic import norm
-from audits.lanes.evaluation import BranchMismatchError, Point
+from audits.lanes.evaluation import Point
+from audits.lanes.program import BranchMismatchError
 from audits.outcomes import Outcome
 
 #: Steps tried per element while the bound is too wide for the tensor, largest last.

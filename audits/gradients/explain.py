@@ -13,7 +13,8 @@ from audits.gradients.probe import Prober
 from audits.gradients.romberg import FIRST_STEP
 from audits.gradients.verdicts import Verdict, describe
 from audits.lanes.arithmetic import dot, norm
-from audits.lanes.evaluation import Point, Problem, quiet
+from audits.lanes.evaluation import Point
+from audits.lanes.problem import Problem, quiet
 from audits.lanes.program import Free
 from audits.lanes.stops import StopGradients, StopSite
 from audits.lanes.watching import ModuleStack

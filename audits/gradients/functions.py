@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from audits.gradients.certify import Certifier
-from audits.lanes.evaluation import BranchMismatchError, LaneError, Problem, quiet
-from audits.lanes.program import Free
+from audits.lanes.problem import LaneError, Problem, quiet
+from audits.lanes.program import BranchMismatchError, Free
 from audits.lanes.tape import Tape
 from audits.lanes.watching import FunctionDepth, ModuleStack
 from audits.outcomes import Outcome

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from audits.lanes.evaluation import Problem, quiet
+from audits.lanes.problem import Problem, quiet
 from audits.lanes.program import Free
 
 

@@ -9,7 +9,7 @@ from audits.gradients.concentration import find_concentration
 from audits.gradients.probe import Probe, Prober
 from audits.gradients.romberg import NOISE_WEIGHT, SHRINK
 from audits.gradients.verdicts import Verdict
-from audits.lanes.evaluation import BranchMismatchError
+from audits.lanes.program import BranchMismatchError
 from audits.outcomes import Outcome
 
 #: Confirmations by independent directions before a tensor fails, and how many directions may be tried for them.

@@ -12,9 +12,10 @@ from audits.gradients.claims import NATIVE_DTYPE
 from audits.gradients.native_calls import NativeCall, collect_calls, is_low_float, tensors_of
 from audits.lanes.arithmetic import norm
 from audits.lanes.emulation import Emulating, is_emulated
-from audits.lanes.evaluation import Point, as_real, differentiate, quiet
+from audits.lanes.evaluation import Point
 from audits.lanes.float64 import float64_lane
 from audits.lanes.lifting import lift_tensor
+from audits.lanes.problem import as_real, differentiate, quiet
 from audits.outcomes import Lane, Outcome, ResultRow, finite
 from audits.structures import map_tensors
 from audits.subject import LivePhase, Subject

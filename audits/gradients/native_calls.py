@@ -10,8 +10,8 @@ import torch
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from audits.lanes.evaluation import quiet
 from audits.lanes.lifting import LIFTED_DTYPE, lift_call, traits
+from audits.lanes.problem import quiet
 from audits.lanes.tape import draws
 from audits.lanes.watching import FunctionDepth, ModuleStack
 from audits.structures import map_tensors, tensors_in

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from audits.lanes.evaluation import BranchMismatchError
+from audits.lanes.program import BranchMismatchError
 
 #: First step, relative to a direction whose elements have the size of the tensors' own.
 FIRST_STEP = 3e-3

@@ -8,7 +8,7 @@ import torch
 from torch.autograd.gradcheck import GradcheckError
 
 from audits.gradients.verdicts import Verdict
-from audits.lanes.evaluation import Problem, quiet
+from audits.lanes.problem import Problem, quiet
 from audits.lanes.program import Free
 from audits.outcomes import Outcome
 

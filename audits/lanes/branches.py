@@ -80,7 +80,9 @@ def rule_for(func: Any) -> Rule | None:
 def _load() -> None:
     from audits.lanes import (  # noqa: F401 - each registers its rules
         rules_backward,
+        rules_distances,
         rules_elementwise,
+        rules_grid,
         rules_losses,
         rules_reductions,
     )

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from audits.lanes.evaluation import LaneError, Problem, quiet
 from audits.lanes.lifting import LIFTED_DTYPE, lift_tensor
+from audits.lanes.problem import LaneError, Problem, quiet
 from audits.lanes.program import TapeOnly
 from audits.lanes.tape import Tape
 from audits.outcomes import Lane

@@ -15,7 +15,8 @@ from torch import nn
 from audits.gradients.noise import ESTIMATE_CAUTION, VALUES, difference_noise, measure_noise
 from audits.gradients.probe import MISS_FACTOR, Prober, limit_factor
 from audits.gradients.romberg import romberg, romberg_at
-from audits.lanes.evaluation import Point, Problem
+from audits.lanes.evaluation import Point
+from audits.lanes.problem import Problem
 from tests.audits.gradients.cases import audit
 
 

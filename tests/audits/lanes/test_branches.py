@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from audits.gradients.probe import Prober
 from audits.lanes.branches import all_rules
-from audits.lanes.evaluation import Point, Problem
+from audits.lanes.evaluation import Point
+from audits.lanes.problem import Problem
 
 #: Every kink of the activations below, hit exactly, and equal values for the order statistics.
 TIES = torch.tensor(

@@ -1,0 +1,98 @@
+"""What is evaluated: a scalar function of named tensors, and the conditions it is evaluated under."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from audits.lanes.tape import Tape
+from audits.outcomes import Lane
+
+Tensors = Mapping[str, torch.Tensor]
+
+#: Unit roundoff of the lanes' dtypes: half an ulp of 1.
+UNIT_ROUNDOFF = {Lane.FLOAT64: 2.0**-53, Lane.FLOAT32: 2.0**-24}
+
+
+class LaneError(Exception):
+    """The loss cannot be evaluated in this lane; the text says why."""
+
+
+@dataclass
+class Problem:
+    """A scalar function of named leaf tensors.
+
+    Attributes:
+        tensors: the leaf tensors, changed in place while probing.
+        loss: evaluates the function at their present values.
+        before: puts back whatever an evaluation changes by itself, and seeds.
+        tape: the noise to play back.
+        lane: the arithmetic it runs in.
+        at_point: called before the first evaluation at a new theta.
+        dtypes: the tensors' dtypes before the lane lifted them.
+        asked: names of batch tensors whose gradient the recipe's batch asks for (``requires_grad``).
+        model: the module the tensors are parameters of, where they are.
+    """
+
+    tensors: Tensors
+    loss: Callable[[], torch.Tensor]
+    before: Callable[[], None]
+    tape: Tape = field(default_factory=Tape)
+    lane: Lane = Lane.FLOAT64
+    at_point: Callable[[], None] | None = None
+    dtypes: Mapping[str, str] = field(default_factory=dict)
+    asked: frozenset[str] = frozenset()
+    model: nn.Module | None = None
+
+    @property
+    def roundoff(self) -> float:
+        """Unit roundoff u of the lane."""
+        return UNIT_ROUNDOFF[self.lane]
+
+    @property
+    def lifts(self) -> bool:
+        """Whether low-precision values inside the forward are lifted."""
+        return self.lane is Lane.FLOAT64
+
+
+def as_real(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a real view: real and imaginary parts of a complex tensor are elements of their own."""
+    dense = tensor.to_dense() if tensor.layout is not torch.strided else tensor
+    return torch.view_as_real(dense.resolve_conj()) if dense.is_complex() else dense
+
+
+def differentiate(loss: torch.Tensor, tensors: Tensors) -> dict[str, torch.Tensor | None]:
+    """Return autograd's gradients by a plain backward; gradients of all other leaves are dropped."""
+    if any(getattr(t, "_post_accumulate_grad_hooks", None) for t in tensors.values()):
+        # An optimizer that steps inside the backward would take the gradients away.
+        found = torch.autograd.grad(loss, list(tensors.values()), allow_unused=True)
+        return dict(zip(tensors, found, strict=True))
+    for tensor in tensors.values():
+        tensor.grad = None
+    if not loss.requires_grad:
+        return dict.fromkeys(tensors, None)
+    loss.backward()
+    gradients = {name: tensor.grad for name, tensor in tensors.items()}
+    for tensor in tensors.values():
+        tensor.grad = None
+    return gradients
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Evaluate with gradients on, autocast off, compiled parts eager, warnings held back."""
+    with warnings.catch_warnings(), torch.enable_grad(), _eager():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _eager() -> contextlib.AbstractContextManager[Any]:
+    """Run compiled parts eagerly; where dynamo was never imported there are none, and importing it takes seconds."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else contextlib.nullcontext()
