@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test check bench format wheel clean help
+.PHONY: demo test check bench chaos format wheel clean help
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -34,7 +34,10 @@ format: $(READY) ## let ruff format and fix
 	$(BIN)/ruff check --fix .
 
 bench: $(READY) ## run the benchmarks; they print ratios and touch nothing
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	@for script in $(filter-out benchmarks/chaos.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+chaos: $(READY) ## kill whatever runs while versions are audited, for two hours; then count what was lost
+	$(BIN)/python benchmarks/chaos.py
 
 wheel: $(READY) ## build the wheel, install it into an empty environment, run it from outside the checkout
 	@bash .ci/wheel
