@@ -105,14 +105,11 @@ class Silence:
         if time.monotonic() - self._looked < self.EVERY:
             return set()
         self._looked = time.monotonic()
-        before = self._offline
-        try:
-            workers = [
-                worker for pool in QUEUES for worker in _post(f"{self._api}/work_pools/{pool}/workers/filter", {})
-            ]
-        except (OSError, ValueError):  # the server is away, which is another matter
-            self._offline = set()
-            return set()
+        before, workers = self._offline, []
+        for pool in QUEUES:
+            # one pool that somebody deleted must not hide the others; a server that is away is another matter
+            with contextlib.suppress(OSError, ValueError):
+                workers += _post(f"{self._api}/work_pools/{pool}/workers/filter", {})
         self._offline = {worker["name"] for worker in workers if worker["status"] == "OFFLINE"}
         silent = before & self._offline
         self._offline -= silent  # a fresh one gets its time
