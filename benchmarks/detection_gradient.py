@@ -13,17 +13,22 @@ from __future__ import annotations
 import argparse
 import random
 import statistics
+import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
-from models.correct import FAMILIES, Family, train
 
 from audits.gradients import check_gradients
 from audits.outcomes import Outcome, ResultRow
 from audits.recipe import Recipe
 from audits.settings import AuditSettings
 from audits.subject import open_subject
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.models.correct import FAMILIES, Family, train
 
 CHECK = "gradient.finite-difference"
 

@@ -9,17 +9,22 @@ residual over bound of a passing row. The target is no false alarm in 1,000 runs
 from __future__ import annotations
 
 import argparse
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
-from models.correct import FAMILIES, Family, train
 
 from audits.gradients import check_gradients
 from audits.outcomes import Outcome
 from audits.recipe import Recipe
 from audits.settings import AuditSettings
 from audits.subject import open_subject
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.models.correct import FAMILIES, Family, train
 
 
 def run(make: Family, seed: int, trained: bool, method: str) -> tuple[list[Any], float]:

@@ -3,8 +3,8 @@
     python benchmarks/gradient_check.py [--gpt2] [--slow]
 
 Rivals: `torch.autograd.gradcheck` in its fast mode and in its slow one, and the tutorial's loop over every element
-(both loops measured on a part of the elements and scaled up where ``*``). Times are medians of three, one for a rival that takes minutes; ratios come from
-one run; forward-equivalents count a forward plus backward as 3.
+(both loops measured on a part of the elements and scaled up where ``*``). Times are medians of three, of one for a
+rival that takes minutes; ratios come from one run; forward-equivalents count a forward plus backward as 3.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ from audits.lanes.evaluation import Point
 from audits.lanes.problem import quiet
 from audits.lanes.program import BranchMismatchError, Program, Recording, Replaying
 
-#: Displacements per forward: from 32 to 128 the time per element hardly changes.
-CHUNK = 64
+#: Displacements per forward, or as many as a tensor has elements: beyond 128 the time per element hardly changes.
+CHUNK = 128
 
 #: Elements of each tensor that are evaluated both ways before vmap is trusted with the rest, at least in part.
 VALIDATED = 8
@@ -22,6 +22,9 @@ AGREEMENT = 64.0
 
 class BatchedElements:
     """``f(theta + step e_i)`` for many elements i of one tensor at once.
+
+    Attributes:
+        base: f(theta), by the same arithmetic.
 
     Raises:
         RuntimeError: vmap refuses the model (old-style Functions, BatchNorm in train mode, LSTM, ``.item()``), or gives
@@ -36,29 +39,37 @@ class BatchedElements:
             raise RuntimeError("vmap takes real dense parameters only")
         self._point, self._name, self._model = point, name, model
         self._theta = theta
+        self._flat = theta.reshape(-1)
         point.settle()
         self._program: Program | None = None
-        base = self._run(self._copies())
+        self._size = min(CHUNK, theta.numel())
+        self._copies = theta.expand(self._size, *theta.shape).clone()
+        base = self._run()
         if not np.allclose(base, point.value, rtol=AGREEMENT * point.problem.roundoff, atol=0.0):
             raise RuntimeError("vmap gives another loss at theta")
+        self.base = float(base[0])
         self._validate()
 
-    def values(self, indices: list[int], step: float) -> np.ndarray:
-        """Return the losses, one per element; at most `CHUNK` of them."""
-        copies = self._copies()
+    def values(self, indices: list[int], steps: np.ndarray) -> np.ndarray:
+        """Return the losses, one per element and its step."""
+        parts = [slice(start, start + self._size) for start in range(0, len(indices), self._size)]
+        return np.concatenate([self._values(indices[part], steps[part]) for part in parts])
+
+    def _values(self, indices: list[int], steps: np.ndarray) -> np.ndarray:
+        copies = self._copies.view(self._size, -1)
         rows = torch.arange(len(indices), device=copies.device)
         columns = torch.as_tensor(indices, device=copies.device)
-        copies.view(CHUNK, -1)[rows, columns] += step
-        return self._run(copies)[: len(indices)]
+        copies[rows, columns] += torch.as_tensor(steps, dtype=copies.dtype, device=copies.device)
+        try:
+            return self._run()[: len(indices)]
+        finally:
+            copies[rows, columns] = self._flat[columns]
 
     def moved(self, indices: list[int], step: float) -> np.ndarray:
         """Return by how much each element moves: ``step`` as far as theta's precision holds it."""
         return moved(self._theta, indices, step)
 
-    def _copies(self) -> torch.Tensor:
-        return self._theta.expand(CHUNK, *self._theta.shape).clone()
-
-    def _run(self, copies: torch.Tensor) -> np.ndarray:
+    def _run(self) -> np.ndarray:
         problem = self._point.problem
         problem.before()
 
@@ -70,23 +81,23 @@ class BatchedElements:
             if self._program is None:
                 program = Program()
                 with Recording(program, problem.tape.cursor(), lift=problem.lifts):
-                    out = torch.func.vmap(one, randomness="same")(copies)
+                    out = torch.func.vmap(one, randomness="same")(self._copies)
                 self._program = program
             elif self._program.idle:
-                out = torch.func.vmap(one, randomness="same")(copies)
+                out = torch.func.vmap(one, randomness="same")(self._copies)
             else:
                 mode = Replaying(self._program, problem.tape.cursor())
                 with mode:
-                    out = torch.func.vmap(one, randomness="same")(copies)
+                    out = torch.func.vmap(one, randomness="same")(self._copies)
                 mode.finish()
-        self._point.evaluations += CHUNK
+        self._point.evaluations += self._size
         return np.asarray(out.detach().double().cpu().numpy())
 
     def _validate(self) -> None:
         count = self._theta.numel()
         chosen = sorted({round(i * (count - 1) / max(VALIDATED - 1, 1)) for i in range(min(VALIDATED, count))})
         rms = max(float(torch.linalg.vector_norm(self._theta)) / count**0.5, 1e-2)
-        batched = self.values(chosen, rms / 100)
+        batched = self.values(chosen, np.full(len(chosen), rms / 100))
         plain = [self._point.along_element(self._name, i, rms / 100) for i in chosen]
         self._point.settle()
         tolerance = AGREEMENT * self._point.problem.roundoff * max(abs(v) for v in plain)
@@ -99,10 +110,12 @@ class PlainElements:
 
     def __init__(self, point: Point, name: str) -> None:
         self._point, self._name = point, name
+        self.base = point.value
 
-    def values(self, indices: list[int], step: float) -> np.ndarray:
-        """Return the losses, one per element."""
-        return np.array([self._point.along_element(self._name, index, step) for index in indices])
+    def values(self, indices: list[int], steps: np.ndarray) -> np.ndarray:
+        """Return the losses, one per element and its step."""
+        moves = zip(indices, steps.tolist(), strict=True)
+        return np.array([self._point.along_element(self._name, index, step) for index, step in moves])
 
     def moved(self, indices: list[int], step: float) -> np.ndarray:
         """Return by how much each element moves."""

@@ -10,6 +10,9 @@ import numpy as np
 from audits.gradients.batched import BatchedElements, PlainElements
 from audits.gradients.romberg import FIRST_STEP, Estimate, noise_part
 
+#: Elements in a sample.
+SAMPLE = 64
+
 #: The largest truncation among a sample of 64 elements, times this, is taken for every element of the tensor: with 64
 #: independent draws another one exceeds their maximum with probability 1/65, and four times it hardly ever.
 SAMPLE_CAUTION = 4.0
@@ -56,11 +59,9 @@ class Differences:
     def sample(self, indices: list[int], wanted: float) -> None:
         """Choose the cheapest difference whose bound is ``wanted`` at most, by the truncation of these elements."""
         half = self._step / 2
-        whole, above, below = (
-            self._central(indices, self._step),
-            *(self._elements.values(indices, s) for s in (half, -half)),
-        )
-        base = float(self._elements.values(indices[:1], 0.0)[0])
+        whole = self._central(indices, self._step)
+        above, below = self._both_ways(indices, half)
+        base = self._elements.base
         central = (above - below) / self._step
         truncation = SAMPLE_CAUTION * float(np.abs((4 * central - whole) / 3 - central).max())
         curvature = SAMPLE_CAUTION * float(np.abs(above - 2 * base + below).max() + 6 * 2 * self._sigma) / half**2
@@ -72,11 +73,18 @@ class Differences:
         elif truncation + self._noise <= wanted:
             self._estimates = lambda indices: self._shared(indices, half, truncation)
 
+    def _both_ways(self, indices: list[int], step: float) -> tuple[Values, Values]:
+        steps = np.repeat([step, -step], len(indices))
+        above, below = np.split(self._elements.values(indices * 2, steps), 2)
+        return above, below
+
     def _central(self, indices: list[int], step: float) -> Values:
-        return np.asarray((self._elements.values(indices, step) - self._elements.values(indices, -step)) / (2 * step))
+        above, below = self._both_ways(indices, step)
+        return np.asarray((above - below) / (2 * step))
 
     def _forward(self, indices: list[int], step: float, base: float, bound: float) -> tuple[Values, Values]:
-        values = (self._elements.values(indices, step) - base) / self._elements.moved(indices, step)
+        steps = np.full(len(indices), step)
+        values = (self._elements.values(indices, steps) - base) / self._elements.moved(indices, step)
         return values, np.full(len(indices), bound)
 
     def _shared(self, indices: list[int], step: float, truncation: float) -> tuple[Values, Values]:

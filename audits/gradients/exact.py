@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from audits.gradients.batched import CHUNK, PlainElements, batched_elements
-from audits.gradients.differences import Differences
+from audits.gradients.differences import SAMPLE, Differences
 from audits.gradients.localise import ROUNDING_ERROR
 from audits.gradients.probe import DOT_ROUNDING, SMALLEST_RMS, Prober
 from audits.gradients.romberg import FIRST_STEP, SHRINK, Estimate, noise_part, romberg, romberg_at
@@ -22,8 +22,8 @@ STEPS = (FIRST_STEP, 6e-2, 0.5)
 #: Below so many elements of a tensor the loop is as quick as setting up vmap.
 SMALLEST_BATCH = 32
 
-#: More chunks than this repay a sample, which takes five values an element.
-SAMPLED_FROM = 2
+#: Tensors of more elements repay a sample, which takes four values of each of its own.
+SAMPLED_FROM = 2 * SAMPLE
 
 
 def richardson(function: Callable[[float], float], step: float, sigma: float) -> Estimate:
@@ -130,13 +130,13 @@ def _quickly(
     wanted = detection_limit * slope / math.sqrt(count) if slope > 0 else math.inf
     chunks = [list(range(start, min(start + CHUNK, count))) for start in range(0, count, CHUNK)]
     # a zero gradient has no size to hold a shared truncation against: each of its elements gets its own
-    sampled = slope > 0 and len(chunks) > SAMPLED_FROM
+    sampled = slope > 0 and count > SAMPLED_FROM
     if batch is None and not sampled:
         return None
     differences = Differences(batch or PlainElements(point, name), FIRST_STEP * rms, sigma)
     try:
         if sampled:
-            differences.sample(sorted({round(i * (count - 1) / (CHUNK - 1)) for i in range(CHUNK)}), wanted)
+            differences.sample(sorted({round(i * (count - 1) / (SAMPLE - 1)) for i in range(SAMPLE)}), wanted)
         found = [differences.of(indices) for indices in chunks]
     except BranchMismatchError:
         return None

@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from audits.gradients import exact
-from audits.gradients.batched import CHUNK, PlainElements
-from audits.gradients.differences import Differences
+from audits.gradients.batched import PlainElements
+from audits.gradients.differences import SAMPLE, Differences
 from audits.outcomes import Outcome
 from tests.audits.gradients.cases import audit, classes, failing, outcomes
 
 STEP = 3e-3
-SIZE = 4 * CHUNK
+SIZE = 4 * SAMPLE
 
 
 class Waves:
@@ -34,7 +34,11 @@ class Waves:
     def derivatives(self) -> np.ndarray:
         return np.asarray(self.a * self.k * np.cos(self.k * self.theta))
 
-    def values(self, indices: list[int], step: float) -> np.ndarray:
+    @property
+    def base(self) -> float:
+        return float(1.0 + self.chance.normal(scale=self.sigma))
+
+    def values(self, indices: list[int], step: np.ndarray) -> np.ndarray:
         self.evaluated += len(indices)
         theta, k = self.theta[indices], self.k[indices]
         # sin(x + d) - sin(x) without cancellation, so that all noise is ours
@@ -50,7 +54,7 @@ class Waves:
 def test_the_cheapest_difference_whose_bound_is_wanted(wanted: float, values: int, seed: int) -> None:
     waves = Waves(1.0, 1e-12, seed)
     differences = Differences(cast("PlainElements", waves), STEP, waves.sigma)
-    differences.sample(list(range(0, SIZE, SIZE // CHUNK)), wanted)
+    differences.sample(list(range(0, SIZE, SIZE // SAMPLE)), wanted)
     waves.evaluated = 0
     estimates = differences.of(list(range(SIZE)))
     assert waves.evaluated == values * SIZE
@@ -65,7 +69,7 @@ def test_noise_alone_stays_within_the_bound() -> None:
     """A loss at an offset of 1e9: nearly all of the error is noise, which no step makes small."""
     waves = Waves(1.0, 1e-7, 0)
     differences = Differences(cast("PlainElements", waves), STEP, waves.sigma)
-    differences.sample(list(range(0, SIZE, SIZE // CHUNK)), 1e-2)
+    differences.sample(list(range(0, SIZE, SIZE // SAMPLE)), 1e-2)
     for estimate, true in zip(differences.of(list(range(SIZE))), waves.derivatives, strict=True):
         assert abs(estimate.value - true) <= estimate.bound
 

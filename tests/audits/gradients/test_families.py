@@ -14,7 +14,8 @@ from audits.outcomes import Lane, Outcome
 from audits.recipe import Recipe
 from audits.settings import AuditSettings
 from audits.subject import open_subject
-from benchmarks.false_alarms_gradient import FAMILIES, run
+from benchmarks.false_alarms_gradient import run
+from benchmarks.models.correct import FAMILIES
 from tests.audits.gradients.cases import Activation, ScaledSwish, audit, classes, failing, net, outcomes
 
 #: A loss of 1e9 has an ulp of 1.2e-7: nothing below 1e-3 relative can be resolved, and the rows say so.
