@@ -44,10 +44,10 @@ def prefect_server() -> Iterator[str]:
     if configured:
         yield configured
         return
-    port = _free_port()
-    url = f"http://127.0.0.1:{port}/api"
     parent = os.getpid()
-    with tempfile.TemporaryFile() as log:
+    # the socket is ours from now on: a number alone would be anyone's for the seconds that the server takes to start
+    with tempfile.TemporaryFile() as log, socket.create_server(("127.0.0.1", 0)) as listening:
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}/api"
         server = subprocess.Popen(
             [
                 sys.executable,
@@ -55,10 +55,8 @@ def prefect_server() -> Iterator[str]:
                 "uvicorn",
                 "--factory",
                 "flows.service.prefect_server:create_app",
-                "--host",
-                "127.0.0.1",
-                "--port",
-                str(port),
+                "--fd",
+                str(listening.fileno()),
                 "--log-level",
                 "error",
                 "--lifespan",
@@ -67,10 +65,12 @@ def prefect_server() -> Iterator[str]:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
+            pass_fds=[listening.fileno()],
             start_new_session=True,
             env={**os.environ, **_LEAN},
             preexec_fn=lambda: die_with_parent(parent),
         )
+        listening.close()  # the server's alone: once it is dead, who calls is refused and does not hang
         try:
             _wait_until_it_answers(server, url, log)
             os.environ["PREFECT_API_URL"] = url
@@ -101,9 +101,3 @@ def _wait_until_it_answers(server: subprocess.Popen[bytes], url: str, log: IO[by
         f"Prefect's embedded server did not start within {STARTUP_SECONDS:.0f} s: "
         f"{words[-1] if words else 'it said nothing'}"
     )
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

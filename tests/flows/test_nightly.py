@@ -55,7 +55,8 @@ def test_a_killed_sweep_is_finished_by_the_next_and_the_third_has_nothing_to_do(
         register_linear(name)
     sweep = start(["nightly"], tmp_path, client)
     deadline = time.monotonic() + 120
-    while not committed(tmp_path) and time.monotonic() < deadline and sweep.poll() is None:
+    while not committed(tmp_path) and time.monotonic() < deadline:
+        assert sweep.poll() is None, sweep.communicate()
         time.sleep(0.05)
     time.sleep(0.7)  # somewhere inside the second version's audit
     os.kill(sweep.pid, signal.SIGKILL)
