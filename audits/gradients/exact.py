@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from audits.gradients.batched import CHUNK, PlainElements, batched_elements
 from audits.gradients.differences import SAMPLE, Differences
-from audits.gradients.localise import ROUNDING_ERROR
+from audits.gradients.localise import ROUNDING_ERROR, ROUNDING_LIMIT
 from audits.gradients.probe import DOT_ROUNDING, SMALLEST_RMS, Prober
 from audits.gradients.romberg import FIRST_STEP, SHRINK, Estimate, noise_part, romberg, romberg_at
 from audits.gradients.verdicts import Verdict
@@ -26,6 +26,10 @@ SMALLEST_BATCH = 32
 SAMPLED_FROM = 2 * SAMPLE
 
 
+#: An error of so many times the bound exceeds it however the difference itself is off: ``|e| - B > B``.
+CERTAIN = 2.0
+
+
 def richardson(function: Callable[[float], float], step: float, sigma: float) -> Estimate:
     """Return ``R1 = (4 D(h/2) - D(h)) / 3`` with the bound ``|R1 - D(h/2)|`` plus the noise part: 4 evaluations."""
     first = (function(step) - function(-step)) / (2 * step)
@@ -39,12 +43,13 @@ def check_exactly(point: Point, names: Sequence[str], *, detection_limit: float)
     """Compare every element of every tensor.
 
     Per element ``r = |D - g_i|`` against its own bound; an exceedance by the four-point formula is judged again by the
-    six-point one, and confirmed at h/8 and h/64.
+    six-point one, and confirmed at h/8 and h/64. The stated limit is ``2 ||B|| / ||g||``: an error of that norm is
+    ``2 B_i`` at some element, and exceeds there.
 
     Args:
         point: the problem at theta.
         names: tensors to check.
-        detection_limit: largest ``||B|| / ||g||`` of a tensor that may pass.
+        detection_limit: largest limit of a tensor that may pass.
 
     Returns:
         A verdict per tensor with the numbers of its worst element; a tensor whose gradient is zero here is ``pass``
@@ -82,7 +87,8 @@ def _check_tensor(point: Point, name: str, detection_limit: float, sigma: float)
             worst = (score, analytic, judged, index)
     _, analytic, estimate, index = worst
     assert estimate is not None
-    limit = max(math.sqrt(squared_bound) / slope, ROUNDING_ERROR) if slope > 0 else None
+    smallest = CERTAIN * math.sqrt(squared_bound)
+    limit = max(smallest / slope, ROUNDING_LIMIT) if slope > 0 else None
     count = theta.numel()
     cause: str | None = None
     if found["wrong"]:
@@ -106,9 +112,14 @@ def _check_tensor(point: Point, name: str, detection_limit: float, sigma: float)
         message = f"all {count} elements of the gradient of {name!r} are the derivative of the loss"
     return Verdict(
         outcome=outcome, measured=analytic, expected=estimate.value, error=abs(estimate.value - analytic),
-        threshold=estimate.bound, limit=limit, absolute_limit=math.sqrt(squared_bound / count), cause=cause,
+        threshold=estimate.bound, limit=limit, absolute_limit=smallest / math.sqrt(count), cause=cause,
         message=message,
     )  # fmt: skip
+
+
+def _wanted(detection_limit: float, slope: float, count: int) -> float:
+    """Return the bound of an element with which the tensor's stated limit stays below ``detection_limit``."""
+    return detection_limit * slope / (CERTAIN * math.sqrt(count))
 
 
 def _slack(point: Point, analytic: float) -> float:
@@ -127,7 +138,7 @@ def _quickly(
     """
     count = point.theta(name).numel()
     batch = batched_elements(point, name) if count >= SMALLEST_BATCH else None
-    wanted = detection_limit * slope / math.sqrt(count) if slope > 0 else math.inf
+    wanted = _wanted(detection_limit, slope, count) if slope > 0 else math.inf
     chunks = [list(range(start, min(start + CHUNK, count))) for start in range(0, count, CHUNK)]
     # a zero gradient has no size to hold a shared truncation against: each of its elements gets its own
     sampled = slope > 0 and count > SAMPLED_FROM
@@ -158,7 +169,7 @@ def _judge(
     def exceeds(estimate: Estimate) -> bool:
         return not abs(estimate.value - analytic) <= estimate.bound
 
-    wanted = detection_limit * slope / math.sqrt(max(point.theta(name).numel(), 1))
+    wanted = _wanted(detection_limit, slope, max(point.theta(name).numel(), 1))
     best: Estimate | None = None
     for step in STEPS:
         estimate = per_unit(richardson(function, step, sigma))
