@@ -1,4 +1,4 @@
-"""What every test shares: no variable of the user's reaches a test, and random generators start the same."""
+"""What every test shares: no variable of the user's or of another test, and random generators that start the same."""
 
 from __future__ import annotations
 
@@ -14,7 +14,12 @@ from flows.settings import quiet_defaults
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
-for _name in [name for name in os.environ if name.startswith(("GRADAUDIT_", "MLFLOW_", "PREFECT_"))]:
+
+def _settings() -> dict[str, str]:
+    return {k: v for k, v in os.environ.items() if k.startswith(("GRADAUDIT_", "MLFLOW_", "PREFECT_"))}
+
+
+for _name in _settings():
     del os.environ[_name]
 quiet_defaults()
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -26,6 +31,16 @@ def _seeded() -> None:
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _own_settings() -> Iterator[None]:
+    """What a test sets in the environment, or what code under test sets there for its children, ends with the test."""
+    before = _settings()
+    yield
+    for name in _settings().keys() - before.keys():
+        del os.environ[name]
+    os.environ.update(before)
 
 
 @pytest.fixture(scope="session")

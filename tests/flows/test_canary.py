@@ -62,15 +62,15 @@ def sick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 @pytest.fixture
-def prefect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def prefect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
-    with prefect_server() as url:
-        yield url
+    with prefect_server():
+        yield
 
 
 @pytest.mark.end_to_end
 def test_a_sick_environment_stops_the_sweep_and_marks_nothing(
-    client: MlflowClient, tmp_path: Path, sick: pytest.MonkeyPatch, prefect: str
+    client: MlflowClient, tmp_path: Path, sick: pytest.MonkeyPatch, prefect: None
 ) -> None:
     from flows.nightly import nightly_audit
 
@@ -94,7 +94,6 @@ def test_a_sick_environment_stops_the_sweep_and_marks_nothing(
     assert not list((tmp_path / "state").glob("canary-*")), "a fault leaves no proof"
 
     sick.undo()
-    sick.setenv("PREFECT_API_URL", prefect)
     settings = GradauditSettings.load(state=str(tmp_path / "state"))
     prove_environment(settings)
     (stamp,) = (tmp_path / "state").glob("canary-*.json")
