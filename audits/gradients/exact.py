@@ -25,7 +25,6 @@ SMALLEST_BATCH = 32
 #: Tensors of more elements repay a sample, which takes four values of each of its own.
 SAMPLED_FROM = 2 * SAMPLE
 
-
 #: An error of so many times the bound exceeds it however the difference itself is off: ``|e| - B > B``.
 CERTAIN = 2.0
 
@@ -43,8 +42,9 @@ def check_exactly(point: Point, names: Sequence[str], *, detection_limit: float)
     """Compare every element of every tensor.
 
     Per element ``r = |D - g_i|`` against its own bound; an exceedance by the four-point formula is judged again by the
-    six-point one, and confirmed at h/8 and h/64. The stated limit is ``2 ||B|| / ||g||``: an error of that norm is
-    ``2 B_i`` at some element, and exceeds there.
+    six-point one, and confirmed at h/8 and h/64. The stated limit is ``2 ||C|| / ||g||``, ``C_i`` the larger of
+    the bound and the confirmation's noise part: an error of that norm is ``2 C_i`` at some element, and exceeds there
+    and at h/8.
 
     Args:
         point: the problem at theta.
@@ -64,32 +64,33 @@ def _check_tensor(point: Point, name: str, detection_limit: float, sigma: float)
     gradient, theta = (None if name in point.rounded else point.gradients[name]), point.theta(name)
     flat = None if gradient is None else gradient.reshape(-1).tolist()
     rms = max(norm(theta) / math.sqrt(theta.numel()), SMALLEST_RMS)
-    slope = norm(gradient)
+    slope, count = norm(gradient), theta.numel()
+    # what an element must resolve for the stated limit to be the detection limit
+    wanted = detection_limit * slope / (CERTAIN * math.sqrt(count)) if slope > 0 else math.inf
     worst: tuple[float, float, Estimate | None, int] = (-1.0, 0.0, None, 0)
-    squared_bound = 0.0
+    squared = 0.0
     found: dict[str, list[int]] = {"wrong": [], "unconfirmed": [], "rounding": [], "": []}
-    quick = _quickly(point, name, rms, sigma, slope, detection_limit)
-    for index in range(theta.numel()):
+    quick = _quickly(point, name, rms, sigma, slope, wanted)
+    for index in range(count):
         analytic = 0.0 if flat is None else flat[index]
         try:
             ready = quick[index] if quick else None
             if ready is not None and abs(ready.value - analytic) <= ready.bound + _slack(point, analytic):
                 judged, state = ready, ""
             else:
-                judged, state = _judge(point, name, index, analytic, rms, sigma, slope, detection_limit)
+                judged, state = _judge(point, name, index, analytic, rms, sigma, slope, wanted)
         except BranchMismatchError as error:
             why = f"Python branches on a value near theta: {error}"
             return Verdict(outcome=Outcome.INCONCLUSIVE, cause=why, message=f"cannot judge {name!r}: {why}")
-        squared_bound += judged.bound**2
+        squared += _confirmed(judged, sigma, rms) ** 2
         found[state].append(index)
         score = abs(judged.value - analytic) / judged.bound if judged.bound else 0.0
         if score > worst[0]:
             worst = (score, analytic, judged, index)
     _, analytic, estimate, index = worst
     assert estimate is not None
-    smallest = CERTAIN * math.sqrt(squared_bound)
+    smallest = CERTAIN * math.sqrt(squared)
     limit = max(smallest / slope, ROUNDING_LIMIT) if slope > 0 else None
-    count = theta.numel()
     cause: str | None = None
     if found["wrong"]:
         outcome, cause = Outcome.FAIL, "wrong gradient"
@@ -117,9 +118,9 @@ def _check_tensor(point: Point, name: str, detection_limit: float, sigma: float)
     )  # fmt: skip
 
 
-def _wanted(detection_limit: float, slope: float, count: int) -> float:
-    """Return the bound of an element with which the tensor's stated limit stays below ``detection_limit``."""
-    return detection_limit * slope / (CERTAIN * math.sqrt(count))
+def _confirmed(estimate: Estimate, sigma: float, rms: float) -> float:
+    """Return what an error must exceed, here and by the confirmation's noise part at h/8."""
+    return max(estimate.bound, noise_part(sigma, estimate.step / SHRINK) / rms)
 
 
 def _slack(point: Point, analytic: float) -> float:
@@ -127,7 +128,7 @@ def _slack(point: Point, analytic: float) -> float:
 
 
 def _quickly(
-    point: Point, name: str, rms: float, sigma: float, slope: float, detection_limit: float
+    point: Point, name: str, rms: float, sigma: float, slope: float, wanted: float
 ) -> list[Estimate | None] | None:
     """Return estimates of all elements; None in place of those whose bound is too wide.
 
@@ -138,7 +139,6 @@ def _quickly(
     """
     count = point.theta(name).numel()
     batch = batched_elements(point, name) if count >= SMALLEST_BATCH else None
-    wanted = _wanted(detection_limit, slope, count) if slope > 0 else math.inf
     chunks = [list(range(start, min(start + CHUNK, count))) for start in range(0, count, CHUNK)]
     # a zero gradient has no size to hold a shared truncation against: each of its elements gets its own
     sampled = slope > 0 and count > SAMPLED_FROM
@@ -151,11 +151,11 @@ def _quickly(
         found = [differences.of(indices) for indices in chunks]
     except BranchMismatchError:
         return None
-    return [estimate if estimate.bound <= wanted else None for part in found for estimate in part]
+    return [estimate if _confirmed(estimate, sigma, rms) <= wanted else None for part in found for estimate in part]
 
 
 def _judge(
-    point: Point, name: str, index: int, analytic: float, rms: float, sigma: float, slope: float, detection_limit: float
+    point: Point, name: str, index: int, analytic: float, rms: float, sigma: float, slope: float, wanted: float
 ) -> tuple[Estimate, str]:  # fmt: skip
     """Return the element's estimate (per unit of theta) and what it says."""
 
@@ -169,7 +169,6 @@ def _judge(
     def exceeds(estimate: Estimate) -> bool:
         return not abs(estimate.value - analytic) <= estimate.bound
 
-    wanted = _wanted(detection_limit, slope, max(point.theta(name).numel(), 1))
     best: Estimate | None = None
     for step in STEPS:
         estimate = per_unit(richardson(function, step, sigma))
@@ -177,7 +176,7 @@ def _judge(
             estimate = per_unit(romberg(function, step, sigma))
         if best is None or estimate.bound < best.bound or exceeds(estimate):
             best = estimate
-        if exceeds(best) or slope == 0 or best.bound <= wanted:
+        if exceeds(best) or _confirmed(best, sigma, rms) <= wanted:
             break
     assert best is not None
     if not exceeds(best):

@@ -25,7 +25,7 @@ from audits.updates.conditioning import judge_conditioned
 from audits.updates.diagnose import explain
 from audits.updates.expected import LOW_PRECISION, Expected, expect, state_error
 from audits.updates.recorder import Call
-from audits.updates.replay import Replay, parts_of, restricted
+from audits.updates.replay import Replays, parts_of
 from audits.updates.rows import norm, row, wide
 from audits.updates.rules import Rule, State
 
@@ -58,9 +58,7 @@ class RuleJudge:
         self.rule = rule_for(subject, phase)
         self._captured = phase.recipe.optimizer.state if with_state else {}
         self._state: dict[str, State] = {}
-        self._history: list[Call] = []
-        self._part: tuple[str, ...] = ()
-        self._replays: dict[torch.dtype, tuple[Replay, int, dict[str, torch.Tensor]]] = {}
+        self._replays = Replays(phase.recipe.optimizer, self._captured)
 
     def rows(self, call: Call) -> Iterator[ResultRow]:
         """Yield the rows of one call."""
@@ -73,10 +71,9 @@ class RuleJudge:
                     "update.rule", Outcome.INCONCLUSIVE, message, call, parameter, cause="no reference rule"
                 )
             return
-        self._history.append(call)
+        self._replays.history.append(call)
         for part in parts_of(wanted, {n: call.before[n].numel() for n in wanted}):
-            if self._part != part:
-                self._part, self._replays = part, {}
+            self._replays.turn_to(part)
             yield from self._rows_of(call, part)
 
     def _rows_of(self, call: Call, wanted: tuple[str, ...]) -> Iterator[ResultRow]:
@@ -142,7 +139,7 @@ class RuleJudge:
             if not names:
                 continue
             try:
-                updates = self._replayed(dtype)
+                updates = self._replays.updates(dtype)
             except Exception:  # a kernel for the native dtype only: that lane shows nothing, and its terms stay open
                 continue
             for name in names:
@@ -164,33 +161,17 @@ class RuleJudge:
         closer.limits = {t: limit for t, limit in closer.limits.items() if t in before}
         found[name] = closer
 
-    def _replayed(self, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-        """Return the last call's updates in a lane, having replayed the earlier calls there first."""
-        if dtype not in self._replays:
-            self._replays[dtype] = (
-                Replay(restricted(self._phase.recipe.optimizer, self._part), self._held(), dtype, self._captured),
-                0,
-                {},
-            )
-        replay, done, updates = self._replays[dtype]
-        for call in self._history[done:]:
-            updates = replay.step(call.before, call.gradients, call.options)
-        self._replays[dtype] = (replay, len(self._history), updates)
-        return updates
-
     def _replayed_small(self) -> tuple[dict[str, torch.Tensor], dict[str, Expected]]:
         """Return the last call's updates on scaled weights, and the references for those weights."""
         assert self.rule is not None
-        replay = Replay(
-            restricted(self._phase.recipe.optimizer, self._part), self._held(), torch.float64, self._captured
-        )
+        replay = self._replays.fresh(torch.float64)
         sizes: dict[str, State] = {}
         states: dict[str, State] = {}
         updates: dict[str, torch.Tensor] = {}
         references: dict[str, Expected] = {}
-        for call in self._history:
+        for call in self._replays.history:
             weights, references = dict(call.before), {}
-            for name in self._part:
+            for name in self._replays.part:
                 size = self._expect(self.rule, call, name, sizes)
                 if size is None:
                     continue
@@ -204,9 +185,6 @@ class RuleJudge:
                 references[name] = reference
             updates = replay.step(weights, call.gradients, call.options)
         return updates, references
-
-    def _held(self) -> dict[str, torch.Tensor]:
-        return {n: self._history[0].before[n] for n in self._part}
 
     def _rule_row(self, call: Call, name: str, reference: Expected, finding: Finding, measured: float) -> ResultRow:
         assert self.rule is not None
@@ -239,7 +217,7 @@ class RuleJudge:
             actual = double(call.moved(name)) - reference.theta
             if finding.lane is not Lane.NATIVE:
                 dtype = torch.float32 if finding.lane is Lane.FLOAT32 else torch.float64
-                actual, native = self._replayed(dtype).get(name, actual), dtype
+                actual, native = self._replays.updates(dtype).get(name, actual), dtype
             because = explain(self.rule, reference.theta, gradient, reference.before, reference.options, actual, native)
             return self._row("update.rule", Outcome.FAIL, f"{message}; {because}" if because else message, call, name,
                              cause=because or None, **numbers)  # fmt: skip

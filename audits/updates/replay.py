@@ -13,6 +13,7 @@ from audits.optimizers import build_optimizer
 from audits.recipe import OptimizerRecipe, ParameterGroup
 from audits.structures import map_tensors
 from audits.updates.compare import real_dtype, to_double
+from audits.updates.recorder import Call
 
 #: State entries of torch.optim that count or multiply up over steps, whatever the parameter's shape.
 _COUNTERS = ("step", "mu_product", "eta", "mu")
@@ -126,3 +127,40 @@ def restricted(recipe: OptimizerRecipe, names: Collection[str]) -> OptimizerReci
     """Return the optimizer on some of its parameters: a rule of `RULES` treats tensors one by one."""
     groups = ((g.options, tuple(p for p in g.parameters if p in names)) for g in recipe.groups)
     return dataclasses.replace(recipe, groups=tuple(ParameterGroup(o, held) for o, held in groups if held))
+
+
+class Replays:
+    """Replays of one phase's calls so far, a lane each, for one part of the parameters at a time.
+
+    Args:
+        recipe: the optimizer.
+        state: state to start from, by name; {} for fresh.
+
+    Attributes:
+        history: the calls, the judged one last.
+        part: names of the parameters replayed.
+    """
+
+    def __init__(self, recipe: OptimizerRecipe, state: Mapping[str, Mapping[str, Any]]) -> None:
+        self.history: list[Call] = []
+        self.part: tuple[str, ...] = ()
+        self._recipe, self._state = recipe, state
+        self._lanes: dict[torch.dtype, tuple[Replay, int, dict[str, torch.Tensor]]] = {}
+
+    def turn_to(self, part: tuple[str, ...]) -> None:
+        """Replay these parameters from now on; the copies of others are let go."""
+        if self.part != part:
+            self.part, self._lanes = part, {}
+
+    def fresh(self, dtype: torch.dtype) -> Replay:
+        """Return a replay that has taken no step yet."""
+        weights = {name: self.history[0].before[name] for name in self.part}
+        return Replay(restricted(self._recipe, self.part), weights, dtype, self._state)
+
+    def updates(self, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        """Return the last call's updates in a lane, having replayed the earlier calls there first."""
+        replay, done, updates = self._lanes.get(dtype) or (self.fresh(dtype), 0, {})
+        for call in self.history[done:]:
+            updates = replay.step(call.before, call.gradients, call.options)
+        self._lanes[dtype] = (replay, len(self.history), updates)
+        return updates

@@ -115,3 +115,19 @@ def test_check_names() -> None:
     from audits.gradients.claims import GRADIENT_CHECKS
 
     assert [check.name for check in GRADIENT_CHECKS] == [FINITE, "gradient.native-dtype", "gradient.input"]
+
+
+def test_exact_finds_what_it_states_though_noise_hides_most() -> None:
+    def offset(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        return 1e4 + nn.functional.cross_entropy(model(batch["x"]), batch["y"])
+
+    for seed in range(4):
+        torch.manual_seed(seed)
+        model, batch = net(nn.Tanh()), classes()
+        rows = {row.parameter: row for row in audit(model, batch, offset, method="exact")}
+        limit = rows["0.weight"].detection_limit
+        assert limit is not None
+        assert limit > 1e-5, "the noise is what limits"
+        assert rows["0.weight"].outcome is Outcome.PASS
+        model[0].weight.register_hook(lambda gradient, factor=1 + limit: gradient * factor)
+        assert failing(audit(model, batch, offset, method="exact")) == {"0.weight"}
