@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
+from audits.backward import by_grad_or_backward, gradients_of
 from audits.outcomes import Check, Outcome, ResultRow, Severity, finite
 from audits.subject import LivePhase, Subject
 
@@ -95,13 +97,8 @@ def check_health(subject: Subject) -> list[ResultRow]:
     rows: list[ResultRow] = []
     try:
         for phase in subject.phases:
-            subject.reset()
             activity = _Listener(subject)
-            with activity.listening(), subject.autocast():
-                loss = subject.loss(phase)
-            names = list(phase.parameters)
-            found = torch.autograd.grad(loss, list(phase.parameters.values()), allow_unused=True)
-            gradients: dict[str, torch.Tensor | None] = dict(zip(names, found, strict=True))
+            gradients = by_grad_or_backward(functools.partial(_evaluate, subject, phase, activity))
             rows += _gradients(subject, phase, gradients)
             rows += activity.rows(phase)
             rows += _updates(subject, phase, gradients)
@@ -112,6 +109,14 @@ def check_health(subject: Subject) -> list[ResultRow]:
         if subject.settings.wants_check(r.check)
         and (r.parameter is None or subject.settings.wants_parameter(r.parameter))
     ]  # fmt: skip
+
+
+def _evaluate(subject: Subject, phase: LivePhase, activity: _Listener, plain: bool) -> dict[str, torch.Tensor | None]:
+    subject.reset()
+    with activity.listening(), subject.autocast():
+        loss = subject.loss(phase)
+    found = gradients_of(loss, list(phase.parameters.values()), plain=plain)
+    return dict(zip(phase.parameters, found, strict=True))
 
 
 def _gradients(subject: Subject, phase: LivePhase, gradients: dict[str, torch.Tensor | None]) -> Iterator[ResultRow]:
@@ -159,7 +164,7 @@ def _updates(subject: Subject, phase: LivePhase, gradients: dict[str, torch.Tens
     limit = subject.settings.update_ratio
     for name, parameter in phase.parameters.items():
         weight = float(before[name].abs().double().square().sum() ** 0.5)
-        if parameter.dim() < 2 or weight < TINY_WEIGHT * parameter.numel() ** 0.5:
+        if parameter.dim() < 2 or not parameter.numel() or weight < TINY_WEIGHT * parameter.numel() ** 0.5:
             continue
         change = float((parameter.detach() - before[name]).abs().double().square().sum() ** 0.5)
         ratio = change / weight

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import warnings
-from collections.abc import Mapping
+import weakref
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from audits.callables import import_object
 from audits.errors import RecipeError
 from audits.recipe import OptimizerRecipe, UnknownTensor
 from audits.structures import map_tensors
+
+#: Optimizers that the audit built, and those that they hold: a wrapper's base optimizer.
+_OWN: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
 
 
 def optimizer_class(recipe: OptimizerRecipe) -> type[torch.optim.Optimizer]:
@@ -55,12 +61,49 @@ def build_optimizer(
         raise RecipeError(
             f"optimizer {recipe.class_path} cannot be rebuilt from its recorded options: {error}"
         ) from error
+    _OWN.update(_and_inside(optimizer))
     for built, group in zip(optimizer.param_groups, recipe.groups, strict=True):
         built.update(group.options)
     if with_state:
         for name, state in recipe.state.items():
             optimizer.state[parameters[name]] = _on_device(state, parameters[name])
     return optimizer
+
+
+def _and_inside(optimizer: torch.optim.Optimizer) -> Iterator[torch.optim.Optimizer]:
+    yield optimizer
+    for value in vars(optimizer).values():
+        if isinstance(value, torch.optim.Optimizer):
+            yield from _and_inside(value)
+
+
+@contextlib.contextmanager
+def others_refused(names: Mapping[int, str]) -> Iterator[None]:
+    """Stop the step of any optimizer that moves the model and is not the audit's own, before it writes anything.
+
+    A training script may have left hooks on the model that step its live optimizer in every backward.
+
+    Args:
+        names: ``id(parameter) -> name`` of the model's parameters.
+
+    Raises:
+        RecipeError: out of that optimizer's ``step``; the text names it and the cure.
+    """
+
+    def refuse(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        held = (names.get(id(p)) for group in optimizer.param_groups for p in group["params"])
+        name = None if optimizer in _OWN else next((n for n in held if n is not None), None)
+        if name is not None:
+            raise RecipeError(
+                f"the training step uses an optimizer of its own ({type(optimizer).__name__}, which holds {name!r}): "
+                "use context.optimizers['PHASE'], 'step' for a single phase, also in hooks registered on the model"
+            )
+
+    handle = register_optimizer_step_pre_hook(refuse)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _on_device(state: Mapping[str, Any], parameter: nn.Parameter) -> dict[str, Any]:

@@ -116,6 +116,15 @@ class ResultRow:
 GRADIENT_EVIDENCE = "gradient.finite-difference"
 UPDATE_EVIDENCE = "update.rule"
 
+#: The check that an optimizer received the declared loss's gradient: without it, neither of the two says what trains.
+HANDED_OVER_EVIDENCE = "step.gradient"
+
+#: Checks of which a row about no parameter in particular speaks for the whole audit: a part stopped, a step raised.
+WHOLE_AUDIT = ("audit.completed", UPDATE_EVIDENCE, HANDED_OVER_EVIDENCE)
+
+#: Cause of a zero gradient that the finite difference confirms.
+ZERO_GRADIENT = "absolute"
+
 #: A version needs evidence from each of these families before it can pass.
 REQUIRED_FAMILIES = ("registration", "gradient", "update")
 
@@ -126,11 +135,21 @@ MINIMUM_COVERAGE = 0.95
 
 @dataclass(frozen=True)
 class Coverage:
-    """Share of the trainable parameters for which the gradient and the update were really resolved."""
+    """Share of the trainable parameters for which the gradient and the update were really resolved.
+
+    Attributes:
+        tensors: the share by tensors.
+        elements: the share by elements.
+        unresolved: names of those that were not.
+        silent: names of those whose gradient is exactly zero, rightly so: nothing was seen at work there. They count
+            neither as covered nor as uncovered while they are the fewer half, and as uncovered beyond: a model
+            without gradients learns nothing.
+    """
 
     tensors: float
     elements: float
     unresolved: tuple[str, ...]
+    silent: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -149,36 +168,73 @@ class Coverage:
         """
         gradient: set[str] = set()
         update: set[str] = set()
+        zero: set[str] = set()
         for row in rows:
             if row.parameter is None or not row.outcome.resolved:
                 continue
             if row.check == GRADIENT_EVIDENCE and "loss" not in assumed:
                 gradient.add(row.parameter)
+                if row.cause == ZERO_GRADIENT and row.gradient_norm == 0.0:
+                    zero.add(row.parameter)
             elif row.check == UPDATE_EVIDENCE and "optimizer" not in assumed:
                 update.add(row.parameter)
         resolved = gradient & update & trainable.keys()
-        unresolved = tuple(name for name in trainable if name not in resolved)
-        total = sum(trainable.values())
+        silent = resolved & zero
+        resolved -= silent
+        counted = dict(trainable)
+        if len(silent) * 2 < len(trainable):
+            counted = {name: size for name, size in trainable.items() if name not in silent}
+        total = sum(counted.values())
         return cls(
-            tensors=len(resolved) / len(trainable) if trainable else 0.0,
-            elements=sum(trainable[name] for name in resolved) / total if total else 0.0,
-            unresolved=unresolved,
+            tensors=len(resolved) / len(counted) if counted else 0.0,
+            elements=sum(counted[name] for name in resolved) / total if total else 0.0,
+            unresolved=tuple(name for name in counted if name not in resolved),
+            silent=tuple(name for name in trainable if name in silent),
         )
+
+
+def open_claims(rows: Iterable[ResultRow]) -> list[ResultRow]:
+    """Return the inconclusive rows that could have failed the version and whose claim no other row settles."""
+    rows = list(rows)
+    settled = {(row.check, row.phase, row.parameter) for row in rows if row.outcome.resolved}
+    return [
+        row
+        for row in rows
+        if row.outcome is Outcome.INCONCLUSIVE
+        and row.severity is Severity.FAIL
+        and row.waiver is None
+        and (row.check, row.phase, row.parameter) not in settled
+    ]
+
+
+def decisive(rows: Sequence[ResultRow]) -> list[ResultRow]:
+    """Return the open claims that leave the whole version undecided.
+
+    A row about the whole audit (`WHOLE_AUDIT`); the gradient handed over, where it is open for more parameters than
+    `MINIMUM_COVERAGE` lets be.
+    """
+    opened = open_claims(rows)
+    handed = {row.parameter for row in rows if row.check == HANDED_OVER_EVIDENCE and row.parameter}
+    unsure = [row for row in opened if row.check == HANDED_OVER_EVIDENCE and row.parameter]
+    found = [row for row in opened if row.parameter is None and row.check in WHOLE_AUDIT]
+    if len({row.parameter for row in unsure}) > (1.0 - MINIMUM_COVERAGE) * len(handed):
+        found += unsure
+    return found
 
 
 def verdict(rows: Sequence[ResultRow], coverage: Coverage) -> Outcome:
     """Return the version's outcome.
 
     ``fail`` if any row of severity fail failed (a row says ``fail`` only when it was confirmed) and is not waived; else
-    ``inconclusive`` if coverage is below `MINIMUM_COVERAGE` or a required family has no resolved row; else ``warn``
-    if anything warned or a claim stayed open; else ``pass``.
+    ``inconclusive`` if coverage is below `MINIMUM_COVERAGE`, a required family has no resolved row, or a `decisive`
+    claim is open; else ``warn`` if anything warned or any claim that could have failed is open; else ``pass``.
     """
     if any(row.counted is Outcome.FAIL for row in rows):
         return Outcome.FAIL
     resolved = {row.family for row in rows if row.outcome.resolved}
-    if coverage.tensors < MINIMUM_COVERAGE or not resolved.issuperset(REQUIRED_FAMILIES):
+    if coverage.tensors < MINIMUM_COVERAGE or not resolved.issuperset(REQUIRED_FAMILIES) or decisive(rows):
         return Outcome.INCONCLUSIVE
-    if any(row.counted is Outcome.WARN for row in rows):
+    if any(row.counted is Outcome.WARN for row in rows) or open_claims(rows):
         return Outcome.WARN
     return Outcome.PASS
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from audits.outcomes import WORST_FIRST, Coverage, Outcome, ResultRow, finite, verdict
+from audits.outcomes import WORST_FIRST, Coverage, Outcome, ResultRow, decisive, finite, open_claims, verdict
 from audits.result_format import AuditIdentity, answer_table, rows_table
 from audits.results import to_frame
 from audits.skipped import not_checked
@@ -109,15 +109,22 @@ class AuditReport:
                 where = f" ({_few(self.failed_parameters)})" if self.failed_parameters else ""
                 return f"FAIL: {', '.join(self.failed_checks)}{where}; {covered}."
             case Outcome.INCONCLUSIVE:
-                unclear = [row for row in self.rows if row.outcome is Outcome.INCONCLUSIVE]
-                why = unclear[0].message if unclear else "not enough could be checked"
-                return f"INCONCLUSIVE: {why}; {covered}."
+                return f"INCONCLUSIVE: {self._why_unclear}; {covered}."
             case Outcome.WARN:
                 warned = [row for row in self.findings if row.counted is Outcome.WARN]
                 checks = dict.fromkeys(f"{r.check}{' (waived)' if r.waiver else ''}" for r in warned)
+                checks |= dict.fromkeys(f"{r.check} (open)" for r in open_claims(self.rows))
                 return f"PASS WITH WARNINGS: {', '.join(checks)}; {covered}."
             case _:
                 return f"PASS: {self.counts['pass']} claims hold; {covered}."
+
+    @property
+    def _why_unclear(self) -> str:
+        known, silent = decisive(self.rows), self.coverage_of.silent
+        if not known and silent and not self.coverage:
+            return f"every gradient is zero ({_few(list(silent))}): the loss asks for no change of any parameter"
+        unclear = [*known, *(row for row in self.rows if row.outcome is Outcome.INCONCLUSIVE)]
+        return unclear[0].message if unclear else "not enough could be checked"
 
     def to_table(self) -> pa.Table:
         """Return the rows as an Arrow table with the Parquet schema."""

@@ -13,7 +13,7 @@ from torch import nn
 from audits.diagnosis import diagnosed
 from audits.gradients import check_gradients
 from audits.health import check_health
-from audits.outcomes import Coverage, Outcome, ResultRow
+from audits.outcomes import Coverage, Outcome, ResultRow, Severity
 from audits.parts import parts_of
 from audits.recipe import Recipe
 from audits.report import AuditReport
@@ -63,7 +63,8 @@ def audit(
         rows = [r for r in rows if settings.wants_check(r.check)]
         rows = [r for r in rows if r.parameter is None or settings.wants_parameter(r.parameter)]
         parts = parts_of(subject.model, recipe)
-        trainable = {n: subject.parameters[n].numel() for n in subject.trainable if settings.wants_parameter(n)}
+        sizes = {n: subject.parameters[n].numel() for n in subject.trainable if settings.wants_parameter(n)}
+        trainable = {n: size for n, size in sizes.items() if size}  # what has no elements has nothing to be judged
         rows = with_severities(diagnosed(rows, subject), settings.severity)
         chosen = subject.device
     if settings.narrowed and not rows:
@@ -109,7 +110,11 @@ def _run_part(name: str, part: Callable[[Subject], list[ResultRow]], subject: Su
         text, cause = f"the {name} checks stopped: {type(error).__name__}: {error}", "stopped"
     finally:
         subject.reset()
-    return [ResultRow(check="audit.completed", outcome=Outcome.INCONCLUSIVE, cause=cause, message=text)]
+    # What health would have said is a warning at most, and so is not having heard it.
+    severity = Severity.WARN if name == "health" else Severity.FAIL
+    return [
+        ResultRow(check="audit.completed", outcome=Outcome.INCONCLUSIVE, severity=severity, cause=cause, message=text)
+    ]
 
 
 def refused(message: str, *, cause: str = "refused", identity: AuditIdentity | None = None) -> AuditReport:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import nn
 from audits.callables import as_loss
 from audits.capture import canonical_names, unwrap
 from audits.errors import RecipeError, suggest
-from audits.optimizers import build_optimizer
+from audits.optimizers import build_optimizer, others_refused
 from audits.recipe import PhaseRecipe, Recipe
 from audits.settings import AuditSettings
 from audits.state import ModuleState, ParameterState, borrowed, seed_everything
@@ -49,11 +49,12 @@ class LivePhase:
             n: parameters[n] for n in dict.fromkeys(recipe.optimizer.names) if parameters[n].requires_grad
         }
         self._all = parameters
-        self._loss = as_loss(recipe.loss)
+        #: ``(model, batch) -> scalar``.
+        self.loss_function = as_loss(recipe.loss)
 
     def call_loss(self, model: nn.Module, batch: Any) -> torch.Tensor:
         """Return the loss of one micro-batch; the loss gets containers of its own, so it may pop from them."""
-        return self._loss(model, map_tensors(batch, lambda tensor: tensor))
+        return self.loss_function(model, map_tensors(batch, lambda tensor: tensor))
 
     def build_optimizer(self, *, with_state: bool = True) -> torch.optim.Optimizer:
         """Return a fresh optimizer as the recipe describes it, on the subject's parameters."""
@@ -98,14 +99,18 @@ class Subject:
         """Return the module that holds the parameter."""
         return self._owners[name]
 
-    def micro_batches(self, phase: LivePhase) -> list[tuple[float, Any]]:
+    def micro_batches(self, phase: LivePhase, given: Sequence[Any] | None = None) -> list[tuple[float, Any]]:
         """Return the step's micro-batches with the weight of each one's loss; weights add up to 1.
 
         ``normalize="mean"`` weighs all alike; ``"tokens:KEY"`` by the number of targets in ``batch[KEY]`` that are not
         -100 (of True elements for a mask).
+
+        Args:
+            phase: whose.
+            given: micro-batches to weigh instead of the recipe's.
         """
-        batches = self._batches
-        if len(batches) == 1 and phase.recipe.accumulate > 1:
+        batches = self._batches if given is None else list(given)
+        if given is None and len(batches) == 1 and phase.recipe.accumulate > 1:
             batches = _split(batches[0], phase.recipe.accumulate)
         if self.recipe.normalize == "mean":
             return [(1.0 / len(batches), batch) for batch in batches]
@@ -160,7 +165,8 @@ def open_subject(
         subject = Subject(model, recipe, settings or AuditSettings(), chosen)
         _try_losses(subject)
         subject.reset()
-        yield subject
+        with others_refused(subject._names):
+            yield subject
 
 
 def choose_device(device: str) -> torch.device:

@@ -15,7 +15,7 @@ from audits.lanes.emulation import Emulating, is_emulated
 from audits.lanes.evaluation import Point
 from audits.lanes.float64 import float64_lane
 from audits.lanes.lifting import lift_tensor
-from audits.lanes.problem import as_real, differentiate, quiet
+from audits.lanes.problem import as_real, differentiate, may_step, quiet
 from audits.outcomes import Lane, Outcome, ResultRow, finite
 from audits.structures import map_tensors
 from audits.subject import LivePhase, Subject
@@ -192,7 +192,7 @@ def _whole_model(subject: Subject, phase: LivePhase) -> ResultRow:
     """
     subject.reset()
     with quiet(), subject.autocast():
-        native = differentiate(subject.loss(phase), phase.parameters)
+        native = differentiate(subject.loss(phase), phase.parameters, hooked=may_step(subject.model))
     kept = {n: None if g is None else g.detach().cpu() for n, g in native.items()}
     subject.reset()
     try:

@@ -201,7 +201,7 @@ class Point:
         with quiet(), mode:
             loss = self.problem.loss()
             cursor.by_state_only = True
-            gradients = differentiate(loss, tensors)
+            gradients = differentiate(loss, tensors, hooked=self.problem.hooked)
         self._moved = set(self._theta)  # hooks that step the optimizer in the backward have moved everything
         real = {n: None if g is None else as_real(g.detach()) for n, g in gradients.items()}
         return real, float(loss.detach().double())

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from audits.lanes.lifting import LIFTED_DTYPE, lift_tensor
-from audits.lanes.problem import LaneError, Problem, quiet
+from audits.lanes.problem import LaneError, Problem, may_step, quiet
 from audits.lanes.program import TapeOnly
 from audits.lanes.tape import Tape
 from audits.outcomes import Lane
@@ -75,7 +75,15 @@ def float64_lane(
 
         with _plain_kernels(), _deterministic(subject):
             yield Problem(
-                tensors, loss, before, tape, lane, dtypes=dtypes, asked=asked, model=None if inputs else subject.model
+                tensors,
+                loss,
+                before,
+                tape,
+                lane,
+                dtypes=dtypes,
+                asked=asked,
+                model=None if inputs else subject.model,
+                hooked=may_step(subject.model),
             )
     finally:
         torch.set_default_dtype(previous)

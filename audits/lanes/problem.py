@@ -39,6 +39,7 @@ class Problem:
         dtypes: the tensors' dtypes before the lane lifted them.
         asked: names of batch tensors whose gradient the recipe's batch asks for (``requires_grad``).
         model: the module the tensors are parameters of, where they are.
+        hooked: whether hooks of the model's parameters may step an optimizer inside a backward.
     """
 
     tensors: Tensors
@@ -50,6 +51,7 @@ class Problem:
     dtypes: Mapping[str, str] = field(default_factory=dict)
     asked: frozenset[str] = frozenset()
     model: nn.Module | None = None
+    hooked: bool = False
 
     @property
     def roundoff(self) -> float:
@@ -68,10 +70,20 @@ def as_real(tensor: torch.Tensor) -> torch.Tensor:
     return torch.view_as_real(dense.resolve_conj()) if dense.is_complex() else dense
 
 
-def differentiate(loss: torch.Tensor, tensors: Tensors) -> dict[str, torch.Tensor | None]:
-    """Return autograd's gradients by a plain backward; gradients of all other leaves are dropped."""
-    if any(getattr(t, "_post_accumulate_grad_hooks", None) for t in tensors.values()):
-        # An optimizer that steps inside the backward would take the gradients away.
+def may_step(model: nn.Module) -> bool:
+    """Whether hooks of the parameters may step an optimizer inside a backward."""
+    return any(getattr(p, "_post_accumulate_grad_hooks", None) for p in model.parameters())
+
+
+def differentiate(loss: torch.Tensor, tensors: Tensors, *, hooked: bool = False) -> dict[str, torch.Tensor | None]:
+    """Return autograd's gradients by a plain backward; gradients of all other leaves are dropped.
+
+    Args:
+        loss: a scalar.
+        tensors: the leaves.
+        hooked: leave the hooks of the parameters out: an optimizer that steps there would take the gradients away.
+    """
+    if hooked:
         found = torch.autograd.grad(loss, list(tensors.values()), allow_unused=True)
         return dict(zip(tensors, found, strict=True))
     for tensor in tensors.values():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from audits.outcomes import WORST_FIRST, Outcome, ResultRow, Severity
 from audits.subject import LivePhase, Subject
@@ -72,10 +72,15 @@ def check_updates(subject: Subject) -> list[ResultRow]:
         rows = _name_environment(rows)
     finally:
         for module, parameters in registered:  # a step function may have put other tensors in their place
-            module._parameters.clear()
-            module._parameters.update(parameters)
+            if not _same_objects(module._parameters, parameters):
+                module._parameters.clear()
+                module._parameters.update(parameters)
         subject.reset()
     return [r for r in rows if _wanted(subject, r)]
+
+
+def _same_objects(one: Mapping[str, object], other: Mapping[str, object]) -> bool:
+    return list(one.keys()) == list(other.keys()) and all(one[name] is other[name] for name in other)
 
 
 def synthetic_rows(subject: Subject, phase: LivePhase) -> list[ResultRow]:
@@ -154,7 +159,6 @@ def run_once(subject: Subject, seed: int) -> list[ResultRow]:
             rows += judges[call.phase.name].rows(call)
             if call.phase.name in fresh:
                 rows += fresh[call.phase.name].rows(call)
-        rows += gradient_rows(subject, steps, step)
         rows += conduct_rows(subject, step, start)
         own = subject.recipe.step is not None
         if own and step.error is None:
@@ -163,6 +167,7 @@ def run_once(subject: Subject, seed: int) -> list[ResultRow]:
         rows += batch_norm_rows(subject, step.buffers, step.number, step.reference_forwards if own else None)
         if own and step.before and step.error is None:
             rows += ema_rows(subject, step.before, step.number)
+    rows += gradient_rows(subject, steps)
     rows = list(cut_rows(subject, rows, seed))
     if subject.recipe.ties and subject.settings.wants_check("registration.tied"):
         rows += [r for r in tied_rows(subject, "after the training steps") if r.outcome is Outcome.FAIL]

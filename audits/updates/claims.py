@@ -65,17 +65,19 @@ UPDATE_CHECKS: tuple[Check, ...] = (
     Check(
         name="step.gradient-present",
         claim="Every trainable parameter's gradient reaches the optimizer, finite and not all zero.",
-        threshold="present and finite; all zero where the loss's own gradient is zero too only warns",
+        threshold="present and finite; absent or all zero where the loss's own gradient is too only warns; absent "
+        "fails a parameter that expect['trainable'] declares",
         blind_to="single rows or elements without a gradient",
         where_to_look="detach, no_grad, .item() or .data on the way from the parameter to the loss.",
     ),
     Check(
         name="step.gradient",
-        claim="The gradient at the optimizer's door is the declared loss's gradient.",
+        claim="The gradient that the optimizer receives is the declared loss's gradient on the recipe's batch.",
         formula="rms(received - reference) / (eps * (rms(reference) + 0.01 * rms of the whole gradient))",
         threshold="1,024 eps in float32 and float64, 4 eps in bfloat16 and float16: the scatter of thread counts, "
         "measured on torch 2.13, was 562 and 22; with equal threads it was 0",
-        blind_to="errors that the loss function and the step share: the gradient check's business",
+        blind_to="errors that the loss function and the step share: the gradient check's business; a batch that "
+        "the step makes anew in each step, with random numbers, is judged as it was given to the loss",
         where_to_look="Accumulation, loss scaling, clipping, zero_grad and detach in the step function.",
     ),
     Check(
@@ -95,7 +97,7 @@ UPDATE_CHECKS: tuple[Check, ...] = (
     ),
     Check(
         name="step.learning-rate",
-        claim="The learning rate at each step is the scheduled one.",
+        claim="The learning rate at each step is the scheduled one, else the one that expect['lr'] declares.",
         formula="|lr - scheduled lr| / scheduled lr",
         threshold="1e-9",
         blind_to=_STEP,
@@ -103,7 +105,7 @@ UPDATE_CHECKS: tuple[Check, ...] = (
     ),
     Check(
         name="step.mode",
-        claim="Modules are in train or eval mode during the step as declared.",
+        claim="Modules are in train or eval mode as declared in the forwards that lead to a gradient.",
         threshold="equal",
         blind_to=_STEP,
         where_to_look="model.train() after the last evaluation.",

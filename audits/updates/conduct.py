@@ -11,7 +11,8 @@ from audits.subject import Subject
 from audits.updates.recorder import Call, same_bits
 from audits.updates.registration import ema_shadows, holders, matches
 from audits.updates.rows import norm, row
-from audits.updates.steps import Door, TrainingStep
+from audits.updates.search import BeforeStep
+from audits.updates.steps import TrainingStep
 
 #: Gradients of two phases with a cosine below this are said to oppose each other; nothing is judged by it.
 OPPOSED = -0.5
@@ -134,7 +135,7 @@ def _foreign(subject: Subject, step: TrainingStep, call: Call) -> Iterator[tuple
         message = (
             f"{name} is in the optimizer of phase {call.phase.name!r}{moved}; it belongs to phase {', '.join(others)}"
         )
-        if isinstance(call.note, Door) and call.note.reference is not None and _gradient(call, name) is None:
+        if isinstance(call.note, BeforeStep) and call.note.reference is not None and _gradient(call, name) is None:
             message += f": the loss of {call.phase.name!r} does not even depend on it"
         elif cosine < OPPOSED:
             message += f", whose gradient it opposes (cosine {cosine:.2f})"
@@ -147,8 +148,8 @@ def _has_exclusive(held: dict[str, tuple[str, ...]], phase: str) -> bool:
 
 
 def _gradient(call: Call, name: str) -> torch.Tensor | None:
-    door = call.note
-    reference = door.reference if isinstance(door, Door) else None
+    before = call.note
+    reference = before.reference if isinstance(before, BeforeStep) else None
     gradient = reference.gradients.get(name) if reference is not None else None
     return gradient if gradient is not None and bool((gradient.to_dense() != 0).any()) else None
 

@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 
 import torch
 
 from audits.outcomes import Lane, Outcome, ResultRow, finite
 from audits.subject import Subject
+from audits.updates.agreement import THRESHOLDS, global_rms, gradient_error
+from audits.updates.batch_use import BatchUse, batch_use
 from audits.updates.compare import real_dtype, rms, to_double
 from audits.updates.recorder import Call
-from audits.updates.reference import Gradients, Reference
+from audits.updates.reference import Reference
 from audits.updates.registration import matches
 from audits.updates.rows import norm, row
-from audits.updates.steps import Door, TrainingStep
-
-#: In eps of the gradient's dtype. The scatter of a changed thread count was at most 562 in float32, 22 in bfloat16;
-#: a mean of means stands at 7e5 and 11-19.
-THRESHOLDS: Mapping[torch.dtype, float] = {
-    torch.float64: 1024.0, torch.float32: 1024.0, torch.bfloat16: 4.0, torch.float16: 4.0,
-}  # fmt: skip
-
-#: A gradient that is pure cancellation (a bias before BatchNorm) is noise of the size of its neighbours' rounding.
-FLOOR = 0.01
+from audits.updates.search import BeforeStep
+from audits.updates.steps import TrainingStep
 
 #: Elements from which two directions that agree cannot agree by chance.
 ENOUGH = 16
@@ -31,30 +25,40 @@ ENOUGH = 16
 #: Gradients with a cosine above 1 minus this differ in scale only.
 PARALLEL = 1e-3
 
+#: Where a step drew other numbers than its reference, a factor must differ from 1 by so many times the part of the
+#: gradient that points elsewhere: two draws differ along the gradient by no more than in any other direction.
+BEYOND_DRAWS = 10.0
 
-def gradient_rows(subject: Subject, steps: list[TrainingStep], step: TrainingStep) -> Iterator[ResultRow]:
-    """Yield ``step.loss-finite``, ``step.gradient-present`` and ``step.gradient`` of a training step."""
+
+def gradient_rows(subject: Subject, steps: list[TrainingStep]) -> Iterator[ResultRow]:
+    """Yield ``step.loss-finite``, ``step.gradient-present`` and ``step.gradient`` of all training steps."""
+    for step in steps:
+        for call in step.calls:
+            yield from _of_call(subject, steps, step, call)
+
+
+def _of_call(subject: Subject, steps: list[TrainingStep], step: TrainingStep, call: Call) -> Iterator[ResultRow]:
+    before = call.note
+    if not isinstance(before, BeforeStep) or before.reference is None:
+        if isinstance(before, BeforeStep) and before.error:
+            message = f"the loss of phase {call.phase.name!r} could not be evaluated at its optimizer: {before.error}"
+            yield row(subject, "step.gradient", Outcome.INCONCLUSIVE, message, phase=call.phase.name,
+                      step=step.number, cause="no reference")  # fmt: skip
+        return
+    reference = before.reference
+    good = finite(reference.loss) is not None
+    message = f"the loss of phase {call.phase.name!r} is {reference.loss:.6g} in step {step.number}"
+    yield row(subject, "step.loss-finite", Outcome.PASS if good else Outcome.FAIL, message, phase=call.phase.name,
+              step=step.number, measured=reference.loss)  # fmt: skip
     frozen = subject.recipe.expect.get("frozen")
-    for call in step.calls:
-        door = call.note
-        if not isinstance(door, Door) or door.reference is None:
-            if isinstance(door, Door) and door.error:
-                message = f"the loss of phase {call.phase.name!r} could not be evaluated at its optimizer: {door.error}"
-                yield row(subject, "step.gradient", Outcome.INCONCLUSIVE, message, phase=call.phase.name,
-                          step=step.number, cause="no reference")  # fmt: skip
-            continue
-        reference = door.reference
-        good = finite(reference.loss) is not None
-        message = f"the loss of phase {call.phase.name!r} is {reference.loss:.6g} in step {step.number}"
-        yield row(subject, "step.loss-finite", Outcome.PASS if good else Outcome.FAIL, message, phase=call.phase.name,
-                  step=step.number, measured=reference.loss)  # fmt: skip
-        scale = _global_rms(reference.gradients, call.phase.parameters)
-        for name in call.phase.parameters:
-            if not subject.settings.wants_parameter(name) or matches(name, frozen):
-                continue  # what is meant to be frozen may well have its gradient zeroed: update.frozen judges it
-            yield _present(subject, call, name, reference)
-            if good:
-                yield from _same(subject, steps, call, name, reference, scale)
+    scale = global_rms(reference.gradients, call.phase.parameters)
+    use = batch_use(subject, steps, call)
+    for name in call.phase.parameters:
+        if not subject.settings.wants_parameter(name) or matches(name, frozen):
+            continue  # what is meant to be frozen may well have its gradient zeroed: update.frozen judges it
+        yield _present(subject, call, name, reference)
+        if good:
+            yield from _same(subject, steps, call, name, before, scale, use)
 
 
 def _present(subject: Subject, call: Call, name: str, reference: Reference) -> ResultRow:
@@ -64,6 +68,8 @@ def _present(subject: Subject, call: Call, name: str, reference: Reference) -> R
     length: float | None = None
     if received is None and wanted is None:
         outcome, message = Outcome.WARN, f"{name} has no gradient {where}: this batch's loss does not depend on it"
+        if matches(name, subject.recipe.expect.get("trainable")):
+            outcome, message = Outcome.FAIL, f"{name} is declared trainable and {message.removeprefix(f'{name} ')}"
     elif received is None:
         outcome, message = Outcome.FAIL, f"{name} has no gradient {where}, though the loss has one for it"
     elif not math.isfinite(length := norm(received)):
@@ -78,36 +84,42 @@ def _present(subject: Subject, call: Call, name: str, reference: Reference) -> R
 
 
 def _same(
-    subject: Subject, steps: list[TrainingStep], call: Call, name: str, reference: Reference, scale: float
-) -> Iterator[ResultRow]:
+    subject: Subject, steps: list[TrainingStep], call: Call, name: str, before: BeforeStep, scale: float,
+    use: BatchUse | None,
+) -> Iterator[ResultRow]:  # fmt: skip
+    reference = before.reference
+    assert reference is not None
     received, wanted = call.gradients.get(name), reference.gradients.get(name)
     if received is None and wanted is None:
         return
     parameter = subject.parameters[name]
-    dtype = real_dtype(parameter.dtype)
-    threshold = THRESHOLDS[dtype]
+    threshold = THRESHOLDS[real_dtype(parameter.dtype)]
+    error = gradient_error(received, wanted, parameter, scale)
     got = torch.zeros_like(parameter) if received is None else received.to_dense()
     meant = torch.zeros_like(parameter) if wanted is None else wanted.to_dense()
-    if torch.equal(got, meant.to(got.dtype)):
-        error = 0.0
-    else:
-        difference = rms(to_double(got) - to_double(meant))
-        room = torch.finfo(dtype).eps * (rms(to_double(meant)) + FLOOR * scale)
-        error = difference / room if room else float("inf")
     length = norm(got)
     numbers = {"measured": length, "expected": norm(meant) if error else length, "error": error,
                "threshold": threshold, "gradient_norm": length, "lane": Lane.NATIVE}  # fmt: skip
     where = f"step {call.step}, phase {call.phase.name!r}"
+    outcome, cause = Outcome.PASS, None
     if error <= threshold:
-        outcome, cause, message = Outcome.PASS, None, f"{name} received the declared loss's gradient ({where})"
+        message = f"{name} received the declared loss's gradient ({where})"
+        if use is not None:
+            outcome, cause = use.outcome, use.text
+            message = f"{name} received the declared loss's gradient on a batch of the step's own ({where}): {use.text}"
     else:
         cause, sure = explain_gradient(subject, steps, call, name, got, meant, reference)
-        message = (f"{name} received another gradient than the declared loss's ({where}): norm {norm(got):.4g} "
-                   f"for {norm(meant):.4g}; {cause}")  # fmt: skip
         outcome = Outcome.FAIL
-        if reference.draws and not reference.same_draws and not sure:
+        if use is not None:
+            cause = f"{cause}; {use.text}"
+        message = (f"{name} received another gradient than the declared loss's ({where}): norm {length:.4g} "
+                   f"for {norm(meant):.4g}; {cause}")  # fmt: skip
+        if reference.draws and not (reference.same_draws or reference.replayed or sure):
             outcome = Outcome.INCONCLUSIVE
-            message += "; the step drew random numbers in another order than the loss alone, so they may not compare"
+            message += (
+                "; the step drew random numbers in another order than the loss alone, so they may not compare: call "
+                "the declared loss in the step, so that the audit sees where its random numbers begin"
+            )
     yield row(subject, "step.gradient", outcome, message, parameter=name, phase=call.phase.name, step=call.step,
               cause=cause, **numbers)  # fmt: skip
 
@@ -125,7 +137,8 @@ def explain_gradient(
         factor = float(a @ b) / size
         cosine = float(a @ b) / (size * float(a @ a)) ** 0.5
         if abs(cosine) > 1 - PARALLEL:
-            return _scale(call, factor), a.numel() >= ENOUGH
+            astray = max(0.0, 1 - cosine * cosine) ** 0.5
+            return _scale(call, factor), a.numel() >= ENOUGH and abs(factor - 1) > BEYOND_DRAWS * astray
     for text, leftover in _leftovers(steps, call, name):
         rest = a - b - to_double(leftover).reshape(-1)
         if rms(rest) <= 0.05 * rms(a - b):
@@ -152,19 +165,13 @@ def _scale(call: Call, factor: float) -> str:
 def _leftovers(steps: list[TrainingStep], call: Call, name: str) -> Iterator[tuple[str, torch.Tensor]]:
     """Gradients that may have been left in ``p.grad``."""
     for earlier in reversed([c for step in steps for c in step.calls if c is not call]):
-        door = earlier.note
+        before = earlier.note
         left: torch.Tensor | None = None
         if earlier.phase.name == call.phase.name:
             left = earlier.gradients.get(name)
             text = f"the gradient of step {earlier.step} was added (zero_grad is missing)"
-        elif isinstance(door, Door) and door.reference is not None:
-            left = door.reference.gradients.get(name)
+        elif isinstance(before, BeforeStep) and before.reference is not None:
+            left = before.reference.gradients.get(name)
             text = f"the gradient of phase {earlier.phase.name!r} in step {earlier.step} was left over and added"
         if left is not None:
             yield text, left.to_dense()
-
-
-def _global_rms(gradients: Gradients, names: Mapping[str, torch.Tensor]) -> float:
-    found = [g.to_dense() for n in names if (g := gradients.get(n)) is not None]
-    count = sum(g.numel() for g in found)
-    return (sum(norm(g) ** 2 for g in found) / count) ** 0.5 if count else 0.0

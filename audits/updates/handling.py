@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,8 +12,11 @@ from audits.outcomes import Outcome, ResultRow
 from audits.subject import LivePhase, Subject
 from audits.updates.compare import real_dtype
 from audits.updates.context import usable_rates
+from audits.updates.hyperparameters import declared_option
+from audits.updates.recorder import Call
 from audits.updates.rows import row
-from audits.updates.steps import Door, TrainingStep
+from audits.updates.search import BeforeStep
+from audits.updates.steps import TrainingStep
 
 #: What only a recipe's own step function can get wrong.
 CANONICAL_ONLY = ("step.clipping", "step.count", "step.learning-rate", "step.mode")
@@ -55,9 +59,9 @@ def _count(subject: Subject, step: TrainingStep, phase: LivePhase) -> ResultRow:
 def _clipping(subject: Subject, step: TrainingStep, phase: LivePhase) -> Iterator[ResultRow]:
     check, declared = "step.clipping", phase.recipe.clip_grad_norm
     for call in step.of(phase):
-        door = call.note
-        seen = door.clipping if isinstance(door, Door) else []
-        reference = door.reference if isinstance(door, Door) else None
+        before = call.note
+        seen = before.clipping if isinstance(before, BeforeStep) else []
+        reference = before.reference if isinstance(before, BeforeStep) else None
         where = f"phase {phase.name!r}, step {step.number}"
         common: dict[str, Any] = {"phase": phase.name, "step": step.number}
         if declared is None and not seen:
@@ -98,42 +102,74 @@ def _clipping(subject: Subject, step: TrainingStep, phase: LivePhase) -> Iterato
                       error=error, threshold=tolerance, **common)  # fmt: skip
 
 
+@dataclass(frozen=True)
+class _Rate:
+    """The learning rate of one group in one step: what was used, what was to be expected, and why."""
+
+    parameter: str
+    used: float
+    expected: float
+    source: str
+
+    @property
+    def error(self) -> float:
+        return abs(self.used - self.expected) / abs(self.expected) if self.expected else abs(self.used)
+
+
+def _rates(subject: Subject, phase: LivePhase, call: Call, scheduled: Sequence[float] | None) -> Iterator[_Rate]:
+    """Yield the groups' rates. The schedule comes first, then what ``expect`` declares, then the captured rate."""
+    declared = subject.recipe.expect.get("lr")
+    for index, group in enumerate(phase.recipe.optimizer.groups):
+        name = next((p for p in group.parameters if isinstance(p, str)), None)
+        if name is None or "lr" not in call.options.get(name, {}):
+            continue
+        meant = declared_option(declared, phase.name, name)
+        expected, source = group.options["lr"], "captured"
+        if scheduled is not None:
+            expected, source = scheduled[index], "scheduled"
+        elif meant is not None and meant != group.options.get("initial_lr"):
+            expected, source = meant, "declared"
+        yield _Rate(name, float(call.options[name]["lr"]), float(expected), source)
+
+
 def _learning_rate(subject: Subject, step: TrainingStep, phase: LivePhase) -> Iterator[ResultRow]:
     check, schedule = "step.learning-rate", phase.recipe.scheduler
     rates, offset, assumed = ([], 0, False) if schedule is None else usable_rates(subject, phase.name)
+    scheduled = rates[min(offset + step.number - 1, len(rates) - 1)] if rates else None
     for call in step.of(phase):
-        worst: tuple[float, float, float, str, float] | None = None
-        for index, group in enumerate(phase.recipe.optimizer.groups):
-            name = next((p for p in group.parameters if isinstance(p, str)), None)
-            if name is None or name not in call.options or "lr" not in call.options[name]:
-                continue
-            scheduled = rates[min(offset + step.number - 1, len(rates) - 1)][index] if rates else group.options["lr"]
-            used = float(call.options[name]["lr"])
-            error = abs(used - scheduled) / abs(scheduled) if scheduled else abs(used)
-            limit = RATE_TOLERANCE_TENSOR if call.tensor_rate else RATE_TOLERANCE
-            if worst is None or error > worst[0]:
-                worst = (error, used, float(scheduled), name, limit)
+        limit = RATE_TOLERANCE_TENSOR if call.tensor_rate else RATE_TOLERANCE
+        found = list(_rates(subject, phase, call, scheduled))
+        # A rate that only the captured one could be held against is the step's own affair once it differs.
+        own = [rate for rate in found if rate.source == "captured" and rate.error > limit]
+        worst = max((rate for rate in found if rate not in own), key=lambda rate: rate.error, default=None)
+        common: dict[str, Any] = {"phase": phase.name, "step": step.number, "threshold": limit}
+        if worst is None and own:
+            text = (f"the step sets the learning rate itself: {own[0].used:.9g} in step {step.number} of phase "
+                    f"{phase.name!r}, {own[0].expected:.9g} when the recipe was captured; the recipe declares neither "
+                    "a schedule nor expect={'lr': ...} to hold it against")  # fmt: skip
+            yield row(subject, check, Outcome.SKIPPED, text, cause="not declared", measured=own[0].used,
+                      expected=own[0].expected, error=own[0].error, **common)  # fmt: skip
         if worst is None:
             continue
-        error, used, scheduled, name, limit = worst
-        met = error <= limit
-        text = f"lr is {used:.9g} in step {step.number} of phase {phase.name!r}, scheduled is {scheduled:.9g}"
+        met = worst.error <= limit
+        text = (f"lr is {worst.used:.9g} in step {step.number} of phase {phase.name!r}, {worst.source} is "
+                f"{worst.expected:.9g}")  # fmt: skip
         cause = "assumed" if assumed else None
         outcome = Outcome.PASS if met else Outcome.FAIL
-        if not met and step.number > 1 and rates and used == rates[offset][0] and len(set(rates)) > 1:
+        if not met and step.number > 1 and rates and worst.used == rates[offset][0] and len(set(rates)) > 1:
             outcome, cause = Outcome.INCONCLUSIVE, "not stepped"
             text += ": the step function never stepped the scheduler, which may run once per epoch"
         if assumed:
             text += " (the schedule has ended at 0: audited at its initial lr)"
-        yield row(subject, check, outcome, text, phase=phase.name, step=step.number, measured=used, expected=scheduled,
-                  error=error, threshold=limit, cause=cause)  # fmt: skip
+        yield row(subject, check, outcome, text, cause=cause, measured=worst.used, expected=worst.expected,
+                  error=worst.error, **common)  # fmt: skip
 
 
 def _mode(subject: Subject, step: TrainingStep) -> ResultRow:
     if not step.modes:
         return row(subject, "step.mode", Outcome.PASS, f"every module ran in its declared mode in step {step.number}",
                    step=step.number)  # fmt: skip
-    path, training = next(iter(step.modes.items()))
+    path, training = min(step.modes.items(), key=lambda found: len(found[0]))
     mode, other = ("train", "eval") if training else ("eval", "train")
     message = (f"{path or 'the model'} ran in {mode} mode in step {step.number}, declared is {other}"
                f" ({len(step.modes)} modules in all)")  # fmt: skip

@@ -238,6 +238,10 @@ class RuleJudge:
             message = f"{name} received no gradient in step {call.step} and was moved all the same"
             return self._row("update.rule", Outcome.FAIL, message, call, name, lane=Lane.NATIVE, expected=0.0,
                              measured=norm(call.moved(name) - call.before[name]))  # fmt: skip
+        if name not in self._subject.trainable or not call.before[name].numel():
+            why = "frozen" if call.before[name].numel() else "empty"
+            message = f"{name} is {why} and was left alone in step {call.step}: there is no update to judge"
+            return self._row("update.rule", Outcome.SKIPPED, message, call, name, cause=why, lane=Lane.NATIVE)
         message = f"{name} received no gradient in step {call.step}: left alone, and its rule was not seen at work"
         return self._row(
             "update.rule", Outcome.INCONCLUSIVE, message, call, name, cause="no gradient", lane=Lane.NATIVE

@@ -1,4 +1,4 @@
-"""What happens at an optimizer's door: gradients and weights before a step, weights and state after it."""
+"""What an optimizer's step does: gradients and weights before it, weights and state after it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ class Call:
         training: mode of every module at its last forward before this call.
         evaluations: for an optimizer that calls its closure: the weights, loss and gradients of every evaluation.
         tensor_rate: whether a learning rate is kept in a tensor, in float32.
-        note: whatever the reference side attached at the door.
+        backward: torch's number of the backward inside which it happened; -1 outside of any.
+        note: whatever the reference side attached before it.
     """
 
     phase: LivePhase
@@ -44,6 +45,12 @@ class Call:
     evaluations: list[tuple[Tensors, float, dict[str, torch.Tensor | None]]] = field(default_factory=list)
     note: Any = None
     tensor_rate: bool = False
+    backward: int = -1
+
+    @property
+    def in_backward(self) -> bool:
+        """Whether it happened in a hook of a backward, where some gradients are not there yet."""
+        return self.backward != -1
 
     def moved(self, name: str) -> torch.Tensor:
         """Return the weights after the call."""
@@ -59,19 +66,19 @@ class OutsideWrite:
     before_phase: str | None
 
 
-#: Called at the door, before the optimizer acts: ``(call) -> note``.
-AtTheDoor = Callable[[Call], Any]
+#: Called before the optimizer acts: ``(call) -> note``.
+BeforeCall = Callable[[Call], Any]
 
 
 class Recorder:
     """Hooks on the optimizers of all phases; a shadow of the weights tells who wrote what."""
 
     def __init__(
-        self, subject: Subject, optimizers: Mapping[str, torch.optim.Optimizer], at_the_door: AtTheDoor
+        self, subject: Subject, optimizers: Mapping[str, torch.optim.Optimizer], before_call: BeforeCall
     ) -> None:
         self._subject = subject
         self._optimizers = optimizers
-        self._at_the_door = at_the_door
+        self._before_call = before_call
         self._depth = dict.fromkeys(optimizers, 0)
         self._open: dict[str, Call] = {}
         self.shadow: Tensors = {}
@@ -133,12 +140,16 @@ class Recorder:
                 gradients=self._gradients(optimizer),
                 options=self._options(optimizer),
                 tensor_rate=any(isinstance(group.get("lr"), torch.Tensor) for group in optimizer.param_groups),
+                backward=torch._C._current_graph_task_id(),
             )
             self._open[phase.name] = call
+            if (earlier := self._earlier_part(call)) is not None:
+                call.note = earlier.note
+                return None
             # torch hands the optimizer itself as the first argument.
             closure = args[1] if len(args) > 1 else kwargs.get("closure")
             if closure is None:
-                call.note = self._at_the_door(call)
+                call.note = self._before_call(call)
                 return None
             wrapped = self._wrap(call, optimizer, closure)
             return ((args[0], wrapped, *args[2:]), kwargs) if len(args) > 1 else (args, {**kwargs, "closure": wrapped})
@@ -155,9 +166,20 @@ class Recorder:
             call.before |= old
             call.after = {name: self.shadow[name] for name in names}
             call.state_after = self._state(optimizer)
-            self.calls.append(call)
+            earlier = self._earlier_part(call)
+            if earlier is None:
+                self.calls.append(call)
+            else:
+                _join(earlier, call)
 
         return hook
+
+    def _earlier_part(self, call: Call) -> Call | None:
+        """Return the call that this one goes on with: an optimizer may step as each gradient of a backward arrives."""
+        for earlier in reversed(self.calls):
+            if call.in_backward and earlier.backward == call.backward and earlier.phase.name == call.phase.name:
+                return None if _received(earlier) & _received(call) else earlier
+        return None
 
     def _wrap(self, call: Call, optimizer: torch.optim.Optimizer, closure: Callable[[], Any]) -> Callable[[], Any]:
         """A closure that also tells what it found: such an optimizer has no gradient at its door."""
@@ -171,7 +193,7 @@ class Recorder:
             call.evaluations.append((weights, float(value), gradients))
             if first:
                 call.gradients = gradients
-                call.note = self._at_the_door(call)
+                call.note = self._before_call(call)
             return loss
 
         return wrapped
@@ -204,6 +226,19 @@ class Recorder:
             for name, parameter, _ in self._held(optimizer)
             if optimizer.state.get(parameter)
         }
+
+
+def _received(call: Call) -> set[str]:
+    return {name for name, gradient in call.gradients.items() if gradient is not None}
+
+
+def _join(earlier: Call, later: Call) -> None:
+    """Add to a call what another of the same backward did to parameters that had no gradient yet."""
+    for name in _received(later):
+        earlier.gradients[name] = later.gradients[name]
+        earlier.before[name] = later.before[name]
+    earlier.after |= later.after
+    earlier.state_after |= later.state_after
 
 
 def plain_options(group: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,13 +1,15 @@
-"""The declared loss's own gradient at the optimizer's door: same weights, precision, order and random numbers."""
+"""The declared loss's own gradient before an optimizer's step: same weights, precision, order, random numbers."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
+from audits.backward import by_grad_or_backward, gradients_of
 from audits.state import ModuleState, RandomState
 from audits.subject import LivePhase, Subject
 
@@ -23,6 +25,7 @@ class Reference:
         loss: the loss.
         norm: norm of the phase's gradient before clipping.
         same_draws: whether the random generators ended where the training step's had, so that both drew alike.
+        replayed: whether the generators were set to where the step's own loss was seen to begin.
         draws: whether the loss draws random numbers at all.
         unweighted: gradients with all micro-batches weighed alike, where the recipe weighs them by tokens.
         buffers: the model's buffers after the loss's forwards.
@@ -32,6 +35,7 @@ class Reference:
     loss: float
     norm: float
     same_draws: bool
+    replayed: bool
     draws: bool
     unweighted: Gradients | None
     buffers: dict[str, torch.Tensor]
@@ -39,11 +43,23 @@ class Reference:
 
 @dataclass(frozen=True)
 class Start:
-    """Where a phase's forward may have started from: generators, buffers, and weights if not the present ones."""
+    """Where a phase's forward may have started from.
+
+    Attributes:
+        random: the generators.
+        modules: buffers, modes and attributes of the modules.
+        weights: the weights, if not the present ones.
+        pieces: the generators at each micro-batch, where they were seen; they need not follow from each other.
+        batches: the micro-batches, if not the recipe's.
+        random_only: whether it differs from starting points before it in the generators alone.
+    """
 
     random: RandomState
     modules: ModuleState
     weights: Mapping[str, torch.Tensor] | None = None
+    pieces: tuple[RandomState, ...] = ()
+    batches: tuple[Any, ...] | None = None
+    random_only: bool = False
 
 
 def reference_gradient(
@@ -69,53 +85,68 @@ def reference_gradient(
         backward_in_autocast: run the backward under autocast too, where some of its products round once more. torch
             advises against it, training scripts do it all the same.
     """
-    door = RandomState.now()
+    return by_grad_or_backward(
+        lambda plain: _reference(
+            subject, phase, start, scale, clip_norm, backward_in_autocast=backward_in_autocast, plain_backward=plain
+        )
+    )
+
+
+def _reference(
+    subject: Subject, phase: LivePhase, start: Start, scale: float, clip_norm: float | None, *,
+    backward_in_autocast: bool, plain_backward: bool,
+) -> Reference:  # fmt: skip
+    ahead = RandomState.now()
     here = ModuleState(subject.model)
     weighted: Gradients = dict.fromkeys(subject.trainable)
-    plain: Gradients | None = dict.fromkeys(subject.trainable) if subject.recipe.normalize != "mean" else None
+    alike: Gradients | None = dict.fromkeys(subject.trainable) if subject.recipe.normalize != "mean" else None
     parameters = [subject.parameters[name] for name in subject.trainable]
-    total = 0.0
+    total, draws = 0.0, False
     try:
         start.modules.restore()
         start.random.restore()
         with _weights(subject, start.weights), _as_in_training(subject):
-            batches = subject.micro_batches(phase)
-            for weight, batch in batches:
+            batches = subject.micro_batches(phase, start.batches)
+            for index, (weight, batch) in enumerate(batches):
+                if start.pieces:
+                    start.pieces[index].restore()
+                began = RandomState.now()
                 with subject.autocast():
                     loss = phase.call_loss(subject.model, batch)
                 with subject.autocast() if backward_in_autocast else contextlib.nullcontext():
-                    found = torch.autograd.grad(
-                        loss * (weight * scale) if weight * scale != 1.0 else loss, parameters, allow_unused=True
-                    )
+                    scaled = loss * (weight * scale) if weight * scale != 1.0 else loss
+                    found = gradients_of(scaled, parameters, plain=plain_backward)
                 total += weight * float(loss.detach())
+                draws = draws or not same_random(RandomState.now(), began)
                 _add(weighted, subject.trainable, found, 1.0)
-                if plain is not None:
-                    _add(plain, subject.trainable, found, 1.0 / (len(batches) * weight) if weight else 0.0)
+                if alike is not None:
+                    _add(alike, subject.trainable, found, 1.0 / (len(batches) * weight) if weight else 0.0)
         ended = RandomState.now()
         buffers = {name: buffer.detach().clone() for name, buffer in subject.model.named_buffers()}
     finally:
         here.restore()
-        door.restore()
+        ahead.restore()
     if scale != 1.0:
-        for gradients in (weighted, plain or {}):
+        for gradients in (weighted, alike or {}):
             gradients.update({n: None if g is None else g / scale for n, g in gradients.items()})
     if (bound := subject.recipe.expect.get("clip_grad_value")) is not None:
-        for gradients in (weighted, plain or {}):
+        for gradients in (weighted, alike or {}):
             gradients.update({n: None if g is None else g.clamp(-bound, bound) for n, g in gradients.items()})
     own = [weighted[name] for name in phase.parameters]
     norm = total_norm([g for g in own if g is not None])
     limit = phase.recipe.clip_grad_norm if clip_norm is None else clip_norm
     if limit:
         _clip(weighted, phase, norm, limit)
-        if plain is not None:
-            _clip(plain, phase, total_norm([g for n in phase.parameters if (g := plain[n]) is not None]), limit)
+        if alike is not None:
+            _clip(alike, phase, total_norm([g for n in phase.parameters if (g := alike[n]) is not None]), limit)
     return Reference(
         gradients=weighted,
         loss=total,
         norm=float(norm),
-        same_draws=same_random(ended, door),
-        draws=not same_random(ended, start.random),
-        unweighted=plain,
+        same_draws=same_random(ended, ahead),
+        replayed=bool(start.pieces),
+        draws=draws,
+        unweighted=alike,
         buffers=buffers,
     )
 

@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
-import itertools
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from audits.state import ModuleState, RandomState
 from audits.structures import map_tensors
 from audits.subject import LivePhase, Subject
 from audits.updates.buffers import BufferWatch, declared_shadows, tensors_of
+from audits.updates.canonical import canonical_step
 from audits.updates.context import INITIAL_SCALE, StepContext, build_context
+from audits.updates.observed import Observer
 from audits.updates.recorder import Call, OutsideWrite, Recorder
-from audits.updates.reference import Gradients, Reference, Start, reference_gradient
+from audits.updates.search import BeforeStep, ReferenceSearch
 from audits.updates.watch import ClippingCall, Watch
 
 #: Training steps that are run: a missing zero_grad, momentum and a schedule show at the second.
 STEPS = 2
-
-#: Relative distance at which a reference gradient counts as drawn alike: rounding of the lowest precision.
-AGREED = 1e-2
-
-#: Added to the distance of a reference that drew other numbers than the step did.
-UNLIKE = 1e6
 
 #: Tries at a sixteenth of the loss scale each before an overflow is given up: 2^16 to below 1.
 OVERFLOW_TRIES = 5
@@ -65,14 +58,11 @@ class TrainingStep:
         """Return the calls of one phase."""
         return [call for call in self.calls if call.phase.name == phase.name]
 
-
-@dataclass(frozen=True)
-class Door:
-    """What was computed at an optimizer's door."""
-
-    reference: Reference | None
-    error: str | None
-    clipping: list[ClippingCall]
+    @property
+    def explained(self) -> bool:
+        """Whether every optimizer received the gradient of the declared loss on the recipe's batch."""
+        notes = [call.note for call in self.calls]
+        return all(not isinstance(note, BeforeStep) or note.reference is None or note.agreed for note in notes)
 
 
 def training_steps(
@@ -84,52 +74,81 @@ def training_steps(
     skipped for an overflow is tried again from the start at a smaller scale.
     """
     scale = INITIAL_SCALE
-    for attempt in range(OVERFLOW_TRIES):
+
+    def begin() -> StepContext:
         subject.reset(seed=seed)
-        context = build_context(subject, with_state=with_state, scale=scale)
-        if not context.scaler.is_enabled():
-            yield from _run(subject, context, reference)
-            return
-        steps = list(_run(subject, context, reference))
+        return build_context(subject, with_state=with_state, scale=scale)
+
+    if subject.recipe.precision != "fp16-autocast":
+        yield from _run(subject, begin, reference)
+        return
+    for attempt in range(OVERFLOW_TRIES):
+        steps = list(_run(subject, begin, reference))
         if not any(step.overflowed for step in steps) or attempt == OVERFLOW_TRIES - 1:
             yield from steps
             return
         scale /= 16.0
 
 
-def _run(subject: Subject, context: StepContext, reference: bool) -> Iterator[TrainingStep]:
-    runner = _Runner(subject, context, reference)
-    with runner.recorder.attached():
-        for number in range(1, STEPS + 1):
-            step = runner.run(number)
-            yield step
-            if step.error is not None:
-                return
+def _run(subject: Subject, begin: Callable[[], StepContext], reference: bool) -> Iterator[TrainingStep]:
+    """Run the steps; where one received a gradient that no usual starting point explains, again under an `Observer`.
+
+    What raises only while it is observed is taken as it ran by itself.
+    """
+    may_observe = reference and subject.recipe.step is not None
+    observe, yielded = False, 0
+    while True:
+        runner = _Runner(subject, begin(), reference, Observer(subject) if observe else None)
+        again = False
+        with runner.recorder.attached():
+            for number in range(1, STEPS + 1):
+                step = runner.run(number)
+                if observe and step.error is not None:
+                    observe, may_observe, again = False, False, True
+                    break
+                if number <= yielded:
+                    continue
+                if may_observe and not observe and step.error is None and not step.explained:
+                    observe = again = True
+                    break
+                yielded = number
+                yield step
+                if step.error is not None:
+                    return
+        if not again:
+            return
 
 
 class _Runner:
     """Runs training steps under the recorder and the watch."""
 
-    def __init__(self, subject: Subject, context: StepContext, reference: bool) -> None:
+    def __init__(self, subject: Subject, context: StepContext, reference: bool, observer: Observer | None) -> None:
         self.subject = subject
         self.context = context
         self._reference = reference
-        self._starts: list[Start] = []
         self._watch = Watch(subject)
         self._buffers = BufferWatch(subject)
-        self.recorder = Recorder(subject, context.optimizers, self._at_the_door)
+        self._observer = observer
         self._step_function = None if subject.recipe.step is None else subject.recipe.step.resolve(role="step")
+        self.recorder = Recorder(subject, context.optimizers, self._before_step)
+        self._search = ReferenceSearch(
+            subject, self.recorder, self._watch, self._buffers, own_step=self._step_function is not None,
+            observer=observer,
+        )  # fmt: skip
 
     def run(self, number: int) -> TrainingStep:
         step = TrainingStep(number)
         self.recorder.begin(number)
-        self._starts = [self._start()]
+        self._search.begin()
         scale = self.context.scaler.get_scale()
         step.before = tensors_of(self.subject.model) if declared_shadows(self.subject) else {}
+        observed = contextlib.nullcontext() if self._observer is None else self._observer.listening()
         with self._watch.listening(), self._buffers.listening(), torch.enable_grad():
             try:
                 if self._step_function is not None:
-                    self._step_function(self.subject.model, self._batch(), self.context)
+                    batch = self._batch()
+                    with observed:
+                        self._step_function(self.subject.model, batch, self.context)
                 else:
                     canonical_step(self.subject, self.context)
             except Exception as error:
@@ -147,142 +166,14 @@ class _Runner:
         batches = [map_tensors(batch, lambda tensor: tensor) for batch in self.subject._batches]
         return batches if isinstance(self.subject.recipe.batch, list) else batches[0]
 
-    def _start(self) -> Start:
-        return Start(RandomState.now(), ModuleState(self.subject.model))
-
-    def _at_the_door(self, call: Call) -> Door:
+    def _before_step(self, call: Call) -> BeforeStep:
         """Compute the reference gradient of the phase whose optimizer is about to step."""
         clipping = self._watch.take_clipping(call.phase.name)
         # The audit's own step does nothing at its second time that it did not do at its first.
         if not self._reference or (self._step_function is None and call.step > 1):
-            return Door(None, None, clipping)
-        found: Reference | None = None
-        nearest, problem = float("inf"), None
-        limit = clipping[0].max_norm if clipping and call.phase.recipe.clip_grad_norm is None else None
-        with self._watch.paused(), self._buffers.counting():
-            for start, inside in itertools.product(self._candidates(call.phase), self._backwards()):
-                self._buffers.begin_trial()
-                try:
-                    tried = reference_gradient(
-                        self.subject,
-                        call.phase,
-                        start,
-                        scale=self.context.scaler.get_scale(),
-                        clip_norm=limit,
-                        backward_in_autocast=inside,
-                    )
-                except Exception as error:
-                    problem = f"{type(error).__name__}: {error}"
-                    break
-                distance = min(apart(tried.gradients, call.gradients, left) for left in ({}, *self._leftovers(call)))
-                if distance > AGREED:  # what drew the same numbers is compared, even where it is not the nearest
-                    distance += 0.0 if tried.same_draws else UNLIKE
-                if found is None or distance < nearest:
-                    found, nearest = tried, distance
-                if inside is not self._backwards()[-1] and nearest:
-                    continue
-                if nearest <= AGREED or (not tried.draws and not self.recorder.calls):
-                    break
-            self._buffers.end_trial()
-            self._starts = [self._starts[0], self._start()]
-        return Door(found, problem, clipping)
-
-    def _backwards(self) -> tuple[bool, ...]:
-        """Return whether the backward ran under autocast: not in our own step, either way in a user's."""
-        own = self._step_function is None
-        return (False,) if own or self.subject.recipe.precision == "native" else (False, True)
-
-    def _leftovers(self, call: Call) -> Iterator[Gradients]:
-        """Yield gradients of other phases that may have been left in this phase's parameters."""
-        for earlier in self.recorder.calls:
-            door = earlier.note
-            if earlier.phase.name != call.phase.name and isinstance(door, Door) and door.reference is not None:
-                yield door.reference.gradients
-
-    def _candidates(self, phase: LivePhase) -> Iterator[Start]:
-        """Yield where the phase's forward may have started from, likeliest first.
-
-        Where the last optimizer step ended; at the start of the training step, for draws that phases share; after the
-        losses of phases that come before. The same with the weights from the start of the training step, for a step
-        that runs every backward before it steps any optimizer.
-        """
-        starts = [*reversed(self._starts)]
-        yield from starts
-        for other in self.subject.phases:
-            if other.name == phase.name:
-                break
-            starts.append(self._after_loss(other))
-            yield starts[-1]
-        if self.recorder.calls:
-            moved = {n: v for n, v in self.recorder.at_start.items() if v is not self.recorder.shadow[n]}
-            for start in starts:
-                yield Start(start.random, start.modules, moved)
-
-    def _after_loss(self, phase: LivePhase) -> Start:
-        """Return where the random generators stand when a phase's loss was evaluated from the step's start."""
-        door, here = RandomState.now(), ModuleState(self.subject.model)
-        try:
-            self._starts[0].modules.restore()
-            self._starts[0].random.restore()
-            with torch.no_grad(), self.subject.autocast():
-                self.subject.loss(phase)
-            return Start(RandomState.now(), self._starts[0].modules)
-        finally:
-            here.restore()
-            door.restore()
-
-
-def apart(one: Gradients, other: Gradients, left: Gradients) -> float:
-    """Return the relative distance of ``one`` plus what was left to ``other``; 0 when they agree to the bit."""
-    difference = size = 0.0
-    for name, gradient in other.items():
-        wanted = one.get(name)
-        if gradient is None and wanted is None:
-            continue
-        a = torch.zeros(()) if gradient is None else gradient.to_dense()
-        b = torch.zeros(()) if wanted is None else wanted.to_dense()
-        if (more := left.get(name)) is not None:
-            b = b + more.to_dense()
-        if a.shape == b.shape and torch.equal(a, b.to(a.dtype)):
-            continue
-        difference += float((a.double() - b.double()).square().sum())
-        size += float(b.double().square().sum())
-    return (difference / size) ** 0.5 if size else (float("inf") if difference else 0.0)
-
-
-def canonical_step(subject: Subject, context: StepContext) -> None:
-    """Do for each phase: zero_grad, forward and backward per micro-batch, unscale, clip, step, scheduler."""
-    for phase in subject.phases:
-        optimizer, scaler = context.optimizers[phase.name], context.scaler
-        evaluate = functools.partial(_evaluate, subject, context, phase)
-        if needs_closure(optimizer):
-            optimizer.step(evaluate)  # type: ignore[arg-type]  # torch takes tensors too
-        else:
-            evaluate()
-            scaler.unscale_(optimizer) if scaler.is_enabled() else None
-            if phase.recipe.clip_grad_norm is not None:
-                torch.nn.utils.clip_grad_norm_(list(phase.parameters.values()), phase.recipe.clip_grad_norm)
-            scaler.step(optimizer)
-        if phase.name in context.schedulers:
-            context.schedulers[phase.name].step()
-    context.scaler.update()
-
-
-def _evaluate(subject: Subject, context: StepContext, phase: LivePhase) -> torch.Tensor:
-    """Clear the gradients, run every micro-batch forward and backward, and return the loss."""
-    context.optimizers[phase.name].zero_grad()
-    total: torch.Tensor | None = None
-    for weight, batch in subject.micro_batches(phase):
-        with subject.autocast():
-            loss = phase.call_loss(subject.model, batch)
-        loss = loss if weight == 1.0 else loss * weight
-        context.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        total = loss.detach() if total is None else total + loss.detach()
-    assert total is not None
-    return total
-
-
-def needs_closure(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether the optimizer's ``step`` cannot do without a closure, as LBFGS's."""
-    closure = inspect.signature(type(optimizer).step).parameters.get("closure")
-    return closure is not None and closure.default is inspect.Parameter.empty
+            return BeforeStep(None, None, clipping)
+        not_observed = contextlib.nullcontext() if self._observer is None else self._observer.paused()
+        with self._watch.paused(), self._buffers.counting(), not_observed:
+            found = self._search.at(call, clipping, self.context.scaler.get_scale())
+            self._search.stepped()
+        return found

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from audits.structures import tensors_in
 from audits.subject import Subject
 
 
@@ -31,6 +32,8 @@ class Watch:
         self._pending: list[ClippingCall] = []
         self.clipping: dict[str, list[ClippingCall]] = {}
         self.wrong_modes: dict[str, bool] = {}
+        #: Of each forward under way, the modules inside it that run in another mode than the declared one.
+        self._open: list[dict[str, bool]] = []
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
@@ -38,8 +41,10 @@ class Watch:
         self._pending, self.clipping, self.wrong_modes = [], {}, {}
         handles = []
         if self._subject.recipe.step is not None:
-            modules = self._subject.model.named_modules()
-            handles = [module.register_forward_pre_hook(self._mode(path)) for path, module in modules]
+            self._open = []
+            for path, module in self._subject.model.named_modules():
+                handles.append(module.register_forward_pre_hook(self._enter(path)))
+                handles.append(module.register_forward_hook(self._leave, always_call=True))
         clip_grad: Any = torch.nn.utils.clip_grad
         original = clip_grad._clip_grads_with_norm_
         clip_grad._clip_grads_with_norm_ = self._clipping(original)
@@ -65,12 +70,26 @@ class Watch:
         self.clipping.setdefault(phase, []).extend(taken)
         return taken
 
-    def _mode(self, path: str) -> Callable[..., None]:
+    def _enter(self, path: str) -> Callable[..., None]:
         def hook(module: nn.Module, _: Any) -> None:
-            if not self._paused and module.training is not self._declared.get(path, module.training):
-                self.wrong_modes[path] = module.training
+            wrong = not self._paused and module.training is not self._declared.get(path, module.training)
+            self._open.append({path: module.training} if wrong else {})
 
         return hook
+
+    def _leave(self, _: nn.Module, __: Any, output: Any) -> None:
+        """Note wrong modes once a gradient flows back through the output: what is only measured leads to none.
+
+        A module without gradients of its own, a frozen backbone, counts when that of the module around it arrives.
+        """
+        wrong = self._open.pop() if self._open else {}
+        if not wrong or self._paused:
+            return
+        through = [t for _, t in tensors_in(output) if t.requires_grad and not t.is_leaf]
+        for tensor in through:
+            tensor.register_hook(lambda _: self.wrong_modes.update(wrong))
+        if self._open and not through:
+            self._open[-1].update(wrong)
 
     def _clipping(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def clip(parameters: Any, max_norm: float, total_norm: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
