@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import random
-from collections.abc import Iterator
+import signal
+import threading
+import types
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,9 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-#: Attribute types of a module that a forward may replace or change in place (step counters, caches).
-_PLAIN = (bool, int, float, str, type(None))
-_CONTAINERS = (list, dict, set)
+from audits.remembering import Memory
 
 
 @dataclass(frozen=True)
@@ -59,59 +60,22 @@ def random_state_kept() -> Iterator[None]:
 
 
 class ModuleState:
-    """Buffers, modes and plain attributes of all modules: what a forward in train mode changes by itself."""
+    """Everything of a model that a forward in train mode may change by itself, but its parameters' values.
 
-    def __init__(self, model: nn.Module) -> None:
-        self._modules = []
-        for module in model.modules():
-            buffers = {name: (b, None if b is None else b.detach().clone()) for name, b in module._buffers.items()}
-            self._modules.append((module, module.training, buffers, _attributes(module)))
+    Buffers, modes, attributes (tensors, containers, generators, objects), and which parameters, buffers and submodules
+    are registered under which name.
+
+    Args:
+        model: the model.
+        hooks: put back the modules' hooks too; for when nobody listens any more.
+    """
+
+    def __init__(self, model: nn.Module, *, hooks: bool = False) -> None:
+        self._memory = Memory(model, hooks=hooks)
 
     def restore(self) -> None:
-        """Put everything back: the same buffer objects, with the values they had."""
-        for module, training, buffers, attributes in self._modules:
-            if module.training is not training:
-                module.training = training
-            for name in [n for n in module._buffers.keys() if n not in buffers]:  # noqa: SIM118 - a ScriptModule's is no dict
-                del module._buffers[name]
-            for name, (buffer, saved) in buffers.items():
-                if buffer is not None and saved is not None:
-                    if buffer.dtype != saved.dtype or buffer.device != saved.device or buffer.shape != saved.shape:
-                        buffer.data = saved.clone()
-                    elif buffer.numel():
-                        buffer.data.copy_(saved)
-                module._buffers[name] = buffer
-            _restore_attributes(module, attributes)
-
-
-def _attributes(module: nn.Module) -> dict[str, tuple[Any, Any]]:
-    """Name -> (object, copy of its value) of the module's own attributes that a forward may change."""
-    kept: dict[str, tuple[Any, Any]] = {}
-    for name, value in vars(module).items():
-        if (name.startswith("_") and not isinstance(value, _PLAIN)) or name == "training":
-            continue
-        if isinstance(value, _PLAIN):
-            kept[name] = (value, value)
-        elif isinstance(value, torch.Tensor):
-            kept[name] = (value, None if value.requires_grad else value.detach().clone())
-        elif type(value) in _CONTAINERS:
-            kept[name] = (value, value.copy())
-    return kept
-
-
-def _restore_attributes(module: nn.Module, attributes: dict[str, tuple[Any, Any]]) -> None:
-    own = vars(module)
-    for name, value in list(own.items()):
-        if name not in attributes and name != "training" and isinstance(value, (*_PLAIN, torch.Tensor)):
-            del own[name]
-    for name, (value, saved) in attributes.items():
-        if isinstance(value, torch.Tensor):
-            if saved is not None and value.shape == saved.shape and value.numel():
-                value.data.copy_(saved)
-        elif type(value) in _CONTAINERS and value != saved:
-            value.clear()
-            value.extend(saved) if isinstance(value, list) else value.update(saved)
-        own[name] = value
+        """Put everything back: the same objects, with the values they had; what is new goes."""
+        self._memory.restore()
 
 
 class ParameterState:
@@ -131,18 +95,49 @@ class ParameterState:
             parameter.requires_grad_(requires_grad)
 
 
+class _TensorHooks:
+    """The hooks on some tensors: a forward may add more each time it runs."""
+
+    _KINDS = ("_backward_hooks", "_post_accumulate_grad_hooks")
+
+    def __init__(self, tensors: Iterable[torch.Tensor]) -> None:
+        self._saved = [(t, kind, hooks, dict(hooks or {})) for t in tensors for kind in self._KINDS
+                       for hooks in [getattr(t, kind)]]  # fmt: skip
+
+    def restore(self) -> None:
+        """Put the hooks back."""
+        for tensor, kind, hooks, saved in self._saved:
+            if getattr(tensor, kind) is not hooks:
+                setattr(tensor, kind, hooks)
+            if hooks is not None and (len(hooks) != len(saved) or any(hooks.get(k) is not v for k, v in saved.items())):
+                hooks.clear()
+                hooks.update(saved)
+
+
 @contextlib.contextmanager
 def borrowed(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Lend the model out on ``device`` and give it back bit for bit as it was.
+    """Lend the model out on ``device`` and give it back bit for bit as it was, whatever is raised meanwhile.
 
     The parameters and buffers keep their identity but get storage of their own, so whatever happens to the values
-    meanwhile happens to a copy; gradients, modes, attributes and random generators are put back as well.
+    meanwhile happens to a copy; gradients, modes, attributes, hooks, what is registered under which name, and random
+    generators are put back as well. An interrupt waits until all of it is.
     """
     generators = RandomState.now()
+    modules = ModuleState(model, hooks=True)
     parameters = [(p, p.data, p.grad, p.requires_grad) for p in model.parameters()]
-    modules = ModuleState(model)
+    hooks = _TensorHooks(p for p, _, _, _ in parameters)
     buffers = {id(b): (b, b.data) for b in model.buffers()}
-    training = [(module, module.training) for module in model.modules()]
+
+    def parameters_back() -> None:
+        for parameter, value, gradient, requires_grad in parameters:
+            parameter.data = value
+            parameter.requires_grad_(requires_grad)
+            parameter.grad = gradient
+
+    def buffers_back() -> None:
+        for buffer, value in buffers.values():
+            buffer.data = value
+
     try:
         for parameter, value, _, _ in parameters:
             parameter.data = value.detach().clone().to(device)
@@ -151,13 +146,26 @@ def borrowed(model: nn.Module, device: torch.device) -> Iterator[None]:
             buffer.data = value.detach().clone().to(device)
         yield
     finally:
-        for buffer, value in buffers.values():
-            buffer.data = value
-        modules.restore()
-        for module, mode in training:
-            module.training = mode
-        for parameter, value, gradient, requires_grad in parameters:
-            parameter.data = value
-            parameter.requires_grad_(requires_grad)
-            parameter.grad = gradient
-        generators.restore()
+        with interrupts_held(), contextlib.ExitStack() as each_of_them:  # last in, first out
+            each_of_them.callback(generators.restore)
+            each_of_them.callback(hooks.restore)
+            each_of_them.callback(modules.restore)
+            each_of_them.callback(parameters_back)
+            each_of_them.callback(buffers_back)
+
+
+@contextlib.contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Let Ctrl-C wait while the body runs; it is raised at its end."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield  # no interrupt is raised here
+        return
+    waiting: list[tuple[int, types.FrameType | None]] = []
+    signal.signal(signal.SIGINT, lambda number, frame: waiting.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if waiting:
+            before(*waiting[0])

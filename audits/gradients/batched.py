@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import nn
 
+from audits.gradients.swapping import slots_of, swapped
 from audits.lanes.evaluation import Point
 from audits.lanes.problem import quiet
 from audits.lanes.program import BranchMismatchError, Program, Recording, Replaying
@@ -37,7 +37,8 @@ class BatchedElements:
         tensor = point.problem.tensors[name]
         if model is None or tensor.is_complex() or tensor.layout is not torch.strided:
             raise RuntimeError("vmap takes real dense parameters only")
-        self._point, self._name, self._model = point, name, model
+        self._point, self._name = point, name
+        self._slots = slots_of(model, {name: tensor})
         self._theta = theta
         self._flat = theta.reshape(-1)
         point.settle()
@@ -74,7 +75,7 @@ class BatchedElements:
         problem.before()
 
         def one(copy: torch.Tensor) -> torch.Tensor:
-            with nn.utils.stateless._reparametrize_module(self._model, {self._name: copy}, tie_weights=True):
+            with swapped(self._slots, {self._name: copy}):
                 return problem.loss()
 
         with quiet(), torch.no_grad():

@@ -10,6 +10,7 @@ from torch import nn
 from torch.autograd import forward_ad
 
 from audits.gradients.probe import Prober
+from audits.gradients.swapping import slots_of, swapped
 from audits.lanes.problem import Problem, Tensors, quiet
 from audits.lanes.program import BranchMismatchError, Free
 
@@ -36,8 +37,7 @@ def jvp_agrees(model: nn.Module, problem: Problem, direction: Tensors, expected:
                 name: forward_ad.make_dual(tensor.detach(), direction[name]) if name in direction else tensor.detach()
                 for name, tensor in problem.tensors.items()
             }
-            swap = nn.utils.stateless._reparametrize_module
-            with swap(model, duals, tie_weights=True), Free(problem.tape.cursor(), lift=problem.lifts):
+            with swapped(slots_of(model, problem.tensors), duals), Free(problem.tape.cursor(), lift=problem.lifts):
                 tangent = forward_ad.unpack_dual(problem.loss()).tangent
     except (RuntimeError, NotImplementedError, TypeError, ValueError):
         return None

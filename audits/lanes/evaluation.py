@@ -10,7 +10,7 @@ import torch
 
 from audits.lanes.arithmetic import norm
 from audits.lanes.problem import UNIT_ROUNDOFF, LaneError, Problem, Tensors, as_real, differentiate, quiet
-from audits.lanes.program import Free, Program, Recording, Replaying
+from audits.lanes.program import BranchMismatchError, Free, Program, Recording, Replaying
 from audits.outcomes import Lane
 
 #: A replay at theta must give the recorded loss; reordered sums inside frozen operators may differ by this many
@@ -47,6 +47,12 @@ class Point:
         self.rounded: set[str] = set()
         self.value_roundoff = problem.roundoff
         self.program = Program()
+        try:
+            self._evaluate()
+        except BranchMismatchError:  # the first evaluation filled a cache that is not the model's: now it is full
+            self._evaluate()
+
+    def _evaluate(self) -> None:
         self.value = self._record()
         self.gradients, self.analytic_value = self._differentiate()
         self.spread = self._repeat()

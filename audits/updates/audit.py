@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 
 from audits.outcomes import WORST_FIRST, Outcome, ResultRow, Severity
 from audits.subject import LivePhase, Subject
@@ -56,7 +56,6 @@ def check_updates(subject: Subject) -> list[ResultRow]:
         subject: the model under audit; left at its start.
     """
     rows: list[ResultRow] = []
-    registered = [(module, dict(module._parameters)) for module in subject.model.modules()]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what the training warns of was said when it trained
@@ -71,16 +70,8 @@ def check_updates(subject: Subject) -> list[ResultRow]:
                                     cause="probe raised"))  # fmt: skip
         rows = _name_environment(rows)
     finally:
-        for module, parameters in registered:  # a step function may have put other tensors in their place
-            if not _same_objects(module._parameters, parameters):
-                module._parameters.clear()
-                module._parameters.update(parameters)
         subject.reset()
     return [r for r in rows if _wanted(subject, r)]
-
-
-def _same_objects(one: Mapping[str, object], other: Mapping[str, object]) -> bool:
-    return list(one.keys()) == list(other.keys()) and all(one[name] is other[name] for name in other)
 
 
 def synthetic_rows(subject: Subject, phase: LivePhase) -> list[ResultRow]:
