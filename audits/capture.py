@@ -11,7 +11,9 @@ import torch
 from torch import nn
 
 from audits.callables import CallableReference
+from audits.declared_names import check_names
 from audits.errors import RecipeError
+from audits.overlaps import overlaps_of
 from audits.recipe import (
     OptimizerRecipe,
     ParameterGroup,
@@ -91,7 +93,7 @@ def capture_recipe(
     held_somewhere = {id(p) for phase in phases for g in phase.optimizer.param_groups for p in g["params"]}
     orphans = {name: p for name, p in parameters.items() if id(p) not in held_somewhere and p.requires_grad}
     names = canonical_names(model)
-    return Recipe(
+    recipe = Recipe(
         batch=map_tensors(batch, lambda t: t.detach().cpu().clone().requires_grad_(t.requires_grad)),
         phases=tuple(
             PhaseRecipe(
@@ -108,11 +110,15 @@ def capture_recipe(
             ParameterRecord(name, tuple(p.shape), str(p.dtype), p.requires_grad) for name, p in parameters.items()
         ),
         ties=ties_of(model),
+        overlaps=overlaps_of(model),
+        captured_in_eval=mode == "train" and not model.training and any(map(depends_on_mode, model.modules())),
         step=None if step is None else CallableReference.of(step, role="step"),
         mode=mode,
         module_modes=_module_modes(model, mode),
         **fields,
     )
+    check_names(recipe, model)
+    return recipe
 
 
 def ties_of(model: nn.Module) -> tuple[tuple[str, ...], ...]:
@@ -129,6 +135,18 @@ def _module_modes(model: nn.Module, mode: str) -> dict[str, bool]:
     if model.training is not declared:
         return {}
     return {name: module.training for name, module in model.named_modules() if module.training is not declared}
+
+
+def depends_on_mode(module: nn.Module) -> bool:
+    """Whether a module asks for its own mode: some method of its class reads ``training``, or cannot be looked into."""
+    for base in type(module).__mro__:
+        if base is nn.Module:
+            break
+        for value in vars(base).values():
+            code = getattr(value, "__code__", None)
+            if code is not None and "training" in code.co_names:
+                return True
+    return isinstance(module, (torch.jit.ScriptModule, torch.fx.GraphModule))
 
 
 def _capture_optimizer(
@@ -187,7 +205,10 @@ def _capture_scheduler(scheduler: Any) -> SchedulerRecipe:
     optimizer = scheduler.optimizer
     stand_in = torch.optim.SGD([nn.Parameter(torch.zeros(())) for _ in optimizer.param_groups], lr=0.0)
     stand_in.param_groups = [
-        {**{k: v for k, v in group.items() if k != "params"}, "params": stand_in.param_groups[0]["params"]}
+        {
+            **{k: map_tensors(v, torch.clone) for k, v in group.items() if k != "params"},  # a rate kept in a tensor
+            "params": stand_in.param_groups[0]["params"],
+        }
         for group in optimizer.param_groups
     ]
     simulated = copy.deepcopy(scheduler, memo={id(optimizer): stand_in})

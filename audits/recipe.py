@@ -17,6 +17,7 @@ from torch import nn
 
 from audits.callables import CallableReference
 from audits.errors import RecipeError, suggest
+from audits.overlaps import Overlap
 
 #: What ``precision`` may be. Autocast recipes run their forward under `torch.autocast`; fp16 also scales the loss.
 PRECISIONS = ("native", "bf16-autocast", "fp16-autocast")
@@ -153,6 +154,10 @@ class Recipe:
     phases: tuple[PhaseRecipe, ...]
     parameters: tuple[ParameterRecord, ...] = ()
     ties: tuple[tuple[str, ...], ...] = ()
+    #: Pairs of distinct Parameters that lay on one memory at capture: weights that are loaded are separate.
+    overlaps: tuple[Overlap, ...] = ()
+    #: Whether the model was in eval mode at capture though ``mode`` is "train": which modules train in eval is unknown.
+    captured_in_eval: bool = False
     step: CallableReference | None = None
     precision: str = "native"
     normalize: str = "mean"

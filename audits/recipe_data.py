@@ -7,6 +7,7 @@ from typing import Any
 
 from audits.callables import CallableReference
 from audits.errors import RecipeError, suggest
+from audits.overlaps import Overlap
 from audits.recipe import (
     OptimizerRecipe,
     ParameterGroup,
@@ -33,12 +34,15 @@ _RECIPE_KEYS = (
     "stop_gradient",
     "parameters",
     "ties",
+    "overlaps",
+    "captured_in_eval",
     "assumed",
 )
 _PHASE_KEYS = ("name", "loss", "optimizer", "clip_grad_norm", "accumulate", "scheduler")
 _OPTIMIZER_KEYS = ("class", "defaults", "groups")
 _GROUP_KEYS = ("options", "parameters")
 _STALE_KEYS = ("stale", "shape", "dtype", "likely")
+_OVERLAP_KEYS = ("first", "second", "elements")
 _PARAMETER_KEYS = ("name", "shape", "dtype", "trainable")
 
 
@@ -65,11 +69,22 @@ def recipe_to_plain(recipe: Recipe, *, storable: bool = True) -> dict[str, Any]:
         "phases": [_phase_to_plain(phase, storable) for phase in recipe.phases],
         "module_modes": dict(recipe.module_modes),
         "ties": [list(names) for names in recipe.ties],
+        **_seldom_to_plain(recipe),
         "parameters": [
             {"name": p.name, "shape": list(p.shape), "dtype": p.dtype, "trainable": p.trainable}
             for p in recipe.parameters
         ],
     }
+
+
+def _seldom_to_plain(recipe: Recipe) -> dict[str, Any]:
+    """Keys of findings at capture, left out where there are none: digests of healthy recipes stay as they were."""
+    plain: dict[str, Any] = {}
+    if recipe.overlaps:
+        plain["overlaps"] = [{"first": o.first, "second": o.second, "elements": o.elements} for o in recipe.overlaps]
+    if recipe.captured_in_eval:
+        plain["captured_in_eval"] = True
+    return plain
 
 
 def recipe_from_plain(plain: Mapping[str, Any], *, batch: Any, state: Mapping[str, Mapping[str, Any]]) -> Recipe:
@@ -94,6 +109,8 @@ def recipe_from_plain(plain: Mapping[str, Any], *, batch: Any, state: Mapping[st
         phases=tuple(_phase_from_plain(p, f"recipe.phases[{i}]", state) for i, p in enumerate(phases)),
         parameters=tuple(_parameter(p, f"recipe.parameters[{i}]") for i, p in enumerate(plain.get("parameters") or [])),
         ties=tuple(tuple(names) for names in plain.get("ties") or []),
+        overlaps=tuple(_overlap(o, f"recipe.overlaps[{i}]") for i, o in enumerate(plain.get("overlaps") or [])),
+        captured_in_eval=bool(plain.get("captured_in_eval", False)),
         step=None if plain.get("step") is None else _callable_from_plain(plain["step"], "recipe.step"),
         precision=plain.get("precision", "native"),
         normalize=plain.get("normalize", "mean"),
@@ -195,6 +212,11 @@ def _held_from_plain(plain: Any, place: str) -> str | UnknownTensor:
 def _parameter(plain: Any, place: str) -> ParameterRecord:
     _check_keys(plain, place, _PARAMETER_KEYS, required=_PARAMETER_KEYS)
     return ParameterRecord(plain["name"], tuple(plain["shape"]), plain["dtype"], bool(plain["trainable"]))
+
+
+def _overlap(plain: Any, place: str) -> Overlap:
+    _check_keys(plain, place, _OVERLAP_KEYS, required=_OVERLAP_KEYS)
+    return Overlap(str(plain["first"]), str(plain["second"]), int(plain["elements"]))
 
 
 def _check_keys(plain: Any, place: str, known: tuple[str, ...], *, required: tuple[str, ...]) -> None:

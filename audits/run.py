@@ -22,8 +22,15 @@ from audits.settings import AuditSettings
 from audits.severities import with_severities
 from audits.subject import Subject, open_subject
 from audits.updates import check_registration, check_updates
+from audits.zero_start import with_one_warning
 
 _log = logging.getLogger(__name__)
+
+#: What is said of a recipe that was captured from a model in eval mode.
+CAPTURED_IN_EVAL = (
+    "The model was in eval mode when the recipe was captured and is audited in train mode, every module of it: which "
+    "are meant to stay in eval mode (a frozen BatchNorm) is not known. Capture while it trains, or with mode='eval'."
+)
 
 #: The parts of an audit, in order.
 PARTS = (
@@ -60,6 +67,7 @@ def audit(
     with open_subject(model, recipe, settings, device) as subject:
         for name, part in PARTS:
             rows += _run_part(name, part, subject)
+        rows = with_one_warning(rows, subject)
         rows = [r for r in rows if settings.wants_check(r.check)]
         rows = [r for r in rows if r.parameter is None or settings.wants_parameter(r.parameter)]
         parts = parts_of(subject.model, recipe)
@@ -67,6 +75,7 @@ def audit(
         trainable = {n: size for n, size in sizes.items() if size}  # what has no elements has nothing to be judged
         rows = with_severities(diagnosed(rows, subject), settings.severity)
         chosen = subject.device
+        limits = (CAPTURED_IN_EVAL,) if recipe.captured_in_eval and not recipe.assumed else ()
     if settings.narrowed and not rows:
         from audits.checks import CHECKS
         from audits.errors import SettingsError
@@ -90,6 +99,7 @@ def audit(
             f: "assumed" if f in recipe.assumed else "declared" for f in ("batch", "loss", "optimizer", "step")
         },
         parts=parts,
+        limits=limits,
     )
 
 

@@ -13,8 +13,10 @@ from torch import nn
 
 from audits.callables import as_loss
 from audits.capture import canonical_names, unwrap
+from audits.declared_names import check_functions, check_names, declares_functions
 from audits.errors import RecipeError, suggest
 from audits.optimizers import build_optimizer, others_refused
+from audits.overlaps import Overlap, overlaps_of
 from audits.recipe import PhaseRecipe, Recipe
 from audits.settings import AuditSettings
 from audits.state import ModuleState, ParameterState, borrowed, seed_everything
@@ -70,16 +72,26 @@ class Subject:
         trainable: names of those with ``requires_grad``.
         phases: the live phases in the step's order.
         seed: the settings' seed, or the recipe's.
+        overlaps: distinct Parameters on one memory, at capture or now; during the audit each has its own.
     """
 
-    def __init__(self, model: nn.Module, recipe: Recipe, settings: AuditSettings, device: torch.device) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        settings: AuditSettings,
+        device: torch.device,
+        overlaps: tuple[Overlap, ...] = (),
+    ) -> None:
         self.model = model
         self.recipe = recipe
         self.settings = settings
         self.device = device
+        self.overlaps = tuple(dict.fromkeys((*overlaps, *recipe.overlaps)))
         self.seed = recipe.seed if settings.seed is None else settings.seed
         self.parameters: dict[str, nn.Parameter] = dict(model.named_parameters())
         _match_names(recipe, self.parameters, model)
+        check_names(recipe, model)
         for record in recipe.parameters:
             self.parameters[record.name].requires_grad_(record.trainable)
         _set_modes(model, recipe)
@@ -161,8 +173,9 @@ def open_subject(
     lazy = [n for n, p in model.named_parameters() if isinstance(p, nn.parameter.UninitializedParameter)]
     if lazy:
         raise RecipeError(f"parameter {lazy[0]!r} is lazy and was never initialised: run one forward before capture")
+    overlaps = overlaps_of(model)
     with borrowed(model, chosen), torch.enable_grad(), warnings.catch_warnings():
-        subject = Subject(model, recipe, settings or AuditSettings(), chosen)
+        subject = Subject(model, recipe, settings or AuditSettings(), chosen, overlaps)
         _try_losses(subject)
         subject.reset()
         with others_refused(subject._names):
@@ -180,6 +193,7 @@ def choose_device(device: str) -> torch.device:
 
 def _try_losses(subject: Subject) -> None:
     """Run every loss once, so that a recipe that cannot work is told from a model that is wrong."""
+    applied: list[torch.Tensor] = []
     for phase in subject.phases:
         subject.reset()
         try:
@@ -202,6 +216,9 @@ def _try_losses(subject: Subject) -> None:
             raise RecipeError(f"the loss of phase {phase.name!r} must return one number, not {got}: add .mean()")
         if not value.requires_grad:
             raise RecipeError(f"the loss of phase {phase.name!r} depends on no trainable parameter: nothing to audit")
+        if declares_functions(subject.recipe):
+            applied.append(value)
+    check_functions(subject.recipe, subject.model, applied)
 
 
 def _match_names(recipe: Recipe, parameters: Mapping[str, nn.Parameter], model: nn.Module) -> None:

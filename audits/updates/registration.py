@@ -36,7 +36,7 @@ def registration_rows(subject: Subject) -> list[ResultRow]:
     if wants("registration.requires-grad"):
         rows += _requires_grad(subject)
     if wants("registration.tied"):
-        rows += tied_rows(subject, "after loading")
+        rows += tied_rows(subject, "after loading") + overlap_rows(subject)
     if wants("registration.hyperparameters"):
         rows += hyperparameter_rows(subject)
     return [r for r in rows if r.parameter is None or subject.settings.wants_parameter(r.parameter)]
@@ -141,12 +141,6 @@ def _requires_grad(subject: Subject) -> list[ResultRow]:
         else:
             message = f"{name} is declared frozen and in no optimizer, yet a gradient is computed for it in every step"
             rows.append(row(subject, check, Outcome.WARN, message, parameter=name, **numbers))
-    patterns = [p for globs in (frozen, trainable) for p in ((globs,) if isinstance(globs, str) else globs or ())]
-    rows += [
-        row(subject, check, Outcome.INCONCLUSIVE, f"the declared {p!r} matches no parameter", cause="matches nothing")
-        for p in patterns
-        if not any(matches(name, p) for name in subject.parameters)
-    ]
     return rows
 
 
@@ -167,6 +161,35 @@ def tied_rows(subject: Subject, moment: str) -> list[ResultRow]:
         else:
             rows.append(row(subject, check, Outcome.PASS, f"{' = '.join(names)}, one tensor {moment}",
                             parameter=names[0]))  # fmt: skip
+    return rows
+
+
+def overlap_rows(subject: Subject) -> list[ResultRow]:
+    """Return one row per pair of distinct Parameters on one memory: the optimizer moves the same numbers twice."""
+    rows = []
+    for overlap in subject.overlaps:
+        first, second = overlap.first, overlap.second
+        if first not in subject.parameters or second not in subject.parameters:
+            continue
+        numel = subject.parameters[first].numel()
+        part = "the same memory" if overlap.elements == numel else f"{overlap.elements} of {numel} elements in common"
+        trained = [name for name in (first, second) if subject.parameters[name].requires_grad]
+        message = f"{first} and {second} are two Parameters with {part}: "
+        if len(trained) == 2:
+            message += ("a step moves those numbers twice, once for each, each time by that one's part (half) of the "
+                        "gradient and with optimizer state of its own")  # fmt: skip
+        elif trained:
+            message += f"a step on {trained[0]} moves the other too, though that is frozen"
+        else:
+            message += "both are frozen, so nothing moves them"
+        cure = f"assign the Parameter itself, model.{second} = model.{first}, not its .data"
+        if overlap.elements != numel or subject.parameters[second].shape != subject.parameters[first].shape:
+            cure = f"keep {first} alone as a Parameter and take the other as a view of it in the forward, or clone it"
+        outcome = (Outcome.PASS, Outcome.WARN, Outcome.FAIL)[len(trained)]
+        if outcome is not Outcome.PASS:
+            message += f"; {cure}"
+        rows.append(row(subject, "registration.tied", outcome, message, parameter=first, cause="one memory",
+                        measured=float(overlap.elements), expected=0.0))  # fmt: skip
     return rows
 
 
