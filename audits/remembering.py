@@ -72,6 +72,7 @@ class Memory:
 
     def __init__(self, model: nn.Module, *, hooks: bool = False) -> None:
         self.with_hooks = hooks
+        self.tensors: list[torch.Tensor] = []
         self._kept: list[Kept] = []
         self._seen: dict[int, Any] = {}  # holds the objects too, so that no id is used twice
         pending = deque(self._registered(model))
@@ -145,6 +146,7 @@ def _keeper(kind: type) -> _Keeper | None:
 def _keep_tensor(memory: Memory, tensor: torch.Tensor, depth: int) -> Iterable[tuple[Any, int]]:
     try:
         memory.enter(tensor, TensorState(tensor))
+        memory.tensors.append(tensor)
     except (RuntimeError, NotImplementedError):  # no storage of its own: it stays the object that it is
         memory.enter(tensor)
     return ()

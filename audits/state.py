@@ -73,6 +73,14 @@ class ModuleState:
     def __init__(self, model: nn.Module, *, hooks: bool = False) -> None:
         self._memory = Memory(model, hooks=hooks)
 
+    def leaves(self) -> list[torch.Tensor]:
+        """Return the remembered tensors, buffers among them, that are leaves with memory of their own."""
+        return [
+            tensor
+            for tensor in self._memory.tensors
+            if tensor.is_leaf and tensor.layout is torch.strided and not tensor.is_inference()
+        ]
+
     def restore(self) -> None:
         """Put everything back: the same objects, with the values they had; what is new goes."""
         self._memory.restore()

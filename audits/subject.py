@@ -151,6 +151,10 @@ class Subject:
         dtype = torch.bfloat16 if self.recipe.precision.startswith("bf16") else torch.float16
         return torch.autocast(self.device.type, dtype=dtype)
 
+    def kept_leaves(self) -> list[torch.Tensor]:
+        """Return the leaf tensors that the model keeps without registering them, as attributes or inside of them."""
+        return self._module_state.leaves()
+
     def reset(self, *, parameters: bool = True, seed: int | None = None) -> None:
         """Put the model back to the audit's start and seed the generators: the same evaluation again."""
         self._module_state.restore()

@@ -68,7 +68,7 @@ def explained_zeros(subject: Subject, phase: LivePhase) -> tuple[tuple[str, ...]
         waiting = [n for n, size in before.items() if size == 0.0 and phase.parameters[n].numel()]
         matrices = [
             n for n in zeros if phase.parameters[n].dim() > 1
-        ]  # biases start at zero too, and hold nothing back
+        ]  # biases hold nothing back
         for moved in [some for some in (matrices, zeros) if some and waiting]:
             after = _gradients(subject, phase, move=moved)
             if found := tuple(n for n in waiting if after[n]):

@@ -151,7 +151,7 @@ def _native_tape(subject: Subject, phase: LivePhase) -> Tape:
 
 
 def _lift_in_place(subject: Subject) -> None:
-    for tensor in (*subject.model.parameters(), *subject.model.buffers()):
+    for tensor in (*subject.model.parameters(), *subject.model.buffers(), *subject.kept_leaves()):
         if tensor.dtype in LIFTED_DTYPE:
             tensor.data = lift_tensor(tensor.data)
 
