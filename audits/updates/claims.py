@@ -44,9 +44,11 @@ UPDATE_CHECKS: tuple[Check, ...] = (
     ),
     Check(
         name="registration.tied",
-        claim="Parameters tied when the recipe was captured are one tensor after loading, before and after the step.",
-        threshold="identity",
-        where_to_look="Tie the weights again after loading, or save them in a format that keeps ties.",
+        claim="Parameters tied when the recipe was captured are one tensor after loading, before and after the step; "
+        "no two Parameters lie on one memory.",
+        threshold="identity; no element in common",
+        where_to_look="Tie the weights again after loading, or save them in a format that keeps ties; tie by assigning "
+        "the Parameter itself, not its .data.",
     ),
     Check(
         name="registration.state-round-trip",

@@ -99,6 +99,14 @@ def _(wrong: bool) -> Built:
         return _supervised(model, batch, models.next_token, torch.optim.AdamW([p for _, p in named]))
 
 
+@fault("tied through .data", "registration", "gpt", "registration.tied", "embedding.weight")
+def _(wrong: bool) -> Built:
+    model, batch = models.gpt()
+    if wrong:
+        model.head.weight = nn.Parameter(model.embedding.weight.data)
+    return _supervised(model, batch, models.next_token, torch.optim.AdamW(model.parameters()))
+
+
 @fault("tie lost on loading", "registration", "gpt", "registration.tied", "embedding.weight")
 def _(wrong: bool) -> Built:
     model, batch = models.gpt()
