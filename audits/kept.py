@@ -129,9 +129,9 @@ class TensorState:
         tensor = self._tensor
         if self._leaf and tensor.grad_fn is not None:
             tensor.detach_()  # an in-place operation had made it part of a graph
+        if _place(tensor) != _place(self._memory):
+            tensor.data = self._memory
         if self._written is not None and self._value is not None:
-            if _place(tensor) != _place(self._memory):
-                tensor.data = self._memory
             self._written.copy_(self._value)
         if self._leaf:
             if tensor.requires_grad is not self._requires_grad:

@@ -78,7 +78,7 @@ class ModuleState:
         return [
             tensor
             for tensor in self._memory.tensors
-            if tensor.is_leaf and tensor.layout is torch.strided and not tensor.is_inference()
+            if tensor.is_leaf and tensor.layout is torch.strided and not tensor.is_meta and not tensor.is_inference()
         ]
 
     def restore(self) -> None:
