@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
+from audits.backward import by_grad_or_backward, gradients_of
 from audits.outcomes import Outcome, ResultRow
 from audits.subject import LivePhase, Subject
 
@@ -66,9 +67,7 @@ def explained_zeros(subject: Subject, phase: LivePhase) -> tuple[tuple[str, ...]
         before = _gradients(subject, phase)
         zeros = [n for n, p in phase.parameters.items() if p.numel() and before[n] and not bool(p.detach().any())]
         waiting = [n for n, size in before.items() if size == 0.0 and phase.parameters[n].numel()]
-        matrices = [
-            n for n in zeros if phase.parameters[n].dim() > 1
-        ]  # biases hold nothing back
+        matrices = [n for n in zeros if phase.parameters[n].dim() > 1]  # biases hold nothing back
         for moved in [some for some in (matrices, zeros) if some and waiting]:
             after = _gradients(subject, phase, move=moved)
             if found := tuple(n for n in waiting if after[n]):
@@ -82,26 +81,32 @@ def explained_zeros(subject: Subject, phase: LivePhase) -> tuple[tuple[str, ...]
 
 def _gradients(subject: Subject, phase: LivePhase, move: Sequence[str] = ()) -> dict[str, float]:
     """Return the norm of each gradient, at the start or with some parameters moved against theirs."""
-    subject.reset()
-    found = _differentiated(subject, phase)
+    found = _differentiated(subject, phase, {})
     if move:
-        subject.reset()
-        with torch.no_grad():
-            for name in move:
-                gradient = found[name]
-                assert gradient is not None
-                dense = gradient.to_dense()
-                rms = torch.linalg.vector_norm(dense) / dense.numel() ** 0.5
-                phase.parameters[name].data.sub_(dense * (MOVED / rms))
-        found = _differentiated(subject, phase)
+        found = _differentiated(subject, phase, {name: _step_of(found[name]) for name in move})
     return {n: 0.0 if g is None else float(torch.linalg.vector_norm(g.to_dense())) for n, g in found.items()}
 
 
-def _differentiated(subject: Subject, phase: LivePhase) -> dict[str, torch.Tensor | None]:
-    with subject.autocast():
-        loss = subject.loss(phase)
-    found = torch.autograd.grad(loss, list(phase.parameters.values()), allow_unused=True)
-    return dict(zip(phase.parameters, found, strict=True))
+def _step_of(gradient: torch.Tensor | None) -> torch.Tensor:
+    """Return a step against a gradient that is not zero, of rms `MOVED`."""
+    assert gradient is not None
+    dense = gradient.to_dense()
+    rms = float(torch.linalg.vector_norm(dense)) / dense.numel() ** 0.5
+    return dense * (-MOVED / rms)
+
+
+def _differentiated(
+    subject: Subject, phase: LivePhase, steps: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor | None]:
+    def run(plain: bool) -> tuple[torch.Tensor | None, ...]:
+        subject.reset()
+        for name, step in steps.items():
+            phase.parameters[name].data.add_(step)
+        with subject.autocast():
+            loss = subject.loss(phase)
+        return gradients_of(loss, list(phase.parameters.values()), plain=plain)
+
+    return dict(zip(phase.parameters, by_grad_or_backward(run), strict=True))
 
 
 def _listed(names: Sequence[str] | dict[str, None]) -> str:

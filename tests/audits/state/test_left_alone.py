@@ -24,7 +24,7 @@ SETTINGS = AuditSettings(probes=1)
 MOMENTS = (0.0, 0.02, 0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 1.0)
 
 #: Models of each way to be harmed, for every moment.
-AT_EVERY_MOMENT = ("TwoNames", "ScriptedTwice", "ParametrizedTwice", "Refilled", "ObjectCache", "LazyRegistry")
+AT_EVERY_MOMENT = ("TwoNames", "ScriptedTwice", "Refilled", "ObjectCache", "LazyRegistry")
 
 CASES = [*FAMILIES, *correct.FAMILIES]
 
