@@ -92,7 +92,7 @@ def _step_of(gradient: torch.Tensor | None) -> torch.Tensor:
     assert gradient is not None
     dense = gradient.to_dense()
     rms = float(torch.linalg.vector_norm(dense)) / dense.numel() ** 0.5
-    return dense * (-MOVED / rms)
+    return dense.mul(-MOVED / rms)
 
 
 def _differentiated(

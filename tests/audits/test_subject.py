@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from audits import Recipe, RecipeError, audit
+from audits.state import RandomState, borrowed
 from audits.subject import open_subject
 
 BATCH = {"inputs": torch.randn(6, 3), "targets": torch.randn(6, 2)}
@@ -93,6 +95,35 @@ def test_a_crash_inside_leaves_everything_as_it_was() -> None:
     assert all(torch.equal(before["state"][name], after["state"][name]) for name in before["state"])
     assert after["grads"]["linear.weight"] is None
     assert before["plain"] == after["plain"]
+
+
+@pytest.mark.parametrize("ending", [None, ZeroDivisionError])
+def test_an_interrupt_while_the_model_is_put_back_waits(
+    ending: type[Exception] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Busy()
+    before = snapshot(model)
+    restore = RandomState.restore
+
+    def interrupted(state: RandomState) -> None:
+        signal.raise_signal(signal.SIGINT)
+        restore(state)
+
+    def crash() -> None:
+        with borrowed(model, torch.device("cpu")):
+            model(BATCH["inputs"]).sum().backward()
+            monkeypatch.setattr(RandomState, "restore", interrupted)
+            if ending is not None:
+                raise ending
+
+    with pytest.raises(KeyboardInterrupt):
+        crash()
+    after = snapshot(model)
+    assert all(torch.equal(before["state"][name], after["state"][name]) for name in before["state"])
+    for key in ("ids", "modes", "plain"):
+        assert before[key] == after[key], key
+    assert torch.equal(before["rng"][0], after["rng"][0])
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_reset_repeats_an_evaluation_exactly() -> None:
