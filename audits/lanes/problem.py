@@ -40,6 +40,7 @@ class Problem:
         asked: names of batch tensors whose gradient the recipe's batch asks for (``requires_grad``).
         model: the module the tensors are parameters of, where they are.
         hooked: whether hooks of the model's parameters may step an optimizer inside a backward.
+        batches: the micro-batches the loss is computed on, each with its weight; another one may take a place.
     """
 
     tensors: Tensors
@@ -52,6 +53,7 @@ class Problem:
     asked: frozenset[str] = frozenset()
     model: nn.Module | None = None
     hooked: bool = False
+    batches: list[tuple[float, Any]] = field(default_factory=list)
 
     @property
     def roundoff(self) -> float:
