@@ -12,6 +12,7 @@ from torch import nn
 
 from audits.diagnosis import diagnosed
 from audits.gradients import check_gradients
+from audits.gradients.compiled import check_compiled, compiled_limits
 from audits.health import check_health
 from audits.outcomes import Coverage, Outcome, ResultRow, Severity
 from audits.parts import parts_of
@@ -31,6 +32,7 @@ PARTS = (
     ("gradient", check_gradients),
     ("update", check_updates),
     ("health", check_health),
+    ("compiled", check_compiled),
 )
 
 
@@ -60,6 +62,7 @@ def audit(
     with open_subject(model, recipe, settings, device) as subject:
         for name, part in PARTS:
             rows += _run_part(name, part, subject)
+        limits = compiled_limits(subject, rows)
         rows = [r for r in rows if settings.wants_check(r.check)]
         rows = [r for r in rows if r.parameter is None or settings.wants_parameter(r.parameter)]
         parts = parts_of(subject.model, recipe)
@@ -90,6 +93,7 @@ def audit(
             f: "assumed" if f in recipe.assumed else "declared" for f in ("batch", "loss", "optimizer", "step")
         },
         parts=parts,
+        limits=limits,
     )
 
 

@@ -29,7 +29,7 @@ def with_limits(report: AuditReport, loaded: LoadedModel, assembled: Assembled, 
     """
     rows = list(report.rows)
     coverage = report.coverage_of
-    limits: list[str] = []
+    limits: list[str] = list(report.limits)
     added: list[ResultRow] = []
     assumed = assembled.recipe.assumed
     provenance = {**report.provenance, **assembled.provenance}
