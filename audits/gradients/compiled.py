@@ -11,21 +11,19 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from audits.compiled_parts import compiled_anything, compiled_code, describe_parts, eager
 from audits.gradients.claims import COMPILED
+from audits.gradients.compiled_slope import CompiledLoss, Slope
 from audits.gradients.native import FLOAT32_TOLERANCE, LOW_TOLERANCE
-from audits.gradients.noise import measure_noise
 from audits.gradients.probe import SMALLEST_RMS
-from audits.gradients.romberg import Estimate, romberg_at
-from audits.lanes.arithmetic import dot, norm, random_signs_and_sizes
+from audits.lanes.arithmetic import norm
 from audits.lanes.float64 import float64_lane, weighted_loss
-from audits.lanes.problem import UNIT_ROUNDOFF, Problem, as_real, differentiate
+from audits.lanes.problem import as_real, differentiate, may_step
 from audits.lanes.program import TapeOnly
 from audits.lanes.tape import Tape
 from audits.outcomes import Lane, Outcome, ResultRow, finite
@@ -37,35 +35,11 @@ from audits.subject import LivePhase, Subject
 DISPLACEMENT = 1e-3
 POINTS = 2
 
-#: Steps of the difference quotient, relative to the parameters. Kinks cannot be held in compiled code: what one that is
-#: crossed adds to the quotient falls with the step, a wrong gradient stays.
-STEPS = (1e-4, 1e-4 / 64)
-
-#: Share of the slope that kinks may add at the smaller step; draws taken anew are off by as much as the slope itself.
-KINK_SHARE = 1e-2
-
 #: Tensors told apart one by one where the joint slope is wrong.
 NAMED = 64
 
 Gradients = Mapping[str, torch.Tensor | None]
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class _Slope:
-    """One directional derivative of the compiled loss: what autograd says, the difference, and what is allowed."""
-
-    expected: float
-    estimate: Estimate
-    allowed: float
-
-    @property
-    def residual(self) -> float:
-        return abs(self.estimate.value - self.expected)
-
-    @property
-    def exceeds(self) -> bool:
-        return not self.residual <= self.allowed
 
 
 def check_compiled(subject: Subject) -> list[ResultRow]:
@@ -191,7 +165,8 @@ def _gradients(
             parameter.data.copy_(nudged(parameter.detach()))
     batches = [(weight, map_tensors(batch, nudged)) for weight, batch in subject.micro_batches(phase)]
     with torch.enable_grad(), subject.autocast(), _stance(compiled=compiled):
-        found = differentiate(weighted_loss(subject, phase, batches), phase.parameters)
+        value = weighted_loss(subject, phase, batches)
+        found = differentiate(value, phase.parameters, hooked=may_step(subject.model))
     return {name: None if g is None else as_real(g.detach()).double() for name, g in found.items()}
 
 
@@ -210,13 +185,13 @@ def _distance(first: torch.Tensor | None, second: torch.Tensor | None) -> float:
 
 def _against_itself(subject: Subject, phase: LivePhase) -> list[ResultRow]:
     with float64_lane(subject, phase) as problem:
-        joint: list[_Slope] = []
-        wrong: list[tuple[str | None, _Slope]] = []
+        joint: list[Slope] = []
+        wrong: list[tuple[str | None, Slope]] = []
         for point in range(POINTS):
             shifts = _shifts(subject, phase, point)
             here = {n: t.detach().clone() + shifts[n].to(t.dtype) for n, t in problem.tensors.items()}
+            function = CompiledLoss(subject, phase, problem, here)
             try:
-                function = _Compiled(subject, phase, problem, here)
                 joint.append(function.slope(list(here), subject.seed + point))
                 if joint[-1].exceeds and point == POINTS - 1 and all(slope.exceeds for slope in joint):
                     named = [(n, function.slope([n], subject.seed + 5)) for n in list(here)[:NAMED]]
@@ -225,9 +200,13 @@ def _against_itself(subject: Subject, phase: LivePhase) -> list[ResultRow]:
                 function.restore()
     if not all(slope.exceeds for slope in joint):
         best = min(joint, key=lambda slope: slope.residual / slope.allowed)
+        if not best.resolved:
+            numbers = f"{best.allowed:.1e} is allowed for a slope of {best.size:.1e}"
+            message = f"the compiled loss is too noisy for its gradient to be judged: {numbers}"
+            return [_slope_row(subject, phase, None, best, Outcome.INCONCLUSIVE, message)]
         message = "the compiled code's gradient is its own loss's derivative at equal draws"
         return [_slope_row(subject, phase, None, best, Outcome.PASS, message)]
-    whole: list[tuple[str | None, _Slope]] = [(None, joint[-1])]
+    whole: list[tuple[str | None, Slope]] = [(None, joint[-1])]
     return [
         _slope_row(
             subject, phase, name, slope, Outcome.FAIL if math.isfinite(slope.residual) else Outcome.INCONCLUSIVE,
@@ -239,71 +218,8 @@ def _against_itself(subject: Subject, phase: LivePhase) -> list[ResultRow]:
     ]  # fmt: skip
 
 
-class _Compiled:
-    """The compiled loss around a point of the float64 lane."""
-
-    def __init__(self, subject: Subject, phase: LivePhase, problem: Problem, here: dict[str, torch.Tensor]) -> None:
-        self._subject, self._phase, self._problem, self._here = subject, phase, problem, here
-        self._before = {name: tensor.detach().clone() for name, tensor in problem.tensors.items()}
-        self._place({}, 0.0)
-        loss = self._loss()
-        self._value = float(loss.detach())
-        self._gradients = {
-            n: None if g is None else as_real(g.detach()) for n, g in differentiate(loss, problem.tensors).items()
-        }
-
-    def restore(self) -> None:
-        """Put the tensors back."""
-        for name, value in self._before.items():
-            self._problem.tensors[name].data.copy_(value)
-
-    def slope(self, names: list[str], seed: int) -> _Slope:
-        """Return the derivative along a random direction; at the smaller step where the larger one's exceeds."""
-        direction = {}
-        for position, name in enumerate(names):
-            value = as_real(self._here[name])
-            size = max(norm(value) / max(value.numel(), 1) ** 0.5, SMALLEST_RMS)
-            direction[name] = random_signs_and_sizes(value, size, seed + 89 + position, None)
-        products = dot(self._gradients, direction)
-        terms = [g * direction[n] for n, g in self._gradients.items() if g is not None and n in direction]
-        spread = math.sqrt(sum(norm(term) ** 2 for term in terms))
-        found: _Slope | None = None
-        for step in STEPS:
-            estimate = self._estimate(direction, step)
-            found = _Slope(products.total, estimate, estimate.bound + KINK_SHARE * spread)
-            if not found.exceeds:
-                break
-        assert found is not None
-        return found
-
-    def _estimate(self, direction: Mapping[str, torch.Tensor], step: float) -> Estimate:
-        along = self._along(direction)
-        roundoff = UNIT_ROUNDOFF[Lane.FLOAT64]
-        noise = measure_noise(
-            lambda centre, spacing, count: [along(centre + i * spacing) for i in range(count)], step, roundoff
-        )
-        return romberg_at(along, step, noise.sigma)
-
-    def _along(self, direction: Mapping[str, torch.Tensor]) -> Callable[[float], float]:
-        def value(distance: float) -> float:
-            self._place(direction, distance)
-            return float(self._loss().detach())
-
-        return value
-
-    def _place(self, direction: Mapping[str, torch.Tensor], distance: float) -> None:
-        for name, value in self._here.items():
-            moved = as_real(value) + direction[name] * distance if name in direction else as_real(value)
-            as_real(self._problem.tensors[name].data).copy_(moved)
-
-    def _loss(self) -> torch.Tensor:
-        self._problem.before()
-        with torch.enable_grad():
-            return weighted_loss(self._subject, self._phase, self._problem.batches)
-
-
 def _slope_row(
-    subject: Subject, phase: LivePhase, name: str | None, slope: _Slope, outcome: Outcome, message: str
+    subject: Subject, phase: LivePhase, name: str | None, slope: Slope, outcome: Outcome, message: str
 ) -> ResultRow:
     return _row(
         subject, phase, outcome=outcome, lane=Lane.FLOAT64, parameter=name,
