@@ -21,6 +21,7 @@ from audits.gradients.claims import FINITE_DIFFERENCE
 from audits.gradients.domains import domain_of, is_special, varied
 from audits.gradients.function_record import RecordedCall, record_calls
 from audits.gradients.functions import declared_custom, function_name
+from audits.gradients.graph import LossGraph
 from audits.gradients.variation import off_special_case
 from audits.gradients.verdicts import Verdict, number
 from audits.lanes.problem import Problem
@@ -65,13 +66,22 @@ def judge_each_function(
         problem: the phase's loss, its tensors at theta.
         verdicts: what was found about the tensors.
     """
-    blamed = {verdict.cause for verdict in verdicts.values()}
+    failing = {n for n, v in verdicts.items() if v.outcome is Outcome.FAIL and _is_formula(v.cause or "")}
+    found = _all_wrong(subject, problem, declared_custom(subject))
+    graph = LossGraph(problem) if found and failing else None
     rows: dict[str, ResultRow] = {}
-    for wrong in _all_wrong(subject, problem, declared_custom(subject)):
-        cause = f"wrong backward of {function_name(wrong.made.call.function)} in {wrong.made.call.label}"
-        if cause not in blamed and cause not in rows:
-            rows[cause] = _row(subject, phase, problem, wrong, cause)
+    for wrong in found:
+        function = wrong.made.call.function
+        if graph is not None and failing & graph.upstream_of(function):
+            continue  # what is upstream of it fails for a wrong formula already
+        cause = f"wrong backward of {function_name(function)} in {wrong.made.call.label}"
+        rows.setdefault(cause, _row(subject, phase, problem, wrong, cause))
     return list(rows.values())
+
+
+def _is_formula(cause: str) -> bool:
+    """Whether a tensor fails for a wrong backward, rather than for a value that is held constant."""
+    return cause.startswith(("wrong", "one wrong"))
 
 
 def _all_wrong(subject: Subject, problem: Problem, skipped: set[str]) -> list[_Judged]:
