@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from audits.callables import CallableReference
+from audits.compiled_parts import compiled_parts
 from audits.declared_names import check_names
 from audits.errors import RecipeError
 from audits.overlaps import overlaps_of
@@ -73,7 +74,7 @@ def capture_recipe(
     **fields: Any,
 ) -> Recipe:
     """Build the recipe; `Recipe.capture` documents the arguments."""
-    model = unwrap(model)
+    wrapped, model = model, unwrap(model)
     if phases is None:
         if loss is None or optimizer is None:
             raise RecipeError("capture needs loss= and optimizer=, or phases=[Phase(...), ...]")
@@ -115,6 +116,7 @@ def capture_recipe(
         step=None if step is None else CallableReference.of(step, role="step"),
         mode=mode,
         module_modes=_module_modes(model, mode),
+        compiled=compiled_parts(wrapped, [("step", step), *((f"loss {p.name}", p.loss) for p in phases)]),
         **fields,
     )
     check_names(recipe, model)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from audits.errors import InputError, suggest
-from audits.gradients.claims import GRADIENT_CHECKS
+from audits.gradients.claims import COMPILED, GRADIENT_CHECKS
 from audits.health import HEALTH_CHECKS
 from audits.outcomes import Check, Severity
 from audits.updates.claims import UPDATE_CHECKS
@@ -48,7 +48,8 @@ RECIPE_TRUSTED = Check(
 VERSION_CHECKS = (MODEL_WHOLE, RECIPE_DECLARED, RECIPE_TRUSTED)
 
 CHECKS: dict[str, Check] = {
-    check.name: check for check in (*GRADIENT_CHECKS, *UPDATE_CHECKS, *HEALTH_CHECKS, AUDIT_COMPLETED, *VERSION_CHECKS)
+    check.name: check
+    for check in (*GRADIENT_CHECKS, COMPILED, *UPDATE_CHECKS, *HEALTH_CHECKS, AUDIT_COMPLETED, *VERSION_CHECKS)
 }
 
 

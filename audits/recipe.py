@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from audits.callables import CallableReference
+from audits.compiled_parts import compiled_parts
 from audits.errors import RecipeError, suggest
 from audits.overlaps import Overlap
 
@@ -167,6 +168,7 @@ class Recipe:
     expect: Mapping[str, Any] = field(default_factory=dict)
     stop_gradient: tuple[str, ...] = ()
     assumed: frozenset[str] = frozenset()
+    compiled: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.phases:
@@ -258,6 +260,11 @@ class Recipe:
             expect=expect or {},
             stop_gradient=tuple(stop_gradient),
         )
+
+    def on(self, model: nn.Module) -> Recipe:
+        """Return the recipe for a model that is compiled: what was captured from the bare module does not know it."""
+        compiled = tuple(dict.fromkeys((*self.compiled, *compiled_parts(model, []))))
+        return replace(self, compiled=compiled) if compiled != self.compiled else self
 
     def digest(self) -> str:
         """Return a digest of everything in the recipe, tensors included; a lambda counts by its name only."""

@@ -37,6 +37,7 @@ _RECIPE_KEYS = (
     "overlaps",
     "captured_in_eval",
     "assumed",
+    "compiled",
 )
 _PHASE_KEYS = ("name", "loss", "optimizer", "clip_grad_norm", "accumulate", "scheduler")
 _OPTIMIZER_KEYS = ("class", "defaults", "groups")
@@ -66,6 +67,7 @@ def recipe_to_plain(recipe: Recipe, *, storable: bool = True) -> dict[str, Any]:
         "expect": _plain(recipe.expect),
         "stop_gradient": list(recipe.stop_gradient),
         "assumed": sorted(recipe.assumed),
+        **({"compiled": list(recipe.compiled)} if recipe.compiled else {}),
         "phases": [_phase_to_plain(phase, storable) for phase in recipe.phases],
         "module_modes": dict(recipe.module_modes),
         "ties": [list(names) for names in recipe.ties],
@@ -120,6 +122,7 @@ def recipe_from_plain(plain: Mapping[str, Any], *, batch: Any, state: Mapping[st
         expect=dict(plain.get("expect") or {}),
         stop_gradient=tuple(plain.get("stop_gradient") or ()),
         assumed=frozenset(plain.get("assumed") or ()),
+        compiled=tuple(plain.get("compiled") or ()),
     )
 
 

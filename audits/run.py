@@ -12,6 +12,7 @@ from torch import nn
 
 from audits.diagnosis import diagnosed
 from audits.gradients import check_gradients
+from audits.gradients.compiled import check_compiled, compiled_limits
 from audits.health import check_health
 from audits.outcomes import Coverage, Outcome, ResultRow, Severity
 from audits.parts import parts_of
@@ -38,6 +39,7 @@ PARTS = (
     ("gradient", check_gradients),
     ("update", check_updates),
     ("health", check_health),
+    ("compiled", check_compiled),
 )
 
 
@@ -75,7 +77,9 @@ def audit(
         trainable = {n: size for n, size in sizes.items() if size}  # what has no elements has nothing to be judged
         rows = with_severities(diagnosed(rows, subject), settings.severity)
         chosen = subject.device
-        limits = (CAPTURED_IN_EVAL,) if recipe.captured_in_eval and not recipe.assumed else ()
+        limits = compiled_limits(subject, rows)
+        if recipe.captured_in_eval and not recipe.assumed:
+            limits = (CAPTURED_IN_EVAL, *limits)
     if settings.narrowed and not rows:
         from audits.checks import CHECKS
         from audits.errors import SettingsError

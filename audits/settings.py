@@ -34,6 +34,7 @@ class AuditSettings:
         probes: independent probes through all tensors.
         detection_limit: relative error of a tensor's gradient that must be detectable for the tensor to pass.
         input_gradient_limit: most trainable elements for which gradients with respect to the batch are checked too.
+        compiled: also run what `torch.compile` compiled and judge its gradients; compiling takes 20 to 60 seconds.
         vanishing_ratio: first/last layer gradient-norm ratio below which gradients count as vanishing ...
         vanishing_norm: ... when the first layer's gradient norm is also below this.
         exploding_norm: gradient norm above which gradients count as exploding.
@@ -52,6 +53,7 @@ class AuditSettings:
     probes: int = 2
     detection_limit: float = 1e-3
     input_gradient_limit: int = 1_000_000
+    compiled: bool = False
     vanishing_ratio: float = 1e-3
     vanishing_norm: float = 1e-4
     exploding_norm: float = 70.0

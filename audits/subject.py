@@ -13,6 +13,7 @@ from torch import nn
 
 from audits.callables import as_loss
 from audits.capture import canonical_names, unwrap
+from audits.compiled_parts import compiled_parts, eager, without_wrappers
 from audits.declared_names import check_functions, check_names, declares_functions
 from audits.errors import RecipeError, suggest
 from audits.optimizers import build_optimizer, others_refused
@@ -100,6 +101,9 @@ class Subject:
         self._owners = _owners(model)
         self._batches = [map_tensors(b, lambda t: t.to(device)) for b in _as_list(recipe.batch)]
         self.phases = tuple(LivePhase(phase, self.parameters) for phase in recipe.phases)
+        #: What is compiled, here or where the recipe was made, and how the model itself was, where that is known.
+        self.compiled: tuple[str, ...] = recipe.compiled
+        self.compiled_with: Any = None
         self._module_state = ModuleState(model)
         self._parameter_state = ParameterState(model)
 
@@ -173,17 +177,26 @@ def open_subject(
         RecipeError: the recipe does not fit the model, or its loss cannot be computed on its batch.
     """
     chosen = choose_device(device)
-    model = unwrap(model)
+    wrapped, model = model, unwrap(model)
     lazy = [n for n, p in model.named_parameters() if isinstance(p, nn.parameter.UninitializedParameter)]
     if lazy:
         raise RecipeError(f"parameter {lazy[0]!r} is lazy and was never initialised: run one forward before capture")
     overlaps = overlaps_of(model)
-    with borrowed(model, chosen), torch.enable_grad(), warnings.catch_warnings():
+    with borrowed(model, chosen), torch.enable_grad(), warnings.catch_warnings(), eager():
         subject = Subject(model, recipe, settings or AuditSettings(), chosen, overlaps)
+        subject.compiled, subject.compiled_with = _compiled(wrapped, recipe)
         _try_losses(subject)
         subject.reset()
         with others_refused(subject._names):
             yield subject
+
+
+def _compiled(wrapped: nn.Module, recipe: Recipe) -> tuple[tuple[str, ...], Any]:
+    references = [(f"loss {phase.name}", phase.loss) for phase in recipe.phases]
+    if recipe.step is not None:
+        references.append(("step", recipe.step))
+    here = compiled_parts(wrapped, [(role, reference.resolve(role=role)) for role, reference in references])
+    return tuple(dict.fromkeys((*recipe.compiled, *here))), without_wrappers(wrapped)[1]
 
 
 def choose_device(device: str) -> torch.device:

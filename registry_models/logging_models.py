@@ -72,6 +72,8 @@ def log_model(
         RecipeError: a loss or step that cannot be stored.
         ArtifactError: the factory does not rebuild this model.
     """
+    if recipe is not None:
+        recipe = recipe.on(model)
     model = unwrap(model)
     if factory is None and factory_args is not None:
         raise ArtifactError("factory_args= needs factory=")

@@ -7,6 +7,7 @@ import logging
 from audits.gradients.batched import vmap_holds
 from audits.gradients.certify import Certifier
 from audits.gradients.claims import FINITE_DIFFERENCE, INPUT, NATIVE_DTYPE
+from audits.gradients.each_function import judge_each_function
 from audits.gradients.elementwise import check_elements
 from audits.gradients.exact import check_exactly
 from audits.gradients.explain import explain
@@ -58,14 +59,18 @@ def _finite_differences(subject: Subject, phase: LivePhase) -> list[ResultRow]:
     verdicts: dict[str, Verdict] = {}
     point: Point | None = None
     rows = []
+    alone: list[ResultRow] = []
     if judged:
         for lane in (Lane.FLOAT64, Lane.FLOAT32):
             try:
                 with float64_lane(subject, phase, lane=lane) as problem:
                     verdicts, point = judge(subject, problem, judged)
-                    if subject.settings.method != "gradcheck":
+                    ours = subject.settings.method != "gradcheck"
+                    if ours:
                         verdicts = explain(subject, phase, problem, point, verdicts)
                     rows = [parameter_row(subject, phase, n, verdicts[n], point, lane, dtypes[n]) for n in judged]
+                    if ours and not subject.settings.parameters:
+                        alone = _functions_alone(subject, phase, problem, verdicts)
                 break
             except Exception as error:  # the model's own code runs here: whatever it raises is its answer
                 _log.debug("the %s lane failed", lane, exc_info=True)
@@ -79,7 +84,18 @@ def _finite_differences(subject: Subject, phase: LivePhase) -> list[ResultRow]:
         if name not in by_name:
             cause, message = _why_skipped(subject, phase, name)
             by_name[name] = skipped_row(subject, phase, name, cause, message, dtypes[name])
-    return [by_name[name] for name in wanted]
+    return [by_name[name] for name in wanted] + alone
+
+
+def _functions_alone(
+    subject: Subject, phase: LivePhase, problem: Problem, verdicts: dict[str, Verdict]
+) -> list[ResultRow]:
+    """Judge every Function by itself too; what goes wrong there must not take the verdicts away."""
+    try:
+        return judge_each_function(subject, phase, problem, verdicts)
+    except Exception:  # the model's own code runs here
+        _log.debug("the Functions could not be judged by themselves", exc_info=True)
+        return []
 
 
 def _needs_float32(error: Exception) -> bool:

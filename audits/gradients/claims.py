@@ -44,3 +44,27 @@ INPUT = Check(
 )
 
 GRADIENT_CHECKS: tuple[Check, ...] = (FINITE_DIFFERENCE, NATIVE_DTYPE, INPUT)
+
+#: Judged only where something is compiled, and only when the settings ask for it.
+COMPILED = Check(
+    name="gradient.compiled",
+    claim="The compiled code's gradient is the eager code's; where it draws random numbers, its own loss's derivative.",
+    severity=Severity.FAIL,
+    formula=(
+        "error = ||g_compiled - g_eager|| per tensor in the model's dtype; with random numbers |D - <g, v>| of the "
+        "compiled loss in float64, same seed before every evaluation"
+    ),
+    threshold=(
+        "64 (float32, float64) or 16 (below) times (eps ||g|| + the eager gradient's response to 1-ulp noise in "
+        "parameters and batch); with random numbers the difference's own bound and 1 % of the slope, at both of two "
+        "points"
+    ),
+    blind_to=(
+        "errors below the threshold; kernels of another dtype where random numbers are drawn; skipped unless the "
+        "setting compiled is true"
+    ),
+    where_to_look=(
+        "The compiler's options (activation_memory_budget, custom passes, the backend): what the backward recomputes "
+        "must be what the forward computed."
+    ),
+)

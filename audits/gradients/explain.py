@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
-from audits.gradients.certify import Certifier
 from audits.gradients.classify import backward_hooks, jvp_agrees, single_wrong_element
-from audits.gradients.functions import WrongFunction, wrong_functions
+from audits.gradients.functions import WrongFunction, declared_custom, wrong_functions
 from audits.gradients.graph import LossGraph, root_of
 from audits.gradients.probe import Prober
 from audits.gradients.romberg import FIRST_STEP
-from audits.gradients.verdicts import Verdict, describe
-from audits.lanes.arithmetic import dot, norm
+from audits.gradients.stopped import explain_stops
+from audits.gradients.verdicts import Verdict, describe, number
+from audits.lanes.arithmetic import dot
 from audits.lanes.evaluation import Point
-from audits.lanes.problem import Problem, quiet
-from audits.lanes.program import Free
-from audits.lanes.stops import StopGradients, StopSite
+from audits.lanes.problem import Problem
 from audits.lanes.watching import ModuleStack
 from audits.outcomes import Outcome
 from audits.subject import LivePhase, Subject
-
-#: Places a stop-gradient's cause is narrowed to one of, when there are no more than so many.
-NARROWED_PLACES = 8
 
 #: A single wrong element is looked for when no more tensors than this fail: a formula's error fails all upstream.
 SINGLE_ELEMENT_TENSORS = 2
@@ -45,7 +40,7 @@ def explain(
     if not failing:
         return explained
     try:
-        explained |= _stop_gradients(subject, problem, point, {n: verdicts[n] for n in failing})
+        explained |= explain_stops(subject, problem, point, {n: verdicts[n] for n in failing})
         failing = _failing(explained)
         if failing:
             explained |= _formulas(subject, problem, point, {n: explained[n] for n in failing})
@@ -60,116 +55,12 @@ def _failing(verdicts: Mapping[str, Verdict]) -> list[str]:
     return [n for n, v in verdicts.items() if v.outcome is Outcome.FAIL and v.cause == "wrong gradient"]
 
 
-def _stop_gradients(
-    subject: Subject, problem: Problem, point: Point, failing: Mapping[str, Verdict]
-) -> dict[str, Verdict]:
-    scopes = tuple(subject.recipe.stop_gradient)
-    sites = _sites(subject, problem)
-    if not sites:
-        return {}
-    meant = [site for site in sites if site.built_in or site.declared(scopes)]
-    remaining = list(failing)
-    explained: dict[str, Verdict] = {}
-    if meant:
-        agreeing = _agreeing(subject, problem, remaining, lambda site: site.built_in or site.declared(scopes))
-        places = _places(meant)
-        declared = any(site.declared(scopes) for site in meant)
-        for name, verdict in agreeing.items():
-            explained[name] = _meant(name, verdict, places, declared=declared, stopped=norm(point.gradients[name]) == 0)
-        remaining = [name for name in remaining if name not in explained]
-    if not remaining:
-        return explained
-    agreeing = _agreeing(subject, problem, remaining, lambda site: True)
-    if not agreeing:
-        return explained
-    culprits = _narrowed(subject, problem, list(agreeing), sites, scopes)
-    places = _places(culprits)
-    paths = sorted({site.path for site in culprits})
-    kinds = " and ".join(sorted({site.kind for site in culprits}))
-    for name in agreeing:
-        verdict = failing[name]
-        explained[name] = replace(
-            verdict,
-            cause=f"stop-gradient at {places}",
-            message=f"the gradient of {name!r} misses what a stop-gradient ({kinds}) in {places} cuts off: autograd "
-            f"gives {_number(verdict.measured)}, the loss's derivative is {_number(verdict.expected)}; with that held "
-            f"constant both agree. If it is meant, declare stop_gradient={paths!r} in the recipe",
-            where_to_look=f"{kinds} in {places}",
-        )
-    return explained
-
-
-def _meant(name: str, verdict: Verdict, places: str, *, declared: bool, stopped: bool) -> Verdict:
-    word = "declared" if declared else "built-in"
-    if declared and stopped:
-        return replace(
-            verdict, outcome=Outcome.SKIPPED, cause=f"declared stop-gradient at {places}",
-            message=f"{name!r} gets no gradient because of the declared stop-gradient at {places}",
-        )  # fmt: skip
-    return replace(
-        verdict, outcome=Outcome.PASS, cause=f"{word} stop-gradient at {places}",
-        message=f"the gradient of {name!r} is the loss's derivative with the {word} stop-gradient at {places} held "
-        "constant",
-    )  # fmt: skip
-
-
-def _sites(subject: Subject, problem: Problem) -> list[StopSite]:
-    stops = StopGradients(subject.model, lambda site: False)
-    problem.before()
-    with quiet(), Free(problem.tape.cursor(), lift=problem.lifts), stops.active():
-        problem.loss()
-    return stops.sites
-
-
-def _agreeing(
-    subject: Subject, problem: Problem, names: list[str], frozen: Callable[[StopSite], bool]
-) -> dict[str, Verdict]:
-    """Judge the tensors with some stop-gradients' values held; return those that pass."""
-    stops = StopGradients(subject.model, frozen)
-
-    def loss():  # type: ignore[no-untyped-def]
-        with stops.active():
-            return problem.loss()
-
-    held = Problem(problem.tensors, loss, problem.before, problem.tape, problem.lane, stops.at_point)
-    settings = subject.settings
-    certifier = Certifier(
-        held, seed=subject.seed + 1, probes=settings.probes, detection_limit=settings.detection_limit
-    )  # fmt: skip
-    certifier.run(names)
-    return {n: v for n, v in certifier.verdicts.items() if v.outcome is Outcome.PASS}
-
-
-def _narrowed(
-    subject: Subject, problem: Problem, names: list[str], sites: list[StopSite], scopes: tuple[str, ...]
-) -> list[StopSite]:
-    """Return the undeclared sites of one path, if holding those alone explains all the tensors."""
-    unmeant = [site for site in sites if not site.built_in and not site.declared(scopes)]
-    paths = list(dict.fromkeys(site.path for site in unmeant))
-    if len(paths) <= 1 or len(paths) > NARROWED_PLACES:
-        return unmeant
-
-    for path in paths:
-
-        def frozen(site: StopSite, path: str = path) -> bool:
-            return site.path == path or site.built_in or site.declared(scopes)
-
-        if len(_agreeing(subject, problem, names, frozen)) == len(names):
-            return [site for site in unmeant if site.path == path]
-    return unmeant
-
-
-def _places(sites: list[StopSite]) -> str:
-    labels = list(dict.fromkeys(site.label for site in sites))
-    return ", ".join(labels[:3]) + (f" and {len(labels) - 3} more" if len(labels) > 3 else "")
-
-
 def _formulas(subject: Subject, problem: Problem, point: Point, failing: Mapping[str, Verdict]) -> dict[str, Verdict]:
     """Find the Function whose backward is wrong; otherwise say between what the error lies."""
     graph = LossGraph(problem)
     wrong = wrong_functions(problem, ModuleStack(subject.model), seed=subject.seed)
     upstream = {id(w): graph.upstream_of(w.call.function) for w in wrong}
-    declared = _declared(subject)
+    declared = declared_custom(subject)
     explained = {}
     unexplained = {}
     for name, verdict in failing.items():
@@ -191,19 +82,14 @@ def _formulas(subject: Subject, problem: Problem, point: Point, failing: Mapping
     return explained
 
 
-def _declared(subject: Subject) -> set[str]:
-    declared = subject.recipe.expect.get("custom_gradient", ())
-    return {declared} if isinstance(declared, str) else set(declared)
-
-
 def _blamed(name: str, verdict: Verdict, culprits: list[WrongFunction]) -> Verdict:
     labels = list(dict.fromkeys(f"{w.name} in {w.call.label}" for w in culprits))
     first = culprits[0]
     return replace(
         verdict,
         cause=f"wrong backward of {labels[0]}",
-        message=f"the gradient of {name!r} is wrong: autograd gives {_number(verdict.measured)}, the loss's derivative "
-        f"is {_number(verdict.expected)}. The backward of the autograd.Function {', '.join(labels)} is wrong by "
+        message=f"the gradient of {name!r} is wrong: autograd gives {number(verdict.measured)}, the loss's derivative "
+        f"is {number(verdict.expected)}. The backward of the autograd.Function {', '.join(labels)} is wrong by "
         f"itself: for its argument {first.argument} it gives {first.measured:.6g} where its forward's derivative is "
         f"{first.expected:.6g}",
         where_to_look=f"{first.name}.backward, used by {first.call.label}; if its gradient is meant to differ, declare "
@@ -243,12 +129,8 @@ def _between(
         explained[name] = replace(
             verdict,
             cause=cause,
-            message=f"the gradient of {name!r} is wrong: autograd gives {_number(verdict.measured)}, the loss's "
-            f"derivative is {_number(verdict.expected)}; {'; '.join(notes)}",
+            message=f"the gradient of {name!r} is wrong: autograd gives {number(verdict.measured)}, the loss's "
+            f"derivative is {number(verdict.expected)}; {'; '.join(notes)}",
             where_to_look=hooks[0] if hooks else f"{owner}, or what follows it towards the loss",
         )
     return explained
-
-
-def _number(value: float | None) -> str:
-    return "nothing" if value is None else f"{value:.6g}"

@@ -13,6 +13,7 @@ from audits.lanes.program import BranchMismatchError, Free
 from audits.lanes.tape import Tape
 from audits.lanes.watching import FunctionDepth, ModuleStack
 from audits.outcomes import Outcome
+from audits.subject import Subject
 
 #: Calls judged per Function class: layers of one class share the formula, not always the branch.
 CALLS_PER_CLASS = 4
@@ -54,7 +55,18 @@ class WrongFunction:
     @property
     def name(self) -> str:
         """The class's name."""
-        return self.call.function.__qualname__.rpartition("<locals>.")[2]
+        return function_name(self.call.function)
+
+
+def function_name(function: type) -> str:
+    """Return a Function's name as messages and declarations have it."""
+    return function.__qualname__.rpartition("<locals>.")[2]
+
+
+def declared_custom(subject: Subject) -> set[str]:
+    """Return the names of the Functions whose gradient is declared to differ."""
+    declared = subject.recipe.expect.get("custom_gradient", ())
+    return {declared} if isinstance(declared, str) else set(declared)
 
 
 def recorded_calls(problem: Problem, stack: ModuleStack) -> list[FunctionCall]:

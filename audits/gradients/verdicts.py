@@ -51,3 +51,8 @@ def describe(name: str, verdict: Verdict) -> str:
     if verdict.limit is not None:
         return f"the gradient of {name!r} is too small to resolve: an error below {verdict.limit:.1e} would not show"
     return f"cannot judge {name!r}: {verdict.cause}"
+
+
+def number(value: float | None) -> str:
+    """Return a value as messages show it."""
+    return "nothing" if value is None else f"{value:.6g}"

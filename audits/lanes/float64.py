@@ -84,6 +84,7 @@ def float64_lane(
                 asked=asked,
                 model=None if inputs else subject.model,
                 hooked=may_step(subject.model),
+                batches=batches,
             )
     finally:
         torch.set_default_dtype(previous)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from audits.compiled_parts import eager
 from audits.lanes.tape import Tape
 from audits.outcomes import Lane
 
@@ -40,6 +40,7 @@ class Problem:
         asked: names of batch tensors whose gradient the recipe's batch asks for (``requires_grad``).
         model: the module the tensors are parameters of, where they are.
         hooked: whether hooks of the model's parameters may step an optimizer inside a backward.
+        batches: the micro-batches the loss is computed on, each with its weight; another one may take a place.
     """
 
     tensors: Tensors
@@ -52,6 +53,7 @@ class Problem:
     asked: frozenset[str] = frozenset()
     model: nn.Module | None = None
     hooked: bool = False
+    batches: list[tuple[float, Any]] = field(default_factory=list)
 
     @property
     def roundoff(self) -> float:
@@ -100,11 +102,6 @@ def differentiate(loss: torch.Tensor, tensors: Tensors, *, hooked: bool = False)
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Evaluate with gradients on, autocast off, compiled parts eager, warnings held back."""
-    with warnings.catch_warnings(), torch.enable_grad(), _eager():
+    with warnings.catch_warnings(), torch.enable_grad(), eager():
         warnings.simplefilter("ignore")
         yield
-
-
-def _eager() -> contextlib.AbstractContextManager[Any]:
-    """Run compiled parts eagerly; where dynamo was never imported there are none, and importing it takes seconds."""
-    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else contextlib.nullcontext()

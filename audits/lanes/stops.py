@@ -1,8 +1,9 @@
 """Stop-gradients: values that depend on the parameters and that autograd is told to hold constant.
 
-`detach()`, `.data`, Python-level `no_grad` and floating `.item()` make the loss depend on a parameter in a way no
-gradient shows. Holding exactly those values at theta makes the finite difference the derivative autograd means: when
-that agrees, the stop-gradient is the cause. The C++ no-grad inside `autograd.Function.forward` is not a stop-gradient.
+`detach()`, `.data`, Python-level `no_grad`, floating `.item()` and gradients taken without ``create_graph=True`` make
+the loss depend on a parameter in a way no gradient shows. Holding exactly those values at theta makes the finite
+difference the derivative autograd means: when that agrees, the stop-gradient is the cause. The C++ no-grad inside
+`autograd.Function.forward` is not a stop-gradient.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ from audits.lanes.watching import LOSS_PATH, FunctionDepth, ModuleStack
 _DETACH: frozenset[Any] = frozenset(
     {torch.Tensor.detach, torch.Tensor.detach_, torch.detach, torch.Tensor.data.__get__}  # type: ignore[attr-defined]
 )
+_GIVES_GRADIENT: frozenset[Any] = frozenset(
+    {torch.autograd.grad, torch.Tensor.grad.__get__}  # type: ignore[attr-defined,union-attr]
+)
 _TO_PYTHON: frozenset[Any] = frozenset(
     {torch.Tensor.item, torch.Tensor.tolist, torch.Tensor.__float__, torch.Tensor.numpy, torch.Tensor.__array__}
 )
@@ -33,8 +37,13 @@ _TORCH = os.path.dirname(torch.__file__) + os.sep
 _BUILT_IN = os.path.join(_TORCH, "nn") + os.sep
 #: Frames between the caller and the mode: they carry the call, they do not decide on it.
 _CARRIERS = tuple(
-    os.path.join(_TORCH, name) for name in ("overrides.py", "_tensor.py", "nn/functional.py", "utils/_contextlib.py")
+    os.path.join(_TORCH, name)
+    for name in ("overrides.py", "_tensor.py", "nn/functional.py", "utils/_contextlib.py", "autograd/__init__.py")
 )
+
+
+#: A gradient of the loss's own that is no function of the parameters for autograd.
+FIRST_ORDER = "autograd.grad without create_graph"
 
 
 @dataclass(frozen=True)
@@ -42,11 +51,12 @@ class StopSite:
     """One place where a value is held constant.
 
     Attributes:
-        kind: ``detach``, ``no_grad`` or ``item``.
+        kind: ``detach``, ``no_grad``, ``item``, or `FIRST_ORDER`.
         path: the module that does it, ``loss`` outside of all.
         places: the paths under which a recipe may declare it: the module that does it, and the one that runs meanwhile.
         label: where, for people.
         built_in: whether torch's own module does it (spectral_norm's power iteration).
+        source: ``file.py:line`` that does it.
     """
 
     kind: str
@@ -54,10 +64,16 @@ class StopSite:
     places: tuple[str, ...]
     label: str
     built_in: bool
+    source: str
 
     def declared(self, scopes: tuple[str, ...]) -> bool:
-        """Whether the recipe declares this place, or a module around it."""
-        return any(place == scope or place.startswith(f"{scope}.") for scope in scopes for place in self.places)
+        """Whether the recipe declares this place, or a module around it.
+
+        Never for a first-order gradient: who means a constant there writes ``.detach()``, which can be declared.
+        """
+        return self.kind != FIRST_ORDER and any(
+            place == scope or place.startswith(f"{scope}.") for scope in scopes for place in self.places
+        )
 
 
 class StopGradients:
@@ -92,9 +108,11 @@ class StopGradients:
             path = outer if kind == "no_grad" else inner
             if path == LOSS_PATH:
                 path = self._stack.outermost or LOSS_PATH  # a target network under the loss's no_grad
-            built_in = owner is not None and owner.__module__.startswith("torch.nn.") and _called_by_torch()
+            file, line = caller()
+            built_in = owner is not None and owner.__module__.startswith("torch.nn.") and file.startswith(_BUILT_IN)
             places = (path, inner, outer if kind == "no_grad" else inner)
-            self.sites.append(StopSite(kind, path, places, self._stack.label(path), built_in))
+            source = f"{os.path.basename(file)}:{line}"
+            self.sites.append(StopSite(kind, path, places, self._stack.label(path), built_in, source))
             self._values.append(_copied(result))
         if position >= len(self.sites) or self.sites[position].kind != kind or not self._frozen(self.sites[position]):
             return result
@@ -125,7 +143,11 @@ class _Mode(TorchFunctionMode):
         if self._stops.inside_function:
             return result
         target = None
-        if func in _DETACH:
+        if func in _GIVES_GRADIENT:
+            if not _is_floating(result) or _requires_grad(result):
+                return result
+            kind = FIRST_ORDER
+        elif func in _DETACH:
             kind = "detach"
         elif func in _TO_PYTHON:
             kind = "item"
@@ -174,11 +196,17 @@ def _copied(value: Any) -> Any:
     return value.copy() if type(value).__name__ == "ndarray" else value
 
 
-def _called_by_torch() -> bool:
+def _requires_grad(value: Any) -> bool:
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return any(isinstance(item, torch.Tensor) and item.requires_grad for item in values)
+
+
+def caller(*watching: str) -> tuple[str, int]:
+    """Return file and line of the code that decided on the call, past torch's carriers and the ``watching`` files."""
     frame: Any = sys._getframe(1)
     while frame is not None:
         name = frame.f_code.co_filename
-        if name != __file__ and not name.startswith(_CARRIERS):
-            return bool(name.startswith(_BUILT_IN))
+        if name not in (__file__, *watching) and not name.startswith(_CARRIERS):
+            return str(name), int(frame.f_lineno)
         frame = frame.f_back
-    return False
+    return "", 0

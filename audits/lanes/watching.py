@@ -14,6 +14,7 @@ from torch.nn.modules import module as module_hooks
 LOSS_PATH = "loss"
 
 CallObserver = Callable[[type, tuple[Any, ...], dict[str, Any]], None]
+ResultObserver = Callable[[Any], None]
 
 
 class ModuleStack:
@@ -78,9 +79,9 @@ class FunctionDepth:
         self.depth = 0
 
     @contextlib.contextmanager
-    def watching(self, observe: CallObserver | None = None) -> Iterator[None]:
-        """Count, and show every outermost call to ``observe``."""
-        watcher = (self, observe)
+    def watching(self, observe: CallObserver | None = None, returned: ResultObserver | None = None) -> Iterator[None]:
+        """Count, and show every outermost call to ``observe``, and its result to ``returned``."""
+        watcher = (self, observe, returned)
         _WATCHERS.append(watcher)
         before = torch.autograd.Function.__dict__["apply"]
         if before is not _WATCHED:
@@ -93,23 +94,27 @@ class FunctionDepth:
 
 
 #: Who watches at the moment, outermost first.
-_WATCHERS: list[tuple[FunctionDepth, CallObserver | None]] = []
+_WATCHERS: list[tuple[FunctionDepth, CallObserver | None, ResultObserver | None]] = []
 
 _ORIGINAL = torch.autograd.Function.__dict__["apply"]
 
 
 def _apply(cls: type, *args: Any, **kwargs: Any) -> Any:
     watchers = list(_WATCHERS)
-    for counter, observe in watchers:
+    for counter, observe, _ in watchers:
         if observe is not None and counter.depth == 0:
             observe(cls, args, kwargs)
-    for counter, _ in watchers:
+    for counter, _, _ in watchers:
         counter.depth += 1
     try:
-        return _ORIGINAL.__func__(cls, *args, **kwargs)
+        result = _ORIGINAL.__func__(cls, *args, **kwargs)
     finally:
-        for counter, _ in watchers:
+        for counter, _, _ in watchers:
             counter.depth -= 1
+    for counter, _, returned in watchers:
+        if returned is not None and counter.depth == 0:
+            returned(result)
+    return result
 
 
 _WATCHED: Any = classmethod(_apply)

@@ -6,6 +6,7 @@ of its data loader. A Trainer with a ``compute_loss`` of its own has another los
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 import json
@@ -16,6 +17,7 @@ import torch
 from mlflow.models.model import ModelInfo
 
 from audits.callables import MODEL_LOSS
+from audits.compiled_parts import MODEL
 from audits.errors import RecipeError
 from audits.recipe import Recipe
 from audits.state import random_state_kept
@@ -83,7 +85,7 @@ class GradauditCallback(TrainerCallback):
                 batches = [{**batch, "num_items_in_batch": count / len(batches)} for batch in batches]
         precision = "bf16-autocast" if args.bf16 else "fp16-autocast" if args.fp16 else "native"
         with self._rates.put_back([optimizer]):
-            return Recipe.capture(
+            recipe = Recipe.capture(
                 model,
                 batch=batches[0] if len(batches) == 1 else batches,
                 loss=MODEL_LOSS,
@@ -92,6 +94,8 @@ class GradauditCallback(TrainerCallback):
                 precision=precision,
                 expect=self._expect,
             )
+        # the Trainer compiles a wrapper of its own and hands out the model inside
+        return dataclasses.replace(recipe, compiled=(MODEL,)) if getattr(args, "torch_compile", False) else recipe
 
 
 def _inner(optimizer: Any) -> torch.optim.Optimizer:
