@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from audits.errors import RecipeError
 from audits.subject import Subject
 
 #: torch's own first loss scale; halved by the audit, sixteen at a time, while the gradients overflow.
@@ -28,6 +32,7 @@ class ReplayedSchedule:
         self._rates = rates
         self._position = offset
         self.calls = 0
+        self._step_count = 0  # accelerate's wrapper counts it up
         self._apply()
 
     def step(self, *_: Any, **__: Any) -> None:
@@ -77,6 +82,38 @@ class StepContext:
     def scheduler(self) -> ReplayedSchedule | None:
         """The first phase's scheduler."""
         return next(iter(self.schedulers.values()), None)
+
+
+def handed(subject: Subject, context: StepContext) -> StepContext:
+    """Return the context as a step function is handed it: in the wrappers that the training script has around it."""
+    optimizers, schedulers = dict(context.optimizers), dict(context.schedulers)
+    for phase in subject.phases:
+        optimizer, schedule = phase.recipe.optimizer, phase.recipe.scheduler
+        if optimizer.rewrap is None:
+            continue
+        optimizers[phase.name] = optimizer.rewrap(optimizers[phase.name])
+        if phase.name in schedulers and schedule is not None and schedule.rewrap is not None:
+            schedulers[phase.name] = schedule.rewrap(schedulers[phase.name], optimizers[phase.name])
+    return dataclasses.replace(context, optimizers=optimizers, schedulers=schedulers)
+
+
+@contextlib.contextmanager
+def live_kept_away(subject: Subject) -> Iterator[None]:
+    """Stop a step function that steps the live optimizer it closes over: it would train the user's own state."""
+    live = [ref() for phase in subject.phases if (ref := phase.recipe.optimizer.live) is not None]
+
+    def hook(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        if any(optimizer is one for one in live):
+            raise RecipeError(
+                f"the step function steps the live {type(optimizer).__name__} of the training script: step "
+                "context.optimizer, or context.optimizers[phase], which the audit hands it"
+            )
+
+    handle = register_optimizer_step_pre_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def build_context(subject: Subject, *, with_state: bool, scale: float = INITIAL_SCALE) -> StepContext:

@@ -13,7 +13,7 @@ from audits.structures import map_tensors
 from audits.subject import LivePhase, Subject
 from audits.updates.buffers import BufferWatch, declared_shadows, tensors_of
 from audits.updates.canonical import canonical_step
-from audits.updates.context import INITIAL_SCALE, StepContext, build_context
+from audits.updates.context import INITIAL_SCALE, StepContext, build_context, handed, live_kept_away
 from audits.updates.observed import Observer
 from audits.updates.recorder import Call, OutsideWrite, Recorder
 from audits.updates.search import BeforeStep, ReferenceSearch
@@ -125,6 +125,7 @@ class _Runner:
     def __init__(self, subject: Subject, context: StepContext, reference: bool, observer: Observer | None) -> None:
         self.subject = subject
         self.context = context
+        self._handed = handed(subject, context)
         self._reference = reference
         self._watch = Watch(subject)
         self._buffers = BufferWatch(subject)
@@ -143,12 +144,12 @@ class _Runner:
         scale = self.context.scaler.get_scale()
         step.before = tensors_of(self.subject.model) if declared_shadows(self.subject) else {}
         observed = contextlib.nullcontext() if self._observer is None else self._observer.listening()
-        with self._watch.listening(), self._buffers.listening(), torch.enable_grad():
+        with self._watch.listening(), self._buffers.listening(), live_kept_away(self.subject), torch.enable_grad():
             try:
                 if self._step_function is not None:
                     batch = self._batch()
                     with observed:
-                        self._step_function(self.subject.model, batch, self.context)
+                        self._step_function(self.subject.model, batch, self._handed)
                 else:
                     canonical_step(self.subject, self.context)
             except Exception as error:
