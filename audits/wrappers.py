@@ -134,7 +134,8 @@ def steps_at_once(given: Any) -> int:
         return 1
     if given.split_batches or not given.step_with_optimizer:
         return 1
-    return int(next(optimizer.accelerator_state.num_processes for optimizer in given.optimizers))
+    states = (getattr(optimizer, "accelerator_state", None) for optimizer in given.optimizers)
+    return max(int(getattr(state, "num_processes", 1)) for state in states)
 
 
 def inner_module(model: nn.Module) -> nn.Module | None:

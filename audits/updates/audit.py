@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from audits.outcomes import WORST_FIRST, Outcome, ResultRow, Severity
 from audits.subject import LivePhase, Subject
 from audits.updates.apply import is_lbfgs, rule_for
-from audits.updates.buffers import batch_norm_rows, declared_shadows, ema_rows
+from audits.updates.buffers import batch_norm_rows
 from audits.updates.claims import UPDATE_CHECKS
 from audits.updates.closures import ClosureJudge, closure_probe_rows
 from audits.updates.conduct import conduct_rows
@@ -23,6 +23,8 @@ from audits.updates.probe import ENVIRONMENT, probe_rows
 from audits.updates.recorder import snapshot
 from audits.updates.registration import registration_rows, tied_rows
 from audits.updates.rows import row
+from audits.updates.shadow_buffers import shadow_buffer_rows
+from audits.updates.shadows import ema_rows, shadows_of
 from audits.updates.steps import TrainingStep, training_steps
 
 #: Added to the subject's seed for the run that confirms a failure.
@@ -167,13 +169,14 @@ def run_once(subject: Subject, seed: int) -> list[ResultRow]:
         rows += batch_norm_rows(subject, step.buffers, step.number, step.reference_forwards if own else None)
         if own and step.before and step.error is None:
             rows += ema_rows(subject, step.before, step.number)
+            rows += shadow_buffer_rows(subject, step.before, step.buffers, step.number)
     rows += gradient_rows(subject, steps)
     rows = list(cut_rows(subject, rows, seed))
     if subject.recipe.ties and subject.settings.wants_check("registration.tied"):
         rows += [r for r in tied_rows(subject, "after the training steps") if r.outcome is Outcome.FAIL]
     if subject.recipe.step is None:
         rows += skipped_handling_rows(subject)
-        if declared_shadows(subject):
+        if shadows_of(subject):
             rows.append(row(subject, "buffers.ema", Outcome.SKIPPED, "the canonical step updates no EMA",
                             cause="canonical step"))  # fmt: skip
     return worst(rows)

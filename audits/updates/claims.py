@@ -192,11 +192,12 @@ UPDATE_CHECKS: tuple[Check, ...] = (
     ),
     Check(
         name="buffers.ema",
-        claim="EMA shadows move by their decay towards the weights after the step.",
+        claim="EMA shadows move by their decay towards the weights after the step; their buffers are copied, averaged "
+        "likewise, or moved by their own forward.",
         formula="rms(s - s_ref) / (eps * rms(s_ref))",
         threshold="8 eps",
         blind_to="shadows outside the model; what nobody declared",
-        where_to_look="Update the average after optimizer.step(), with the declared decay.",
+        where_to_look="Update the average after optimizer.step(), with the declared decay, buffers included.",
     ),
 )
 

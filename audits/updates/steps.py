@@ -11,12 +11,13 @@ import torch
 
 from audits.structures import map_tensors
 from audits.subject import LivePhase, Subject
-from audits.updates.buffers import BufferWatch, declared_shadows, tensors_of
+from audits.updates.buffers import BufferWatch
 from audits.updates.canonical import canonical_step
 from audits.updates.context import INITIAL_SCALE, StepContext, build_context, handed, live_kept_away
 from audits.updates.observed import Observer
 from audits.updates.recorder import Call, OutsideWrite, Recorder
 from audits.updates.search import BeforeStep, ReferenceSearch
+from audits.updates.shadows import shadows_of, tensors_of
 from audits.updates.watch import ClippingCall, Watch
 
 #: Training steps that are run: a missing zero_grad, momentum and a schedule show at the second.
@@ -142,7 +143,7 @@ class _Runner:
         self.recorder.begin(number)
         self._search.begin()
         scale = self.context.scaler.get_scale()
-        step.before = tensors_of(self.subject.model) if declared_shadows(self.subject) else {}
+        step.before = tensors_of(self.subject.model) if shadows_of(self.subject) else {}
         observed = contextlib.nullcontext() if self._observer is None else self._observer.listening()
         with self._watch.listening(), self._buffers.listening(), live_kept_away(self.subject), torch.enable_grad():
             try:

@@ -1,4 +1,4 @@
-"""Optimizers, schedulers and phases as people hand them over: looked through where right, else refused with the cure."""
+"""Optimizers, schedulers and phases as people hand them over: looked through where right, else told the cure."""
 
 from __future__ import annotations
 
