@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import warnings
-import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -156,11 +155,11 @@ def _captured(
     parameters: Mapping[str, nn.Parameter],
     orphans: Mapping[str, nn.Parameter],
 ) -> OptimizerRecipe:
-    """The optimizer as data, with what only this process has: its wrapper, and the live object to keep away from."""
+    """The optimizer as data, with what only this process has: the wrapper that it was given in."""
     names = {id(parameter): name for name, parameter in parameters.items()}
     captured = _capture_optimizer(live, names, orphans)
     refuse_unbuildable(live, _place("optimizer=", phase), lambda: build_optimizer(captured, parameters))
-    return dataclasses.replace(captured, live=weakref.ref(live), rewrap=rewrapping(phase.optimizer))
+    return dataclasses.replace(captured, rewrap=rewrapping(phase.optimizer))
 
 
 def _capture_optimizer(

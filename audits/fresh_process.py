@@ -47,7 +47,7 @@ def audited_afresh(
     with tempfile.TemporaryDirectory(prefix="gradaudit-") as name:
         folder = Path(name)
         try:
-            carried = {"model": model, "recipe": _portable(recipe), "settings": settings, "device": device}
+            carried = {"model": model, "recipe": recipe, "settings": settings, "device": device}
             torch.save(carried, folder / _CARRIED)
         except Exception as error:  # pickle calls what the user's classes define
             return None, f"it cannot be carried there: {' '.join(str(error).split())[:200]}"
@@ -73,14 +73,6 @@ class Refusal:
     """Why something cannot be done."""
 
     why: str
-
-
-def _portable(recipe: Recipe) -> Recipe:
-    """The recipe without what only this process has."""
-    phases = tuple(
-        dataclasses.replace(phase, optimizer=dataclasses.replace(phase.optimizer, live=None)) for phase in recipe.phases
-    )
-    return dataclasses.replace(recipe, phases=phases)
 
 
 def _main_file(carried: Path) -> str | Refusal:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
@@ -96,8 +95,7 @@ class ParameterGroup:
 class OptimizerRecipe:
     """An optimizer as data: class path, constructor defaults, groups, and state by parameter name.
 
-    In the process that captured it also the class itself, the live object (no audit may step it) and what puts the
-    wrapper back that it was given in.
+    In the process that captured it also the class itself, and what puts the wrapper back that it was given in.
     """
 
     class_path: str
@@ -105,7 +103,6 @@ class OptimizerRecipe:
     groups: tuple[ParameterGroup, ...]
     state: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, compare=False, repr=False)
     live_class: type[torch.optim.Optimizer] | None = field(default=None, compare=False, repr=False)
-    live: weakref.ref[torch.optim.Optimizer] | None = field(default=None, compare=False, repr=False)
     rewrap: Callable[[torch.optim.Optimizer], Any] | None = field(default=None, compare=False, repr=False)
 
     @property

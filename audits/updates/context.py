@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from audits.errors import RecipeError
 from audits.subject import Subject
 
 #: torch's own first loss scale; halved by the audit, sixteen at a time, while the gradients overflow.
@@ -95,25 +92,6 @@ def handed(subject: Subject, context: StepContext) -> StepContext:
         if phase.name in schedulers and schedule is not None and schedule.rewrap is not None:
             schedulers[phase.name] = schedule.rewrap(schedulers[phase.name], optimizers[phase.name])
     return dataclasses.replace(context, optimizers=optimizers, schedulers=schedulers)
-
-
-@contextlib.contextmanager
-def live_kept_away(subject: Subject) -> Iterator[None]:
-    """Stop a step function that steps the live optimizer it closes over: it would train the user's own state."""
-    live = [ref() for phase in subject.phases if (ref := phase.recipe.optimizer.live) is not None]
-
-    def hook(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        if any(optimizer is one for one in live):
-            raise RecipeError(
-                f"the step function steps the live {type(optimizer).__name__} of the training script: step "
-                "context.optimizer, or context.optimizers[phase], which the audit hands it"
-            )
-
-    handle = register_optimizer_step_pre_hook(hook)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def build_context(subject: Subject, *, with_state: bool, scale: float = INITIAL_SCALE) -> StepContext:

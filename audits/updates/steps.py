@@ -13,7 +13,7 @@ from audits.structures import map_tensors
 from audits.subject import LivePhase, Subject
 from audits.updates.buffers import BufferWatch
 from audits.updates.canonical import canonical_step
-from audits.updates.context import INITIAL_SCALE, StepContext, build_context, handed, live_kept_away
+from audits.updates.context import INITIAL_SCALE, StepContext, build_context, handed
 from audits.updates.observed import Observer
 from audits.updates.recorder import Call, OutsideWrite, Recorder
 from audits.updates.search import BeforeStep, ReferenceSearch
@@ -145,7 +145,7 @@ class _Runner:
         scale = self.context.scaler.get_scale()
         step.before = tensors_of(self.subject.model) if shadows_of(self.subject) else {}
         observed = contextlib.nullcontext() if self._observer is None else self._observer.listening()
-        with self._watch.listening(), self._buffers.listening(), live_kept_away(self.subject), torch.enable_grad():
+        with self._watch.listening(), self._buffers.listening(), torch.enable_grad():
             try:
                 if self._step_function is not None:
                     batch = self._batch()

@@ -171,7 +171,7 @@ def test_a_step_function_that_steps_the_live_optimizer_is_stopped_before_it_does
 
     report = _report(model, optimizer=prepared, step=step)
     assert report.outcome is Outcome.INCONCLUSIVE
-    assert any("step context.optimizer" in row.message for row in report.rows if row.cause == "step raised")
+    assert any("use context.optimizers" in row.message for row in report.rows if row.cause == "step raised")
     assert optimizer.state_dict() == before
 
 
