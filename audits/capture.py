@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -14,6 +15,7 @@ from audits.callables import CallableReference
 from audits.compiled_parts import compiled_parts
 from audits.declared_names import check_names
 from audits.errors import RecipeError
+from audits.optimizers import build_optimizer
 from audits.overlaps import overlaps_of
 from audits.recipe import (
     OptimizerRecipe,
@@ -26,6 +28,16 @@ from audits.recipe import (
     UnknownTensor,
 )
 from audits.structures import map_tensors
+from audits.wrappers import (
+    checked_phases,
+    inner_module,
+    precision_of_wrapper,
+    refuse_unbuildable,
+    rewrapping,
+    steps_at_once,
+    training_optimizer,
+    training_scheduler,
+)
 
 #: Steps of a learning-rate schedule that are simulated and kept: more than the audit takes.
 SCHEDULE_STEPS = 16
@@ -35,7 +47,7 @@ _REFUSED = ("FullyShardedDataParallel", "ZeroRedundancyOptimizer", "DTensor", "F
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """Return the module inside DDP, DataParallel and `torch.compile` wrappers.
+    """Return the module inside DDP, DataParallel, `torch.compile` and Fabric's wrappers.
 
     Raises:
         RecipeError: the model is sharded (FSDP), which one process cannot audit.
@@ -50,6 +62,8 @@ def unwrap(model: nn.Module) -> nn.Module:
             model = model.module
         elif hasattr(model, "_orig_mod"):
             model = cast("nn.Module", model._orig_mod)
+        elif (inner := inner_module(model)) is not None:
+            model = inner
         else:
             return model
 
@@ -74,6 +88,8 @@ def capture_recipe(
     **fields: Any,
 ) -> Recipe:
     """Build the recipe; `Recipe.capture` documents the arguments."""
+    if fields.get("precision") == "native":
+        fields["precision"] = precision_of_wrapper(model) or "native"
     wrapped, model = model, unwrap(model)
     if phases is None:
         if loss is None or optimizer is None:
@@ -90,22 +106,24 @@ def capture_recipe(
         ]
     elif loss is not None or optimizer is not None or clip_grad_norm is not None or accumulate != 1 or scheduler:
         raise RecipeError("with phases=, give loss, optimizer, clip_grad_norm, accumulate and scheduler to each Phase")
+    else:
+        phases = checked_phases(phases)
+    optimizers = [training_optimizer(phase.optimizer, _place("optimizer=", phase)) for phase in phases]
     parameters = dict(model.named_parameters())
-    held_somewhere = {id(p) for phase in phases for g in phase.optimizer.param_groups for p in g["params"]}
+    held_somewhere = {id(p) for optimizer in optimizers for g in optimizer.param_groups for p in g["params"]}
     orphans = {name: p for name, p in parameters.items() if id(p) not in held_somewhere and p.requires_grad}
-    names = canonical_names(model)
     recipe = Recipe(
         batch=map_tensors(batch, lambda t: t.detach().cpu().clone().requires_grad_(t.requires_grad)),
         phases=tuple(
             PhaseRecipe(
                 name=phase.name,
-                loss=CallableReference.of(phase.loss, role="loss"),
-                optimizer=_capture_optimizer(phase.optimizer, names, orphans),
+                loss=CallableReference.of(phase.loss, role=_place("loss", phase)),
+                optimizer=_captured(phase, live, parameters, orphans),
                 clip_grad_norm=phase.clip_grad_norm,
                 accumulate=phase.accumulate,
-                scheduler=None if phase.scheduler is None else _capture_scheduler(phase.scheduler),
+                scheduler=None if phase.scheduler is None else _capture_scheduler(phase, live),
             )
-            for phase in phases
+            for phase, live in zip(phases, optimizers, strict=True)
         ),
         parameters=tuple(
             ParameterRecord(name, tuple(p.shape), str(p.dtype), p.requires_grad) for name, p in parameters.items()
@@ -149,6 +167,19 @@ def depends_on_mode(module: nn.Module) -> bool:
             if code is not None and "training" in code.co_names:
                 return True
     return isinstance(module, (torch.jit.ScriptModule, torch.fx.GraphModule))
+
+
+def _captured(
+    phase: Phase,
+    live: torch.optim.Optimizer,
+    parameters: Mapping[str, nn.Parameter],
+    orphans: Mapping[str, nn.Parameter],
+) -> OptimizerRecipe:
+    """The optimizer as data, with what only this process has: the wrapper that it was given in."""
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    captured = _capture_optimizer(live, names, orphans)
+    refuse_unbuildable(live, _place("optimizer=", phase), lambda: build_optimizer(captured, parameters))
+    return dataclasses.replace(captured, rewrap=rewrapping(phase.optimizer))
 
 
 def _capture_optimizer(
@@ -202,9 +233,15 @@ def _plain_option(value: Any) -> Any:
     return value
 
 
-def _capture_scheduler(scheduler: Any) -> SchedulerRecipe:
+def _place(argument: str, phase: Phase) -> str:
+    """How a message names a phase's argument."""
+    return argument if phase.name == "step" else f"{argument} of phase {phase.name!r}"
+
+
+def _capture_scheduler(phase: Phase, live: torch.optim.Optimizer) -> SchedulerRecipe:
     """Simulate the schedule on a copy that drives a stand-in optimizer, so that the live one is not touched."""
-    optimizer = scheduler.optimizer
+    scheduler = training_scheduler(phase.scheduler, live, _place("scheduler=", phase))
+    optimizer, at_once = scheduler.optimizer, steps_at_once(phase.scheduler)
     stand_in = torch.optim.SGD([nn.Parameter(torch.zeros(())) for _ in optimizer.param_groups], lr=0.0)
     stand_in.param_groups = [
         {
@@ -213,17 +250,18 @@ def _capture_scheduler(scheduler: Any) -> SchedulerRecipe:
         }
         for group in optimizer.param_groups
     ]
-    simulated = copy.deepcopy(scheduler, memo={id(optimizer): stand_in})
+    simulated = copy.deepcopy(scheduler, memo={id(optimizer): stand_in, id(live): stand_in})
     rates = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "scheduler.step() before optimizer.step()": nothing is trained here
         for _ in range(SCHEDULE_STEPS):
             rates.append(tuple(float(group["lr"]) for group in stand_in.param_groups))
             try:
-                simulated.step()
+                for _ in range(at_once):
+                    simulated.step()
             except TypeError:  # ReduceLROnPlateau wants a metric: its rate is constant until it gets one
                 pass
             except ValueError:  # OneCycleLR refuses to step past its end: the rate stays at the last one
                 pass
     cls = type(scheduler)
-    return SchedulerRecipe(f"{cls.__module__}.{cls.__qualname__}", tuple(rates))
+    return SchedulerRecipe(f"{cls.__module__}.{cls.__qualname__}", tuple(rates), rewrapping(phase.scheduler))

@@ -57,7 +57,7 @@ def build_optimizer(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of duplicates; registration.duplicate judges them
             optimizer = cls(groups, **arguments)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except Exception as error:  # the class is the user's: whatever it raises is its answer
         raise RecipeError(
             f"optimizer {recipe.class_path} cannot be rebuilt from its recorded options: {error}"
         ) from error

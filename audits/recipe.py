@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any
 
@@ -95,13 +95,17 @@ class ParameterGroup:
 
 @dataclass(frozen=True)
 class OptimizerRecipe:
-    """An optimizer as data: class path, constructor defaults, groups, and state by parameter name."""
+    """An optimizer as data: class path, constructor defaults, groups, and state by parameter name.
+
+    In the process that captured it also the class itself, and what puts the wrapper back that it was given in.
+    """
 
     class_path: str
     defaults: Mapping[str, Any]
     groups: tuple[ParameterGroup, ...]
     state: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, compare=False, repr=False)
     live_class: type[torch.optim.Optimizer] | None = field(default=None, compare=False, repr=False)
+    rewrap: Callable[[torch.optim.Optimizer], Any] | None = field(default=None, compare=False, repr=False)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -123,6 +127,7 @@ class SchedulerRecipe:
 
     class_path: str
     learning_rates: tuple[tuple[float, ...], ...]
+    rewrap: Callable[..., Any] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)

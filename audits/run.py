@@ -10,7 +10,9 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from audits.confirming import settled, suspected
 from audits.diagnosis import diagnosed
+from audits.first_calls import check_first_calls, gradients_confirmed
 from audits.gradients import check_gradients
 from audits.gradients.compiled import check_compiled, compiled_limits
 from audits.health import check_health
@@ -33,10 +35,16 @@ CAPTURED_IN_EVAL = (
     "are meant to stay in eval mode (a frozen BatchNorm) is not known. Capture while it trains, or with mode='eval'."
 )
 
-#: The parts of an audit, in order.
+
+def _checked_gradients(subject: Subject) -> list[ResultRow]:
+    return gradients_confirmed(subject, check_gradients(subject), lambda: check_gradients(subject))
+
+
+#: The parts of an audit, in order; the first call comes first.
 PARTS = (
+    ("first-call", check_first_calls),
     ("registration", check_registration),
-    ("gradient", check_gradients),
+    ("gradient", _checked_gradients),
     ("update", check_updates),
     ("health", check_health),
     ("compiled", check_compiled),
@@ -49,7 +57,8 @@ def audit(
     """Prove that ``model`` can be trained correctly as ``recipe`` says, or name what is wrong.
 
     Works on the live model and leaves it as it was, bit for bit: parameters, gradients, buffers, mode, random
-    generators; the user's optimizer is never touched.
+    generators; the user's optimizer is never touched. A failure that only the first call showed is looked for in a
+    fresh process, where model and recipe can be carried there.
 
     Args:
         model: the module; wrappers (DDP, DataParallel, compiled) are looked through.
@@ -63,6 +72,19 @@ def audit(
     Raises:
         RecipeError: the recipe cannot be carried out on this model; the text names the field and the cure.
     """
+    report = audit_once(model, recipe, settings=settings, device=device)
+    if not suspected(report):
+        return report
+    from audits.fresh_process import audited_afresh
+
+    fresh, why_not = audited_afresh(model, recipe, settings or AuditSettings(), device, report.seconds)
+    return settled(report, fresh, why_not)
+
+
+def audit_once(
+    model: nn.Module, recipe: Recipe, *, settings: AuditSettings | None = None, device: str = "auto"
+) -> AuditReport:
+    """Do what `audit` does in this process alone: suspected first calls stay open (`audits.first_calls.suspected`)."""
     settings = settings or AuditSettings()
     began = time.perf_counter()
     rows: list[ResultRow] = []

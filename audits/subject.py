@@ -41,6 +41,14 @@ class Owner:
         return f"{name} ({self.path})" if self.path else name
 
 
+@dataclass(frozen=True)
+class FirstForward:
+    """What the first forward of a phase in this process gave: the loss, and fingerprints of the weights after it."""
+
+    loss: float
+    weights: dict[str, tuple[float, float]]
+
+
 class LivePhase:
     """One phase of the training step on the subject's model."""
 
@@ -106,6 +114,8 @@ class Subject:
         self.compiled_with: Any = None
         self._module_state = ModuleState(model)
         self._parameter_state = ParameterState(model)
+        #: By phase; what a process does at its first call and never again shows nowhere else.
+        self.first_forwards: dict[str, FirstForward] = {}
 
     def name_of(self, parameter: torch.Tensor) -> str | None:
         """Return the canonical name of a parameter, by identity."""
@@ -147,6 +157,12 @@ class Subject:
             total = value if total is None else total + value
         assert total is not None
         return total
+
+    def fingerprints(self) -> dict[str, tuple[float, float]]:
+        """Return (sum, Euclidean norm) of every parameter: what a forward that writes weights changes."""
+        values = ((n, p.detach()) for n, p in self.parameters.items() if p.is_floating_point())
+        wide = torch.float64
+        return {n: (float(v.sum(dtype=wide)), float(torch.linalg.vector_norm(v, dtype=wide))) for n, v in values}
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Return the context of the recipe's precision, for native evaluations."""
@@ -235,6 +251,7 @@ def _try_losses(subject: Subject) -> None:
             raise RecipeError(f"the loss of phase {phase.name!r} depends on no trainable parameter: nothing to audit")
         if declares_functions(subject.recipe):
             applied.append(value)
+        subject.first_forwards[phase.name] = FirstForward(float(value.detach()), subject.fingerprints())
     check_functions(subject.recipe, subject.model, applied)
 
 

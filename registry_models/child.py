@@ -12,7 +12,7 @@ from typing import Any
 from audits.errors import GradauditError, InputError
 from audits.lanes.watching import see_functions_from_now_on
 from audits.report import AuditReport
-from audits.run import audit, refused
+from audits.run import audit_once, refused
 from audits.settings import AuditSettings
 from registry_models.answer import write_answer
 from registry_models.assembling import assemble
@@ -37,7 +37,7 @@ def run(request: dict[str, object]) -> AuditReport:
         device = str(request["device"])
         if loaded.exported is not None and loaded.exported.device is not None:
             device = loaded.exported.device
-        report = audit(loaded.module, assembled.recipe, settings=settings, device=device)
+        report = audit_once(loaded.module, assembled.recipe, settings=settings, device=device)
         return with_limits(report, loaded, assembled, settings)
     except InputError as error:
         return refused(str(error), cause="no recipe" if str(error) == NO_RECIPE else "refused")

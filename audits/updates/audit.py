@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
-from audits.outcomes import WORST_FIRST, Outcome, ResultRow, Severity
+from audits.confirming import confirmed, key_of
+from audits.outcomes import WORST_FIRST, Outcome, ResultRow
 from audits.subject import LivePhase, Subject
 from audits.updates.apply import is_lbfgs, rule_for
-from audits.updates.buffers import batch_norm_rows, declared_shadows, ema_rows
+from audits.updates.buffers import batch_norm_rows
 from audits.updates.claims import UPDATE_CHECKS
 from audits.updates.closures import ClosureJudge, closure_probe_rows
 from audits.updates.conduct import conduct_rows
@@ -23,6 +25,8 @@ from audits.updates.probe import ENVIRONMENT, probe_rows
 from audits.updates.recorder import snapshot
 from audits.updates.registration import registration_rows, tied_rows
 from audits.updates.rows import row
+from audits.updates.shadow_buffers import shadow_buffer_rows
+from audits.updates.shadows import ema_rows, shadows_of
 from audits.updates.steps import TrainingStep, training_steps
 
 #: Added to the subject's seed for the run that confirms a failure.
@@ -83,9 +87,13 @@ def synthetic_rows(subject: Subject, phase: LivePhase) -> list[ResultRow]:
         def unknown(seed: int) -> list[ResultRow]:
             return [*probe_rows(subject, phase, seed), *invariant_rows(subject, phase, seed)]
 
-        return _confirm(unknown(subject.seed), lambda: unknown(subject.seed + SECOND_SEED))
+        return confirmed(unknown(subject.seed), unknown, subject.seed, subject.seed + SECOND_SEED)
     probe = closure_probe_rows if is_lbfgs(phase) else probe_rows
-    return _confirm(probe(subject, phase, subject.seed), lambda: probe(subject, phase, subject.seed + SECOND_SEED))
+
+    def run(seed: int) -> list[ResultRow]:
+        return probe(subject, phase, seed)
+
+    return confirmed(run(subject.seed), run, subject.seed, subject.seed + SECOND_SEED)
 
 
 def _name_environment(rows: list[ResultRow]) -> list[ResultRow]:
@@ -109,29 +117,7 @@ def _wanted(subject: Subject, r: ResultRow) -> bool:
 
 def _confirmed(subject: Subject) -> list[ResultRow]:
     rows = run_once(subject, subject.seed)
-    return _confirm(rows, lambda: run_once(subject, subject.seed + SECOND_SEED))
-
-
-def _confirm(rows: list[ResultRow], repeat: Callable[[], list[ResultRow]]) -> list[ResultRow]:
-    """Let a failure stand only where a second seed fails it too."""
-    if not any(r.outcome is Outcome.FAIL and r.severity is Severity.FAIL for r in rows):
-        return rows
-    again = {_key(r) for r in repeat() if r.outcome is Outcome.FAIL}
-    return [
-        dataclasses.replace(
-            r,
-            outcome=Outcome.INCONCLUSIVE,
-            cause="not reproduced",
-            message=f"{r.message}; a second seed did not show it",
-        )
-        if r.outcome is Outcome.FAIL and _key(r) not in again
-        else r
-        for r in rows
-    ]
-
-
-def _key(r: ResultRow) -> tuple[str, str | None, str | None]:
-    return r.check, r.phase, r.parameter
+    return confirmed(rows, functools.partial(run_once, subject), subject.seed, subject.seed + SECOND_SEED)
 
 
 def run_once(subject: Subject, seed: int) -> list[ResultRow]:
@@ -158,13 +144,14 @@ def run_once(subject: Subject, seed: int) -> list[ResultRow]:
         rows += batch_norm_rows(subject, step.buffers, step.number, step.reference_forwards if own else None)
         if own and step.before and step.error is None:
             rows += ema_rows(subject, step.before, step.number)
+            rows += shadow_buffer_rows(subject, step.before, step.buffers, step.number)
     rows += gradient_rows(subject, steps)
     rows = list(cut_rows(subject, rows, seed))
     if subject.recipe.ties and subject.settings.wants_check("registration.tied"):
         rows += [r for r in tied_rows(subject, "after the training steps") if r.outcome is Outcome.FAIL]
     if subject.recipe.step is None:
         rows += skipped_handling_rows(subject)
-        if declared_shadows(subject):
+        if shadows_of(subject):
             rows.append(row(subject, "buffers.ema", Outcome.SKIPPED, "the canonical step updates no EMA",
                             cause="canonical step"))  # fmt: skip
     return worst(rows)
@@ -180,7 +167,7 @@ def worst(rows: Iterable[ResultRow]) -> list[ResultRow]:
     """Return one row per check, phase and parameter: the worst of the steps (of each step for `update.rule`)."""
     kept: dict[tuple[object, ...], ResultRow] = {}
     for r in rows:
-        key = (*_key(r), r.step if r.check in _PER_STEP else None)
+        key = (*key_of(r), r.step if r.check in _PER_STEP else None)
         known = kept.get(key)
         if known is None or WORST_FIRST.index(r.outcome) < WORST_FIRST.index(known.outcome):
             kept[key] = r

@@ -1,4 +1,4 @@
-"""Running statistics of BatchNorm and EMA shadows: they move by their own formula, once, at the right time."""
+"""Running statistics of BatchNorm: they move by their own formula, once, at the right time."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import AveragedModel
 
 from audits.outcomes import Outcome, ResultRow
 from audits.subject import Subject
 from audits.updates.compare import rms, to_double
 from audits.updates.rows import row
+from audits.updates.shadows import shadows_of
 
 #: In eps of the buffer's dtype: a mean over a batch and one weighted sum.
 THRESHOLD = 8.0
@@ -45,6 +45,10 @@ class BufferWatch:
     subject: Subject
     statistics: dict[str, _Statistics] = field(default_factory=dict)
     declared: dict[str, int] = field(default_factory=dict)
+    #: What a source's buffers were between two of its forwards in the step, where shadows are followed.
+    between: dict[str, list[torch.Tensor]] = field(default_factory=dict)
+    #: Modules with buffers, of shadows and sources, that ran in the step.
+    ran: set[str] = field(default_factory=set)
     _counting: bool = False
     _trial: dict[str, int] = field(default_factory=dict)
 
@@ -71,18 +75,33 @@ class BufferWatch:
     def listening(self) -> Iterator[None]:
         """Listen during one training step."""
         handles = []
-        self.statistics, self.declared = {}, {}
+        self.statistics, self.declared, self.between, self.ran = {}, {}, {}, set()
+        followed = tuple(p for shadow in shadows_of(self.subject) for p in (shadow.prefix, shadow.source))
         for path, module in self.subject.model.named_modules():
             if isinstance(module, _BatchNorm) and module.running_mean is not None and module.running_var is not None:
                 mean, variance = to_double(module.running_mean), to_double(module.running_var)
                 batches = int(module.num_batches_tracked) if module.num_batches_tracked is not None else 0
                 self.statistics[path] = _Statistics(mean, variance, batches, start=(mean, variance))
                 handles.append(module.register_forward_pre_hook(self._hook(path), with_kwargs=True))
+            if followed and f"{path}.".startswith(followed) and module._buffers:
+                handles.append(module.register_forward_pre_hook(self._followed(path)))
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
+
+    def _followed(self, path: str) -> Callable[..., None]:
+        def hook(module: nn.Module, _: Any) -> None:
+            if self._counting:
+                return
+            if path in self.ran:
+                for name, buffer in module.named_buffers(recurse=False):
+                    full = f"{path}.{name}" if path else name
+                    self.between.setdefault(full, []).append(buffer.detach().clone())
+            self.ran.add(path)
+
+        return hook
 
     def _hook(self, path: str) -> Callable[..., None]:
         def hook(module: Any, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -121,7 +140,7 @@ def batch_norm_rows(
             function should run (it may share a forward between phases). None where the step is our own.
     """
     check = "buffers.batch-norm"
-    shadows = tuple(prefix for prefix, _, _ in declared_shadows(subject))
+    shadows = tuple(shadow.prefix for shadow in shadows_of(subject))
     for path, expected in watch.statistics.items():
         if shadows and f"{path}.".startswith(shadows):
             continue  # a shadow's statistics are copied or averaged, not its own
@@ -140,7 +159,7 @@ def batch_norm_rows(
             what = "running_mean" if error_mean >= error_var else "running_var"
             message = f"{path}: {what if not error <= THRESHOLD else 'num_batches_tracked'} is not what the batches of "
             message += f"step {number} make it"
-            if not _follows_torch(module):
+            if not follows_torch(module):
                 message += ", and its class has a forward of its own, whose formula nobody declared"
                 yield row(subject, check, Outcome.INCONCLUSIVE, message, cause="own class", **common)
                 continue
@@ -155,119 +174,7 @@ def batch_norm_rows(
             yield row(subject, check, Outcome.PASS, f"{path}: running statistics {moved} in step {number}", **common)
 
 
-def _follows_torch(module: nn.Module) -> bool:
+def follows_torch(module: nn.Module) -> bool:
     """Whether the module's forward is torch's own: a ghost or renormalising BatchNorm has statistics of its own."""
     owner = next(c for c in type(module).__mro__ if "forward" in vars(c))
     return owner.__module__.startswith("torch.nn.")
-
-
-def ema_rows(subject: Subject, before: dict[str, torch.Tensor], number: int) -> Iterator[ResultRow]:
-    """Yield one ``buffers.ema`` row per shadow tensor declared by ``expect["ema"]`` or held by an `AveragedModel`.
-
-    ``expect["ema"]`` maps a shadow's path prefix to ``{"source": prefix, "decay": d}``;
-    ``shadow' = d shadow + (1 - d) source'``, the source after the step. An `AveragedModel` inside the model averages
-    equally, ``shadow' = shadow + (source' - shadow) / (n + 1)``, unless its decay is declared.
-    """
-    check = "buffers.ema"
-    now = tensors_of(subject.model)
-    for prefix, source, decay in declared_shadows(subject):
-        pairs = [
-            (n, source + n[len(prefix) :]) for n in now if n.startswith(prefix) and source + n[len(prefix) :] in now
-        ]
-        if not pairs:
-            message = f"expect['ema'] names {prefix!r} as a shadow of {source!r}: no tensors match"
-            yield row(subject, check, Outcome.INCONCLUSIVE, message, cause="matches nothing")
-            continue
-        averaged = _averaged_at(subject.model, prefix)
-        for shadow, weight in pairs:
-            copied = weight not in subject.parameters
-            if not now[shadow].is_floating_point() or (copied and (averaged is None or averaged.use_buffers)):
-                continue  # shadows of buffers are averaged by some and copied by others
-            start, target, moved = to_double(before[shadow]), to_double(now[weight]), to_double(now[shadow])
-            keep = decay if decay is not None else 0.0
-            if averaged is not None:
-                keep = 0.0 if copied else _averaged_decay(prefix, before, decay)
-            expected = keep * start + (1.0 - keep) * target
-            scale = torch.finfo(now[shadow].dtype).eps * (rms(expected) + rms(start))
-            off = rms(moved - expected)
-            error = off / scale if scale else (float("inf") if off else 0.0)
-            met = error <= THRESHOLD
-            message = f"{shadow} moved towards {weight} with decay {keep:g} in step {number}"
-            if not met:
-                message = f"{shadow} should be {keep:g} of itself and {1 - keep:g} of {weight} after step {number}"
-                message += _how_it_moved(start, target, to_double(before[weight]), moved, keep)
-            yield row(subject, check, Outcome.PASS if met else Outcome.FAIL, message, step=number, error=error,
-                      parameter=shadow if shadow in subject.parameters else None, threshold=THRESHOLD)  # fmt: skip
-
-
-def _how_it_moved(
-    start: torch.Tensor, target: torch.Tensor, old: torch.Tensor, moved: torch.Tensor, keep: float
-) -> str:
-    if torch.equal(moved, start):
-        return ": it did not move"
-    if rms(moved - (keep * start + (1.0 - keep) * old)) <= 1e-6 * rms(start) and not torch.equal(old, target):
-        return ": it averaged the weights from before the step"
-    gap = float(((target - start) ** 2).sum())
-    if gap:
-        share = float(((moved - start) * (target - start)).sum()) / gap
-        return f": it moved {share:.4g} of the way (decay {1 - share:.6g})"
-    return ""
-
-
-def _averaged_at(model: nn.Module, prefix: str) -> AveragedModel | None:
-    modules = dict(model.named_modules())
-    found = modules.get(prefix.removesuffix(".").removesuffix(".module"))
-    return found if isinstance(found, AveragedModel) else None
-
-
-def _averaged_decay(prefix: str, before: dict[str, torch.Tensor], decay: float | None) -> float:
-    """An `AveragedModel` copies the first time, then averages equally or with its decay."""
-    count = int(before[prefix.removesuffix("module.") + "n_averaged"])
-    if not count:
-        return 0.0
-    return count / (count + 1.0) if decay is None else decay
-
-
-def declared_shadows(subject: Subject) -> list[tuple[str, str, float | None]]:
-    """Return (shadow prefix, source prefix, decay or None for an equal average)."""
-    found: list[tuple[str, str, float | None]] = []
-    declared = subject.recipe.expect.get("ema") or {}
-    for prefix, what in declared.items() if isinstance(declared, dict) else ():
-        if isinstance(what, dict):
-            shadow = _dotted(prefix)
-            if not shadow.endswith("module.") and _averaged_at(subject.model, shadow) is not None:
-                shadow += "module."
-            decay = what.get("decay")
-            found.append((shadow, _dotted(str(what.get("source", ""))), None if decay is None else float(decay)))
-    known = {prefix for prefix, _, _ in found}
-    for path, module in subject.model.named_modules():
-        inner = f"{path}.module."
-        if path and isinstance(module, AveragedModel) and inner not in known:
-            source = _source_of(subject.model, path, module)
-            if source:
-                found.append((inner, source, None))
-    return found
-
-
-def _source_of(model: nn.Module, path: str, averaged: AveragedModel) -> str | None:
-    """The module of the same class and shapes that an `AveragedModel` follows, when there is just one."""
-    shapes = [(n, p.shape) for n, p in averaged.module.named_parameters()]
-    twins = [
-        name
-        for name, module in model.named_modules()
-        if name and type(module) is type(averaged.module) and not f"{name}.".startswith(f"{path}.")
-        and [(n, p.shape) for n, p in module.named_parameters()] == shapes
-    ]  # fmt: skip
-    plain = averaged.multi_avg_fn is None and averaged.avg_fn is None
-    return f"{twins[0]}." if len(twins) == 1 and plain else None
-
-
-def _dotted(prefix: str) -> str:
-    prefix = prefix.removesuffix("*")
-    return prefix if not prefix or prefix.endswith(".") else f"{prefix}."
-
-
-def tensors_of(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Return clones of all parameters and buffers by name."""
-    named = [*model.named_parameters(), *model.named_buffers()]
-    return {name: tensor.detach().clone() for name, tensor in named}

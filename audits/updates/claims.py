@@ -186,6 +186,15 @@ UPDATE_CHECKS: tuple[Check, ...] = (
         where_to_look="Declare `expect={'optimizer': 'AdamW'}` to have a custom class judged by a known rule.",
     ),
     Check(
+        name="step.first-call",
+        claim="A process's first loss and gradient are what every later evaluation gives.",
+        formula="|n_1 - n_2| / max(n_1, n_2, 1e-2 n), n the norms of a parameter's gradient and of the whole one",
+        threshold="sqrt(eps) of the coarsest dtype in use; a fresh process must show it again",
+        blind_to="a process in which the model ran before the audit; what the second call does wrong as well",
+        where_to_look="Autotuning that runs an in-place kernel several times, initialisation or a cache at the first "
+        "call.",
+    ),
+    Check(
         name="buffers.batch-norm",
         claim="BatchNorm's running statistics move by its own formula, once per forward of the declared loss.",
         formula="rms(r - r_ref) / (eps * (rms(r_ref) + rms of the batch's moment))",
@@ -194,11 +203,12 @@ UPDATE_CHECKS: tuple[Check, ...] = (
     ),
     Check(
         name="buffers.ema",
-        claim="EMA shadows move by their decay towards the weights after the step.",
+        claim="EMA shadows move by their decay towards the weights after the step; their buffers are copied, averaged "
+        "likewise, or moved by their own forward.",
         formula="rms(s - s_ref) / (eps * rms(s_ref))",
         threshold="8 eps",
         blind_to="shadows outside the model; what nobody declared",
-        where_to_look="Update the average after optimizer.step(), with the declared decay.",
+        where_to_look="Update the average after optimizer.step(), with the declared decay, buffers included.",
     ),
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,7 @@ class ReplayedSchedule:
         self._rates = rates
         self._position = offset
         self.calls = 0
+        self._step_count = 0  # accelerate's wrapper counts it up
         self._apply()
 
     def step(self, *_: Any, **__: Any) -> None:
@@ -77,6 +79,19 @@ class StepContext:
     def scheduler(self) -> ReplayedSchedule | None:
         """The first phase's scheduler."""
         return next(iter(self.schedulers.values()), None)
+
+
+def handed(subject: Subject, context: StepContext) -> StepContext:
+    """Return the context as a step function is handed it: in the wrappers that the training script has around it."""
+    optimizers, schedulers = dict(context.optimizers), dict(context.schedulers)
+    for phase in subject.phases:
+        optimizer, schedule = phase.recipe.optimizer, phase.recipe.scheduler
+        if optimizer.rewrap is None:
+            continue
+        optimizers[phase.name] = optimizer.rewrap(optimizers[phase.name])
+        if phase.name in schedulers and schedule is not None and schedule.rewrap is not None:
+            schedulers[phase.name] = schedule.rewrap(schedulers[phase.name], optimizers[phase.name])
+    return dataclasses.replace(context, optimizers=optimizers, schedulers=schedulers)
 
 
 def build_context(subject: Subject, *, with_state: bool, scale: float = INITIAL_SCALE) -> StepContext:

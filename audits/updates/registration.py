@@ -10,9 +10,9 @@ from audits.capture import ties_of
 from audits.outcomes import Outcome, ResultRow
 from audits.recipe import UnknownTensor
 from audits.subject import Subject
-from audits.updates.buffers import declared_shadows
 from audits.updates.hyperparameters import hyperparameter_rows
 from audits.updates.rows import row
+from audits.updates.shadows import shadows_of
 
 
 def matches(name: str, globs: object) -> bool:
@@ -195,5 +195,5 @@ def overlap_rows(subject: Subject) -> list[ResultRow]:
 
 def ema_shadows(subject: Subject) -> set[str]:
     """Return the parameters that are EMA shadows, declared in ``expect["ema"]`` or held by an `AveragedModel`."""
-    prefixes = tuple(prefix for prefix, _, _ in declared_shadows(subject))
+    prefixes = tuple(shadow.prefix for shadow in shadows_of(subject))
     return {name for name in subject.parameters if prefixes and name.startswith(prefixes)}

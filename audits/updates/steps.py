@@ -11,12 +11,13 @@ import torch
 
 from audits.structures import map_tensors
 from audits.subject import LivePhase, Subject
-from audits.updates.buffers import BufferWatch, declared_shadows, tensors_of
+from audits.updates.buffers import BufferWatch
 from audits.updates.canonical import canonical_step
-from audits.updates.context import INITIAL_SCALE, StepContext, build_context
+from audits.updates.context import INITIAL_SCALE, StepContext, build_context, handed
 from audits.updates.observed import Observer
 from audits.updates.recorder import Call, OutsideWrite, Recorder
 from audits.updates.search import BeforeStep, ReferenceSearch
+from audits.updates.shadows import shadows_of, tensors_of
 from audits.updates.watch import ClippingCall, Watch
 
 #: Training steps that are run: a missing zero_grad, momentum and a schedule show at the second.
@@ -125,6 +126,7 @@ class _Runner:
     def __init__(self, subject: Subject, context: StepContext, reference: bool, observer: Observer | None) -> None:
         self.subject = subject
         self.context = context
+        self._handed = handed(subject, context)
         self._reference = reference
         self._watch = Watch(subject)
         self._buffers = BufferWatch(subject)
@@ -141,14 +143,14 @@ class _Runner:
         self.recorder.begin(number)
         self._search.begin()
         scale = self.context.scaler.get_scale()
-        step.before = tensors_of(self.subject.model) if declared_shadows(self.subject) else {}
+        step.before = tensors_of(self.subject.model) if shadows_of(self.subject) else {}
         observed = contextlib.nullcontext() if self._observer is None else self._observer.listening()
         with self._watch.listening(), self._buffers.listening(), torch.enable_grad():
             try:
                 if self._step_function is not None:
                     batch = self._batch()
                     with observed:
-                        self._step_function(self.subject.model, batch, self.context)
+                        self._step_function(self.subject.model, batch, self._handed)
                 else:
                     canonical_step(self.subject, self.context)
             except Exception as error:
