@@ -13,6 +13,7 @@ from torch import nn
 
 from audits.callables import as_loss
 from audits.capture import canonical_names, unwrap
+from audits.devices import choose_device
 from audits.errors import RecipeError, suggest
 from audits.optimizers import build_optimizer
 from audits.recipe import PhaseRecipe, Recipe
@@ -161,15 +162,6 @@ def open_subject(
         _try_losses(subject)
         subject.reset()
         yield subject
-
-
-def choose_device(device: str) -> torch.device:
-    """Return the device of ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise RecipeError(f"device {device!r} was asked for and torch finds no CUDA device; use 'cpu' or 'auto'")
-    return torch.device(device)
 
 
 def _try_losses(subject: Subject) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from audits.devices import same_states
 from audits.state import ModuleState, RandomState
 from audits.subject import LivePhase, Subject
 
@@ -121,11 +122,10 @@ def reference_gradient(
 
 
 def same_random(one: RandomState, other: RandomState) -> bool:
-    """Whether torch's (CPU and CUDA), NumPy's and Python's generators stand at the same place."""
+    """Whether torch's (of every device), NumPy's and Python's generators stand at the same place."""
     return (
         torch.equal(one.cpu, other.cpu)
-        and len(one.cuda) == len(other.cuda)
-        and all(torch.equal(a, b) for a, b in zip(one.cuda, other.cuda, strict=True))
+        and same_states(one.devices, other.devices)
         and one.numpy[2:] == other.numpy[2:]
         and bool((one.numpy[1] == other.numpy[1]).all())
         and one.python == other.python

@@ -239,8 +239,11 @@ def apart(one: Gradients, other: Gradients, left: Gradients) -> float:
         wanted = one.get(name)
         if gradient is None and wanted is None:
             continue
-        a = torch.zeros(()) if gradient is None else gradient.to_dense()
-        b = torch.zeros(()) if wanted is None else wanted.to_dense()
+        present = gradient if gradient is not None else wanted
+        assert present is not None
+        nothing = torch.zeros((), device=present.device)
+        a = nothing if gradient is None else gradient.to_dense()
+        b = nothing if wanted is None else wanted.to_dense()
         if (more := left.get(name)) is not None:
             b = b + more.to_dense()
         if a.shape == b.shape and torch.equal(a, b.to(a.dtype)):

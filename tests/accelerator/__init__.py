@@ -127,6 +127,7 @@ def _module() -> types.ModuleType:
         "manual_seed_all": manual_seed_all,
         "get_amp_supported_dtype": lambda: [torch.bfloat16, torch.float16],
         "_is_in_bad_fork": lambda: False,
+        "_initialized": True,
         "_lazy_init": lambda: None,
     }
     vars(module).update(members)

@@ -16,6 +16,7 @@
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <torch/library.h>
 
+#include <functional>
 #include <map>
 #include <mutex>
 #include <set>
@@ -172,9 +173,13 @@ class Call {
     static const std::set<std::string> allowed = {
         "aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_", "aten::_unsafe_index",
         "aten::copy_sparse_to_sparse_", "aten::copy_", "aten::_unsafe_index_put"};
+    static const std::set<std::string> strict = {"aten::equal"};
     if (allowed.count(op_.schema().name())) return;
-    auto check = [&](const Tensor& t) {
-      TORCH_CHECK(!t.defined() || ours(t.device()) || (t.dim() == 0 && !t.is_sparse()),
+    const auto& arguments = op_.schema().arguments();
+    auto check = [&](const Tensor& t, const c10::Argument& argument) {
+      const bool written = argument.alias_info() && argument.alias_info()->isWrite();
+      const bool scalar = t.defined() && t.dim() == 0 && !t.is_sparse() && !written && !strict.count(op_.schema().name());
+      TORCH_CHECK(!t.defined() || ours(t.device()) || scalar,
                   "Expected all tensors to be on the same device, but found at least two devices, ", HERE, " and ",
                   t.device(), "! (in ", op_.schema().name(), ")");
     };
@@ -184,7 +189,7 @@ class Call {
         const c10::IValue& value = (*stack_)[i];
         auto see = [&](const Tensor& t) {
           if (pass == 0) any = any || (t.defined() && ours(t.device()));
-          else check(t);
+          else check(t, arguments[i - first]);
         };
         if (value.isTensor()) see(value.toTensor());
         else if (value.isTensorList()) for (const Tensor& t : value.toTensorVector()) see(t);
@@ -485,19 +490,33 @@ TORCH_LIBRARY_IMPL(_, SparsePrivateUse1, m) {
   m.fallback(torch::CppFunction::makeFromBoxedFunction<&on_the_host_sparse>());
 }
 
-// A fallback is asked only where torch has no composite kernel, and those of dense tensors would be taken for sparse ones.
-TORCH_LIBRARY_IMPL(aten, SparsePrivateUse1, m) {
+// A fallback is asked only where torch has no composite kernel. Those made for dense tensors would be taken for sparse
+// ones; those of structured operators call the variant with `out=`, which some kernels resize with a warning.
+void register_before(torch::Library& m, DispatchKey kernel, std::initializer_list<DispatchKey> composites,
+                     const std::function<torch::CppFunction()>& fallback) {
   auto& dispatcher = c10::Dispatcher::singleton();
   for (const c10::OperatorName& name : dispatcher.getAllOpNames()) {
     auto op = dispatcher.findOp(name);
-    if (name.name.rfind("aten::", 0) || !op || !op->hasKernelForDispatchKey(DispatchKey::SparseCPU)) continue;
-    if (op->hasKernelForDispatchKey(DispatchKey::CompositeExplicitAutograd) ||
-        op->hasKernelForDispatchKey(DispatchKey::CompositeExplicitAutogradNonFunctional) ||
-        op->hasKernelForDispatchKey(DispatchKey::CompositeImplicitAutograd)) {
+    if (name.name.rfind("aten::", 0) || !op || !op->hasKernelForDispatchKey(kernel)) continue;
+    for (DispatchKey composite : composites) {
+      if (!op->hasKernelForDispatchKey(composite)) continue;
       std::string full = name.overload_name.empty() ? name.name : name.name + "." + name.overload_name;
-      m.impl(full.c_str(), torch::CppFunction::makeFromBoxedFunction<&on_the_host_sparse>());
+      m.impl(full.c_str(), fallback());
+      break;
     }
   }
+}
+
+TORCH_LIBRARY_IMPL(aten, SparsePrivateUse1, m) {
+  register_before(m, DispatchKey::SparseCPU,
+                  {DispatchKey::CompositeExplicitAutograd, DispatchKey::CompositeExplicitAutogradNonFunctional,
+                   DispatchKey::CompositeImplicitAutograd},
+                  [] { return torch::CppFunction::makeFromBoxedFunction<&on_the_host_sparse>(); });
+}
+
+TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
+  register_before(m, DispatchKey::CPU, {DispatchKey::CompositeExplicitAutogradNonFunctional},
+                  [] { return torch::CppFunction::makeFromBoxedFunction<&on_the_host>(); });
 }
 
 TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
@@ -520,6 +539,10 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("_thnn_fused_gru_cell", gru_cell);
   m.impl("_thnn_fused_gru_cell_backward", gru_cell_backward);
 }
+
+// Copies resolve a pending conjugation or negation by themselves; torch's own fallback for these keys would copy for ever.
+TORCH_LIBRARY_IMPL(aten, Conjugate, m) { m.impl("_copy_from", torch::CppFunction::makeFallthrough()); }
+TORCH_LIBRARY_IMPL(aten, Negative, m) { m.impl("_copy_from", torch::CppFunction::makeFallthrough()); }
 
 TORCH_LIBRARY_IMPL(_, AutocastPrivateUse1, m) { m.fallback(torch::CppFunction::makeFallthrough()); }
 TORCH_LIBRARY_IMPL(aten, AutocastPrivateUse1, m) {
