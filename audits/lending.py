@@ -29,6 +29,10 @@ def others_in_place(model: nn.Module, device: torch.device) -> Iterator[None]:
         if id(tensor) not in copies:
             moved = tensor.detach().clone().to(device)
             made = nn.Parameter(moved, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else moved
+            vars(made).update(vars(tensor))
+            for hooks in ("_backward_hooks", "_post_accumulate_grad_hooks"):
+                if getattr(tensor, hooks) is not None:
+                    setattr(made, hooks, getattr(tensor, hooks))
             copies[id(tensor)] = made
         return copies[id(tensor)]
 

@@ -72,7 +72,8 @@ class Replay:
         for name, copy in self.copies.items():
             copy.data.copy_(weights[name])
             gradient = gradients.get(name)
-            copy.grad = None if gradient is None else self._cast(gradient)
+            # A copy: SGD(foreach, nesterov), a GPU's default, writes into the gradient it is given.
+            copy.grad = None if gradient is None else self._cast(gradient).clone()
             before[name] = to_double(copy)
         names = {id(copy): name for name, copy in self.copies.items()}
         for group in self.optimizer.param_groups:
