@@ -72,8 +72,10 @@ def check_updates(subject: Subject) -> list[ResultRow]:
         rows = _name_environment(rows)
     finally:
         for module, parameters in registered:  # a step function may have put other tensors in their place
-            module._parameters.clear()
-            module._parameters.update(parameters)
+            now = dict(module._parameters)
+            if list(now) != list(parameters) or any(now[name] is not p for name, p in parameters.items()):
+                module._parameters.clear()
+                module._parameters.update(parameters)
         subject.reset()
     return [r for r in rows if _wanted(subject, r)]
 
@@ -148,14 +150,14 @@ def run_once(subject: Subject, seed: int) -> list[ResultRow]:
     steps: list[TrainingStep] = []
     for step in training_steps(subject, seed=seed):
         steps.append(step)
-        if step.error is not None:  # what it had half done by then is nobody's training: none of it is judged
-            rows.append(_raised(subject, step))
-            break
         for call in step.calls:
             rows += judges[call.phase.name].rows(call)
             if call.phase.name in fresh:
                 rows += fresh[call.phase.name].rows(call)
         rows += gradient_rows(subject, steps, step)
+        if step.error is not None:  # an optimizer step that ended is judged; the rest of it is half a training step
+            rows.append(_raised(subject, step))
+            break
         rows += conduct_rows(subject, step, start)
         own = subject.recipe.step is not None
         if own:

@@ -1,7 +1,9 @@
 """A second device for tests, on every machine: the CPU under another name, whose tensors never mix with the CPU's.
 
-`register` builds the extension once per environment (a compiler is needed, about half a minute) and makes
-``torch.device(NAME)`` work in this process: factories, operators, autograd, autocast, generators, `Module.to`.
+`register` builds the extension once per environment (a C++ compiler is needed, about half a minute) and makes
+``torch.device(NAME)`` work in this process: factories, operators, autograd, autocast, generators, `Module.to`. It has
+to be called before the first backward of a process, as torch starts its threads for devices then and never again; the
+tests of this folder therefore run in a process of their own (see ``conftest.py``).
 """
 
 from __future__ import annotations
@@ -39,15 +41,22 @@ def register() -> torch.device:
     Raises:
         NoCompilerError: there is no C++ compiler, or it cannot build the extension; the text says which.
     """
-    torch.ops.load_library(str(_built()))
+    torch.ops.load_library(str(built()))
     torch.utils.rename_privateuse1_backend(NAME)
     torch._register_device_module(NAME, _module())
     torch.utils.generate_methods_for_privateuse1_backend(for_storage=True)
     return torch.device(NAME, 0)
 
 
-def _built() -> Path:
-    """Return the extension, compiled for this source, torch and Python."""
+def built() -> Path:
+    """Return the extension, compiled for this source, torch and Python; beside this file where it was put there.
+
+    Raises:
+        NoCompilerError: as `register`.
+    """
+    beside = Path(__file__).with_name("device.so")
+    if beside.exists():
+        return beside
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("clang++")
     if compiler is None:
         raise NoCompilerError("the emulated device needs a C++ compiler: none of $CXX, g++, clang++ is here")
