@@ -40,7 +40,7 @@ def build_optimizer(
     """Return a fresh optimizer on ``parameters``.
 
     A tensor the model does not have is stood in for by zeros of its shape: the optimizer holds it as it did, and no
-    gradient ever reaches it. State moves to each parameter's device.
+    gradient ever reaches it. State goes where `placed_state` says.
 
     Raises:
         RecipeError: the class cannot be built from the recorded options.
@@ -66,7 +66,7 @@ def build_optimizer(
         built.update(group.options)
     if with_state:
         for name, state in recipe.state.items():
-            optimizer.state[parameters[name]] = _on_device(state, parameters[name])
+            optimizer.state[parameters[name]] = placed_state(state, parameters[name], optimizer)
     return optimizer
 
 
@@ -106,9 +106,20 @@ def others_refused(names: Mapping[int, str]) -> Iterator[None]:
         handle.remove()
 
 
-def _on_device(state: Mapping[str, Any], parameter: nn.Parameter) -> dict[str, Any]:
-    """Clone a parameter's state; 0-dim counters stay where torch keeps them, on the CPU."""
-    return map_tensors(dict(state), lambda t: t.clone() if t.dim() == 0 else t.clone().to(parameter.device))  # type: ignore[no-any-return]
+def placed_state(state: Mapping[str, Any], parameter: torch.Tensor, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return a copy of a parameter's state on the devices where torch's ``load_state_dict`` puts it.
+
+    That is the parameter's device, but for the ``step`` counter, which stays on the CPU unless the group's kernel
+    counts on the device (``capturable``, ``fused``).
+    """
+    group = next((g for g in optimizer.param_groups if any(p is parameter for p in g["params"])), {})
+    counts_there = bool(group.get("capturable") or group.get("fused"))
+
+    def place(key: str, value: torch.Tensor) -> torch.Tensor:
+        away = key == "step" and not counts_there
+        return value.detach().to(value.device if away else parameter.device, copy=True)
+
+    return {key: map_tensors(value, lambda t, key=key: place(key, t)) for key, value in state.items()}  # type: ignore[misc]
 
 
 def stand_in(unknown: UnknownTensor, parameters: Mapping[str, nn.Parameter]) -> nn.Parameter:

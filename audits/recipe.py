@@ -285,7 +285,10 @@ class Recipe:
 
 def feed(hasher: Any, value: Any) -> None:
     """Feed a nested value of tensors, mappings, lists and plain values to a hash."""
-    if isinstance(value, torch.Tensor):
+    if isinstance(value, torch.Tensor) and value.layout is not torch.strided:  # momentum of sparse gradients
+        found = value.detach().to_sparse_coo().coalesce()
+        feed(hasher, [list(found.shape), found.indices(), found.values()])
+    elif isinstance(value, torch.Tensor):
         tensor = value.detach().cpu().contiguous()
         hasher.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
         hasher.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")

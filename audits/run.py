@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from audits.confirming import settled, suspected
+from audits.devices import device_name
 from audits.diagnosis import diagnosed
 from audits.first_calls import check_first_calls, gradients_confirmed
 from audits.gradients import check_gradients
@@ -64,7 +65,7 @@ def audit(
         model: the module; wrappers (DDP, DataParallel, compiled) are looked through.
         recipe: what `Recipe.capture` returned.
         settings: what to check and how; the defaults are what the nightly uses.
-        device: ``"auto"`` (CUDA where there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"``.
+        device: ``"auto"`` (CUDA where there is one), ``"cpu"``, ``"cuda"``, ``"cuda:1"``, or any type that torch finds.
 
     Returns:
         The report: rows, findings, coverage, outcome.
@@ -127,11 +128,6 @@ def audit_once(
         parts=parts,
         limits=limits,
     )
-
-
-def device_name(device: torch.device) -> str:
-    """Return ``cpu`` or the GPU's name."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _run_part(name: str, part: Callable[[Subject], list[ResultRow]], subject: Subject) -> list[ResultRow]:

@@ -15,29 +15,29 @@ import numpy as np
 import torch
 from torch import nn
 
+from audits.devices import GeneratorStates, generator_states, set_generator_states
+from audits.lending import others_in_place, takes_storage_of
 from audits.remembering import Memory
 
 
 @dataclass(frozen=True)
 class RandomState:
-    """The state of torch's (CPU and CUDA), NumPy's and Python's global generators."""
+    """The state of torch's (CPU and any device in use), NumPy's and Python's global generators."""
 
     cpu: torch.Tensor
-    cuda: tuple[torch.Tensor, ...]
+    devices: GeneratorStates
     numpy: Any
     python: Any
 
     @classmethod
     def now(cls) -> RandomState:
         """Remember the generators as they are."""
-        cuda = tuple(torch.cuda.get_rng_state_all()) if torch.cuda.is_initialized() else ()
-        return cls(torch.get_rng_state(), cuda, np.random.get_state(), random.getstate())
+        return cls(torch.get_rng_state(), generator_states(), np.random.get_state(), random.getstate())
 
     def restore(self) -> None:
         """Put the generators back."""
         torch.set_rng_state(self.cpu)
-        if self.cuda:
-            torch.cuda.set_rng_state_all(list(self.cuda))
+        set_generator_states(self.devices)
         np.random.set_state(self.numpy)
         random.setstate(self.python)
 
@@ -126,9 +126,10 @@ class _TensorHooks:
 def borrowed(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Lend the model out on ``device`` and give it back bit for bit as it was, whatever is raised meanwhile.
 
-    The parameters and buffers keep their identity but get storage of their own, so whatever happens to the values
-    meanwhile happens to a copy; gradients, modes, attributes, hooks, what is registered under which name, and random
-    generators are put back as well. An interrupt waits until all of it is.
+    The parameters and buffers keep their identity but get storage of their own (where a device's tensors are of another
+    kind, others stand in their place), so whatever happens to the values meanwhile happens to a copy; gradients, modes,
+    attributes, hooks, what is registered under which name, and random generators are put back as well. An interrupt
+    waits until all of it is.
     """
     generators = RandomState.now()
     modules = ModuleState(model, hooks=True)
@@ -147,12 +148,16 @@ def borrowed(model: nn.Module, device: torch.device) -> Iterator[None]:
             buffer.data = value
 
     try:
-        for parameter, value, _, _ in parameters:
-            parameter.data = value.detach().clone().to(device)
-            parameter.grad = None
-        for buffer, value in buffers.values():
-            buffer.data = value.detach().clone().to(device)
-        yield
+        if takes_storage_of(model, device):
+            for parameter, value, _, _ in parameters:
+                parameter.data = value.detach().clone().to(device)
+                parameter.grad = None
+            for buffer, value in buffers.values():
+                buffer.data = value.detach().clone().to(device)
+            yield
+        else:
+            with others_in_place(model, device):
+                yield
     finally:
         with interrupts_held(), contextlib.ExitStack() as each_of_them:  # last in, first out
             each_of_them.callback(generators.restore)

@@ -15,6 +15,7 @@ from audits.callables import as_loss
 from audits.capture import canonical_names, unwrap
 from audits.compiled_parts import compiled_parts, eager, without_wrappers
 from audits.declared_names import check_functions, check_names, declares_functions
+from audits.devices import choose_device
 from audits.errors import RecipeError, suggest
 from audits.optimizers import build_optimizer, others_refused
 from audits.overlaps import Overlap, overlaps_of
@@ -213,15 +214,6 @@ def _compiled(wrapped: nn.Module, recipe: Recipe) -> tuple[tuple[str, ...], Any]
         references.append(("step", recipe.step))
     here = compiled_parts(wrapped, [(role, reference.resolve(role=role)) for role, reference in references])
     return tuple(dict.fromkeys((*recipe.compiled, *here))), without_wrappers(wrapped)[1]
-
-
-def choose_device(device: str) -> torch.device:
-    """Return the device of ``"auto"``, ``"cpu"``, ``"cuda"`` or ``"cuda:1"``."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise RecipeError(f"device {device!r} was asked for and torch finds no CUDA device; use 'cpu' or 'auto'")
-    return torch.device(device)
 
 
 def _try_losses(subject: Subject) -> None:

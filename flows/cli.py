@@ -45,7 +45,7 @@ def audit(
     recipe: Annotated[
         Path | None, typer.Option(help="Folder with recipe.yaml to use instead of the version's.")
     ] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or any type torch finds.")] = None,
     as_json: AsJson = False,
     junit: Annotated[Path | None, typer.Option(help="Write a JUnit XML file.")] = None,
     html: Annotated[Path | None, typer.Option(help="Write the report as one HTML file.")] = None,

@@ -39,8 +39,8 @@ class Gpu:
 
 
 def chosen_gpu(device: str) -> Gpu | None:
-    """Return the GPU behind ``auto``, ``cuda`` or ``cuda:N``; None when the audit runs on the CPU."""
-    if device == "cpu":
+    """Return the GPU behind ``auto``, ``cuda`` or ``cuda:N``; None when the audit runs on the CPU or elsewhere."""
+    if device != "auto" and not device.startswith("cuda"):
         return None
     gpus, visible = host_gpus(), visible_gpus()
     if visible is None:

@@ -59,7 +59,7 @@ class GradauditSettings(BaseSettings):
     results: str = Field(default="results", description="results store: a folder or an object-store URI")
     experiment: str = Field(default="gradaudit", description="MLflow experiment that audits are published to")
     recipes: str = Field(default="", description="trusted recipe repository: a folder of NAME.yaml by model-name glob")
-    device: str = Field(default="auto", description="auto, cpu, cuda or cuda:N")
+    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:N or any type torch finds")
     time_limit: float = Field(default=1800.0, gt=0, description="seconds one audit may take before it is ended")
     memory_limit: float = Field(default=0.0, ge=0, description="GiB one audit may hold; 0: 80 % of the machine's")
     cpu_limit: float = Field(default=0.0, ge=0, description="CPU seconds of one process; 0: time limit times cores")

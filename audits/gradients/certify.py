@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import torch
 
+from audits.devices import Draws
 from audits.gradients.localise import ROUNDING_LIMIT, Localiser
 from audits.gradients.probe import Probe, Prober
 from audits.gradients.romberg import FIRST_STEP
@@ -168,12 +169,12 @@ class Certifier:
         prober = Prober(point, self._seed)
         point.restore()
         for size in DISPLACEMENTS:
-            generator = torch.Generator().manual_seed(self._seed + 17)
+            draws = Draws(self._seed + 17)
             shift = {}
             for name in point.names:
                 theta = point.theta(name)
-                noise = torch.randn(theta.shape, generator=generator, dtype=theta.dtype)
-                shift[name] = noise.to(theta.device) * (size * prober.rms[name])
+                noise = torch.randn(theta.shape, **draws.on(theta.device), dtype=theta.dtype)
+                shift[name] = noise * (size * prober.rms[name])
             try:
                 moved = Point(self._problem, shift=shift, origin=point)
             except (RuntimeError, LaneError, BranchMismatchError, ValueError):

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from audits.devices import Draws
 from audits.gradients.certify import Certifier
 from audits.lanes.problem import LaneError, Problem, quiet
 from audits.lanes.program import BranchMismatchError, Free
@@ -107,7 +108,7 @@ def _judge(call: FunctionCall, problem: Problem, seed: int) -> WrongFunction | N
     }
     if not tensors:
         return None
-    generator = torch.Generator().manual_seed(seed + 41)
+    draws = Draws(seed + 41)
 
     def outputs_of() -> list[torch.Tensor]:
         result = call.function.apply(*call.args)  # type: ignore[attr-defined]
@@ -115,9 +116,7 @@ def _judge(call: FunctionCall, problem: Problem, seed: int) -> WrongFunction | N
 
     problem.before()
     try:
-        cotangents = [
-            torch.randn(o.shape, generator=generator, dtype=torch.float64).to(o.device) for o in outputs_of()
-        ]  # fmt: skip
+        cotangents = [torch.randn(o.shape, **draws.on(o.device), dtype=torch.float64) for o in outputs_of()]
     except (RuntimeError, TypeError, ValueError):
         return None
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from audits.devices import Draws
 from audits.gradients.claims import NATIVE_DTYPE
 from audits.gradients.native_calls import NativeCall, collect_calls, is_low_float, tensors_of
 from audits.lanes.arithmetic import norm
@@ -108,12 +109,12 @@ def _deviation(call: NativeCall, seed: int) -> Deviation | None:
     exact = _exact_vjp(call, args, kwargs, seed)
     if exact is None:
         return None
-    generator = torch.Generator().manual_seed(seed + 3)
+    draws = Draws(seed + 3)
 
     def nudged(t: torch.Tensor) -> torch.Tensor:
         if not t.is_floating_point():
             return t
-        noise = torch.rand(t.shape, generator=generator, dtype=torch.float64).to(t.device).mul_(2).sub_(1)
+        noise = torch.rand(t.shape, **draws.on(t.device), dtype=torch.float64).mul_(2).sub_(1)
         moved = t + t * noise.to(t.dtype) * epsilon
         return torch.where(moved.isfinite(), moved, t)  # attention masks hold infinities
 
@@ -149,8 +150,8 @@ def _vjp(run: Any, args: tuple[Any, ...], kwargs: dict[str, Any], seed: int) -> 
         outputs = [o for o in tensors_of(result) if o.requires_grad and o.is_floating_point()]
         if not outputs or not leaves:
             return None
-        generator = torch.Generator().manual_seed(seed)
-        cotangents = [torch.randn(o.shape, generator=generator).to(o.device, o.dtype) for o in outputs]
+        draws = Draws(seed)
+        cotangents = [torch.randn(o.shape, **draws.on(o.device), dtype=torch.float32).to(o.dtype) for o in outputs]
         # the same cotangent in every lane: rounded to bfloat16, which all of them hold
         cotangents = [c.to(torch.bfloat16).to(c.dtype) for c in cotangents]
         return list(torch.autograd.grad(outputs, leaves, cotangents, allow_unused=True))

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from audits.devices import deterministic_algorithms, seed_generators
 from audits.lanes.lifting import LIFTED_DTYPE, lift_tensor
 from audits.lanes.problem import LaneError, Problem, may_step, quiet
 from audits.lanes.program import TapeOnly
@@ -110,8 +111,7 @@ def _seed(seed: int) -> None:
     Without a CUDA context that one keeps a formatted stack per call for later, a millisecond each.
     """
     torch.default_generator.manual_seed(seed)
-    if torch.cuda.is_initialized():
-        torch.cuda.manual_seed_all(seed)
+    seed_generators(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
 
@@ -157,21 +157,10 @@ def _lift_in_place(subject: Subject) -> None:
             tensor.data = lift_tensor(tensor.data)
 
 
-@contextlib.contextmanager
-def _deterministic(subject: Subject) -> Iterator[None]:
-    """Choose deterministic algorithms on a GPU where there are any; what is left is measured as noise."""
-    if all(tensor.device.type == "cpu" for tensor in subject.model.parameters()):
-        yield  # nothing to choose there
-        return
-    known = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    benchmark = torch.backends.cudnn.benchmark
-    try:
-        torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.backends.cudnn.benchmark = False
-        yield
-    finally:
-        torch.use_deterministic_algorithms(known[0], warn_only=known[1])
-        torch.backends.cudnn.benchmark = benchmark
+def _deterministic(subject: Subject) -> contextlib.AbstractContextManager[None]:
+    """Choose deterministic algorithms on a device; on the CPU there is nothing to choose."""
+    on_cpu = all(tensor.device.type == "cpu" for tensor in subject.model.parameters())
+    return contextlib.nullcontext() if on_cpu else deterministic_algorithms()
 
 
 @contextlib.contextmanager

@@ -115,7 +115,7 @@ def _clamp_sides(a: Bound, out: Any) -> tuple[Tensor | None, Tensor | None]:
     below = None if low is None else a["self"] < low
     above = None if high is None else a["self"] > high
     if above is not None and low is not None and high is not None:
-        above = above | torch.as_tensor(high < low).expand_as(above)  # crossed bounds: the upper one wins
+        above = above | (high < low)  # crossed bounds: the upper one wins
     return below, above
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from audits.devices import default_generator_state
 from audits.lanes.lifting import traits
 
 #: Operators whose whole result is noise: taped as it is.
@@ -102,12 +103,7 @@ class TapeCursor:
 def _state_key(base: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, bytes]:
     generator = kwargs.get("generator")
     device = next((a.device for a in args if isinstance(a, torch.Tensor)), torch.device(kwargs.get("device") or "cpu"))
-    if generator is not None:
-        state = generator.get_state()
-    elif device.type == "cuda":
-        state = torch.cuda.get_rng_state(device)
-    else:
-        state = torch.get_rng_state()
+    state = default_generator_state(device) if generator is None else generator.get_state()
     return base, state.numpy().tobytes()
 
 

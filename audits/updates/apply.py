@@ -70,15 +70,15 @@ def rule_options(phase: LivePhase, options: Mapping[str, Any], dtype: torch.dtyp
     return chosen
 
 
-def reference_state(state: Mapping[str, Any] | None) -> State:
-    """Return a captured torch state as a rule's state: tensors in float64, counters as numbers."""
-    return {name: _reference_value(name, value) for name, value in (state or {}).items() if value is not None}
+def reference_state(state: Mapping[str, Any] | None, device: torch.device) -> State:
+    """Return a captured torch state as a rule's state: tensors in float64 on the device, counters as numbers."""
+    return {name: _reference_value(name, value, device) for name, value in (state or {}).items() if value is not None}
 
 
-def _reference_value(name: str, value: Any) -> Any:
+def _reference_value(name: str, value: Any, device: torch.device) -> Any:
     if name in COUNTERS:
         return float(value)
-    return to_double(value) if isinstance(value, torch.Tensor) else value
+    return to_double(value.to(device)) if isinstance(value, torch.Tensor) else value
 
 
 def reference_update(

@@ -130,24 +130,26 @@ def run_once(subject: Subject, seed: int) -> list[ResultRow]:
     steps: list[TrainingStep] = []
     for step in training_steps(subject, seed=seed):
         steps.append(step)
-        if step.error is not None:
-            rows.append(_raised(subject, step))
         for call in step.calls:
             rows += judges[call.phase.name].rows(call)
             if call.phase.name in fresh:
                 rows += fresh[call.phase.name].rows(call)
+        if step.error is not None:  # an optimizer step that ended is judged; the rest of it is half a training step
+            rows.append(_raised(subject, step))
+            break
         rows += conduct_rows(subject, step, start)
         own = subject.recipe.step is not None
-        if own and step.error is None:
+        if own:
             rows += handling_rows(subject, step)
         assert step.buffers is not None
         rows += batch_norm_rows(subject, step.buffers, step.number, step.reference_forwards if own else None)
-        if own and step.before and step.error is None:
+        if own and step.before:
             rows += ema_rows(subject, step.before, step.number)
             rows += shadow_buffer_rows(subject, step.before, step.buffers, step.number)
     rows += gradient_rows(subject, steps)
     rows = list(cut_rows(subject, rows, seed))
-    if subject.recipe.ties and subject.settings.wants_check("registration.tied"):
+    raised = any(step.error is not None for step in steps)
+    if subject.recipe.ties and subject.settings.wants_check("registration.tied") and not raised:
         rows += [r for r in tied_rows(subject, "after the training steps") if r.outcome is Outcome.FAIL]
     if subject.recipe.step is None:
         rows += skipped_handling_rows(subject)

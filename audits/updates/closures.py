@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from audits.optimizers import build_optimizer
+from audits.optimizers import build_optimizer, placed_state
 from audits.outcomes import Lane, Outcome, ResultRow
 from audits.recipe import OptimizerRecipe, ParameterGroup
 from audits.structures import map_tensors
@@ -48,7 +48,10 @@ class ClosureJudge:
         self._phase = phase
         names = list(dict.fromkeys(phase.recipe.optimizer.names))
         captured = phase.recipe.optimizer.state if with_state else {}
-        self._captured = next((captured[n] for n in names if n in captured), {})
+        held = next((n for n in names if n in captured), None)
+        self._captured = {} if held is None else dict(captured[held])
+        if held is not None:
+            self._captured = map_tensors(self._captured, lambda t: t.to(subject.parameters[held].device))
         self._names = names
         self._memory = Memory.of(self._captured)
         self._lane: _Lane | None = None
@@ -111,7 +114,8 @@ class _Lane:
         self._copies = {n: nn.Parameter(call.before[n].to(torch.float64, copy=True)) for n in names}
         self._optimizer = build_optimizer(recipe, self._copies, with_state=False)
         if state:
-            self._optimizer.state[self._copies[names[0]]] = map_tensors(dict(state), lambda t: t.double())
+            placed = placed_state(state, self._copies[names[0]], self._optimizer)
+            self._optimizer.state[self._copies[names[0]]] = map_tensors(placed, lambda t: t.double())
 
     def step(self, call: Call) -> torch.Tensor:
         """Return the flat weights after a step from the call's weights."""
@@ -155,7 +159,7 @@ def closure_probe_rows(subject: Subject, phase: LivePhase, seed: int) -> list[Re
     """Return ``optimizer.probe`` and ``registration.state-round-trip`` on a synthetic quartic, in float64."""
     common: dict[str, Any] = {"phase": phase.name, "lane": Lane.SYNTHETIC}
     generator = torch.Generator().manual_seed(seed)
-    problem = _Quartic(generator)
+    problem = _Quartic(generator, subject.device)
     group = phase.recipe.optimizer.groups[0]
     recipe = OptimizerRecipe(phase.recipe.optimizer.class_path, phase.recipe.optimizer.defaults,
                              (ParameterGroup(group.options, ("synthetic.0", "synthetic.1")),),
@@ -196,11 +200,12 @@ class _Quartic:
 
     SIZE = 19
 
-    def __init__(self, generator: torch.Generator) -> None:
+    def __init__(self, generator: torch.Generator, device: torch.device) -> None:
         basis = torch.linalg.qr(torch.randn(self.SIZE, self.SIZE, dtype=torch.float64, generator=generator)).Q
-        self._a = basis @ torch.diag(torch.linspace(0.1, 3.0, self.SIZE, dtype=torch.float64)) @ basis.T
-        self._b = torch.randn(self.SIZE, dtype=torch.float64, generator=generator)
-        self.start = torch.randn(self.SIZE, dtype=torch.float64, generator=generator)
+        scales = torch.diag(torch.linspace(0.1, 3.0, self.SIZE, dtype=torch.float64))
+        self._a = (basis @ scales @ basis.T).to(device)
+        self._b = torch.randn(self.SIZE, dtype=torch.float64, generator=generator).to(device)
+        self.start = torch.randn(self.SIZE, dtype=torch.float64, generator=generator).to(device)
 
     def evaluate(self, x: torch.Tensor) -> tuple[float, torch.Tensor]:
         ax = self._a @ x

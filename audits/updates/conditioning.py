@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from audits.devices import Draws
 from audits.updates.apply import copy_state, reference_update
 from audits.updates.compare import Judged, deviation, judge, real_dtype, to_double
 from audits.updates.rules import Rule, State
@@ -56,11 +57,11 @@ def rounding_response(
     options: Mapping[str, Any], dtype: torch.dtype,
 ) -> torch.Tensor:  # fmt: skip
     """Return, per element, the largest change of the update under changes of one eps in what it is made from."""
-    generator = torch.Generator().manual_seed(0)
+    draws = Draws(0)
     eps = torch.finfo(real_dtype(dtype)).eps
 
     def shaken(value: torch.Tensor) -> torch.Tensor:
-        signs = torch.randint(0, 2, value.shape, generator=generator).to(value.device, torch.float64) * 2.0 - 1.0
+        signs = torch.randint(0, 2, value.shape, **draws.on(value.device)).to(torch.float64) * 2.0 - 1.0
         return value * (1.0 + eps * signs)
 
     def shaken_gradient() -> torch.Tensor:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
+from audits.devices import Draws
 from audits.outcomes import Outcome, ResultRow
 from audits.subject import LivePhase, Subject
 from audits.updates.compare import rms, to_double
@@ -60,11 +61,11 @@ def _depends(subject: Subject, phase: LivePhase, names: list[str], seed: int) ->
 
 def _loss(subject: Subject, phase: LivePhase, displaced: Iterable[str], seed: int) -> float:
     subject.reset(seed=seed)
-    generator = torch.Generator().manual_seed(seed)
+    draws = Draws(seed)
     for name in displaced:
         parameter = subject.parameters[name]
         size = rms(to_double(parameter)) or 1.0
-        noise = torch.randn(parameter.shape, generator=generator).to(parameter.device, parameter.dtype)
+        noise = torch.randn(parameter.shape, **draws.on(parameter.device)).to(parameter.dtype)
         parameter.data.add_(noise * DISPLACEMENT * size)
     with subject.autocast():
         return float(subject.loss(phase).detach())

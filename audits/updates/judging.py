@@ -97,7 +97,9 @@ class RuleJudge:
     def _expect(
         self, rule: Rule, call: Call, name: str, states: dict[str, State], theta: torch.Tensor | None = None
     ) -> Expected | None:
-        state = states.setdefault(name, reference_state(self._captured.get(name)))
+        if name not in states:
+            states[name] = reference_state(self._captured.get(name), call.before[name].device)
+        state = states[name]
         return expect(rule, self._phase, call, name, state, theta)
 
     def _find(self, lane: Lane, dtype: torch.dtype, actual: torch.Tensor, reference: Expected) -> Finding:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.optim.optimizer import _default_to_fused_or_foreach
 
 from audits.optimizers import optimizer_class
 from audits.outcomes import Lane, Outcome, ResultRow
@@ -156,13 +157,13 @@ def whose_fault(phase: LivePhase, synthetic: Synthetic, rule: Rule, failure: Pro
 def implementations(phase: LivePhase) -> list[str]:
     """Return which of ``fused`` and ``foreach`` the build runs; empty for the plain loop.
 
-    torch takes foreach by default for CUDA tensors only.
+    torch takes foreach by default on CUDA and on other accelerators.
     """
     options = [group.options for group in phase.recipe.optimizer.groups]
     if any(o.get("fused") for o in options):
         return ["fused"]
-    on_gpu = any(p.is_cuda for p in phase.parameters.values())
-    if any(o.get("foreach") or (on_gpu and "foreach" in o and o["foreach"] is None) for o in options):
+    _, by_default = _default_to_fused_or_foreach(list(phase.parameters.values()), differentiable=False)
+    if any(o.get("foreach") or (by_default and "foreach" in o and o["foreach"] is None) for o in options):
         return ["foreach"]
     return []
 

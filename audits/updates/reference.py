@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from audits.backward import by_grad_or_backward, gradients_of
+from audits.devices import same_states
 from audits.state import ModuleState, RandomState
 from audits.subject import LivePhase, Subject
 
@@ -152,11 +153,10 @@ def _reference(
 
 
 def same_random(one: RandomState, other: RandomState) -> bool:
-    """Whether torch's (CPU and CUDA), NumPy's and Python's generators stand at the same place."""
+    """Whether torch's (of every device), NumPy's and Python's generators stand at the same place."""
     return (
         torch.equal(one.cpu, other.cpu)
-        and len(one.cuda) == len(other.cuda)
-        and all(torch.equal(a, b) for a, b in zip(one.cuda, other.cuda, strict=True))
+        and same_states(one.devices, other.devices)
         and one.numpy[2:] == other.numpy[2:]
         and bool((one.numpy[1] == other.numpy[1]).all())
         and one.python == other.python

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from audits.optimizers import build_optimizer
+from audits.optimizers import build_optimizer, placed_state
 from audits.recipe import OptimizerRecipe, ParameterGroup
 from audits.structures import map_tensors
 from audits.updates.compare import real_dtype, to_double
@@ -56,7 +56,10 @@ class Replay:
             group.update(self._overrides)
         for name, values in state.items():
             if name in self.copies:
-                self.optimizer.state[self.copies[name]] = self._cast_state(values, scalar=not self.copies[name].dim())
+                copy = self.copies[name]
+                self.optimizer.state[copy] = self._cast_state(
+                    placed_state(values, copy, self.optimizer), scalar=not copy.dim()
+                )
 
     def step(
         self,
@@ -69,7 +72,8 @@ class Replay:
         for name, copy in self.copies.items():
             copy.data.copy_(weights[name])
             gradient = gradients.get(name)
-            copy.grad = None if gradient is None else self._cast(gradient)
+            # A copy: SGD(foreach, nesterov), a GPU's default, writes into the gradient it is given.
+            copy.grad = None if gradient is None else self._cast(gradient).clone()
             before[name] = to_double(copy)
         names = {id(copy): name for name, copy in self.copies.items()}
         for group in self.optimizer.param_groups:
@@ -104,8 +108,8 @@ class Replay:
         def cast(value: torch.Tensor, key: str) -> torch.Tensor:
             counter = value.dim() == 0 and (not scalar or key in _COUNTERS)
             if counter or not (value.is_floating_point() or value.is_complex()):
-                return value.clone()
-            return self._cast(value).clone()
+                return value
+            return self._cast(value)
 
         return {key: map_tensors(value, lambda t, key=key: cast(t, key)) for key, value in values.items()}  # type: ignore[misc]
 

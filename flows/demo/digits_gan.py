@@ -40,7 +40,8 @@ class DigitsGan(nn.Module):
 
     def draw(self, count: int) -> torch.Tensor:
         """Draw ``count`` images, (count, 64), from fresh noise."""
-        return self.generator(torch.randn(count, NOISE))  # type: ignore[no-any-return]
+        device = next(self.generator.parameters()).device
+        return self.generator(torch.randn(count, NOISE, device=device))  # type: ignore[no-any-return]
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return the discriminator's logit for each image, (N, 64) to (N, 1)."""

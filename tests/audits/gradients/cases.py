@@ -20,7 +20,9 @@ INPUT = "gradient.input"
 _RECIPE_FIELDS = ("stop_gradient", "expect", "mode", "precision", "accumulate", "seed", "phases", "normalize")
 
 
-def audit(model: nn.Module, batch: Any, loss: Any = "cross_entropy", **options: Any) -> list[ResultRow]:
+def audit(
+    model: nn.Module, batch: Any, loss: Any = "cross_entropy", *, device: str = "cpu", **options: Any
+) -> list[ResultRow]:
     """Return the rows of a model; options are the recipe's or the settings'."""
     recipe_fields = {key: options.pop(key) for key in list(options) if key in _RECIPE_FIELDS}
     options.setdefault("checks", (FINITE,))
@@ -30,7 +32,7 @@ def audit(model: nn.Module, batch: Any, loss: Any = "cross_entropy", **options: 
         held = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.SGD(held, lr=0.1)
         recipe = Recipe.capture(model, batch=batch, loss=loss, optimizer=optimizer, **recipe_fields)
-    with open_subject(model, recipe, AuditSettings(**options), device="cpu") as subject:
+    with open_subject(model, recipe, AuditSettings(**options), device=device) as subject:
         return check_gradients(subject)
 
 

@@ -281,7 +281,7 @@ def _(wrong: bool) -> Built:
     model, batch = models.conv()
 
     def forget(module: nn.Module, *_: Any) -> None:
-        module.running_mean.mul_(0.9)
+        module.running_mean.data.mul_(0.9)  # in place, autograd would notice and the backward raise
 
     if wrong:
         model.norm.register_forward_hook(forget)

@@ -314,7 +314,7 @@ def _(wrong: bool) -> Any:
 def _scaled(wrong: str, clip: float | None = None) -> Any:
     def step(model: Any, batch: Any, context: Any) -> None:
         context.optimizer.zero_grad()
-        with torch.autocast("cpu", dtype=torch.float16):
+        with torch.autocast(batch["x"].device.type, dtype=torch.float16):
             loss = models.classify(model, batch)
         context.scaler.scale(loss).backward()
         if clip is not None:
@@ -353,7 +353,7 @@ def _(wrong: bool) -> Any:
 def _(wrong: bool) -> Any:
     def step(model: Any, batch: Any, context: Any) -> None:
         context.optimizer.zero_grad()
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=not wrong):
+        with torch.autocast(batch["x"].device.type, dtype=torch.bfloat16, enabled=not wrong):
             loss = models.classify(model, batch)
         loss.backward()
         context.optimizer.step()

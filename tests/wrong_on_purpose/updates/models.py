@@ -98,7 +98,7 @@ def evidence_bound(model: nn.Module, batch: Batch) -> torch.Tensor:
 
 
 def noise(batch: Batch) -> torch.Tensor:
-    return torch.randn(batch["x"].shape[0], 4)
+    return torch.randn(batch["x"].shape[0], 4, device=batch["x"].device)
 
 
 def discriminate(model: Any, batch: Batch) -> torch.Tensor:
