@@ -78,9 +78,8 @@ def settled(report: AuditReport, fresh: AuditReport | None, why_not: str = "") -
             text = f"no fresh process could be asked ({why_not}); the audit of a registered version has one of its own"
             rows.append(dataclasses.replace(r, message=f"{r.message}; {text}"))
         elif key_of(r) in suspects:
-            text = "the first call of a fresh process showed it again: first call only"
-            rows.append(dataclasses.replace(r, outcome=Outcome.FAIL, cause=FIRST_CALL_ONLY,
-                                            message=f"{r.message}; {text}"))  # fmt: skip
+            text = f"first call only: {r.message}; the first call of a fresh process showed it again"
+            rows.append(dataclasses.replace(r, outcome=Outcome.FAIL, cause=FIRST_CALL_ONLY, message=text))  # fmt: skip
         else:
             rows.append(dataclasses.replace(r, cause=NOT_REPRODUCED,
                                             message=f"{r.message}; a fresh process did not show it"))  # fmt: skip
