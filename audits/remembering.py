@@ -263,6 +263,7 @@ def _inside(values: Any, depth: int) -> list[tuple[Any, int]]:
 
 _ATOMS = frozenset({bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size})
 
-#: The entries of a module that hold what is registered in it, and its hooks.
+#: The entries of a module that hold what is registered in it, and its hooks. What it is compiled to goes with them:
+#: whoever evaluates the compiled code sets it for that while.
 _REGISTRIES = frozenset({"_parameters", "_buffers", "_modules", "_non_persistent_buffers_set"})
-_HOOKS = frozenset(vars(nn.Module())) - _REGISTRIES - {"training"}
+_HOOKS = frozenset(vars(nn.Module())) - _REGISTRIES - {"training"} | {"_compiled_call_impl"}
