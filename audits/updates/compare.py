@@ -28,6 +28,13 @@ PEAK_FROM = 4.0
 #: Relative distance below which two updates point the same way to eight digits and the cosine is 1.
 COSINE_FROM = 1e-4
 
+#: Option under which a rule is told the eps of coarse float32 products, 0 where they are as fine as their dtype.
+PRODUCT_EPS = "audit.product_eps"
+
+#: A product of two factors that are each off by an eps at most, under a square root (Adafactor's second moment), is off
+#: by an eps; twice that.
+PRODUCTS_FACTOR = 2.0
+
 #: A term of the rule is resolved when a hundredth of it would be seen.
 RESOLUTION = 1e-2
 
@@ -157,6 +164,8 @@ def relative_tolerance(rule: Rule, dtype: torch.dtype, options: Mapping[str, Any
     if options.get("capturable") or options.get("differentiable"):
         # Bias corrections in float32 tensors: healthy worst 1e-5.
         return 1e-4 if dtype in (torch.float32, torch.float64) else None
+    if rule.products and dtype is torch.float32 and options.get(PRODUCT_EPS):
+        return PRODUCTS_FACTOR * float(options[PRODUCT_EPS])
     tolerance = None if rule.relative is None else rule.relative.get(dtype)
     return None if tolerance is None else max(tolerance, NOISE_FACTOR * noise)
 

@@ -9,8 +9,9 @@ import torch
 
 from audits.outcomes import Lane, Outcome, ResultRow, finite
 from audits.subject import Subject
-from audits.updates.agreement import THRESHOLDS, global_rms, gradient_error
+from audits.updates.agreement import global_rms, gradient_error
 from audits.updates.batch_use import BatchUse, batch_use
+from audits.updates.coarseness import dtype_name, gradient_threshold
 from audits.updates.compare import real_dtype, rms, to_double
 from audits.updates.recorder import Call
 from audits.updates.reference import Reference
@@ -93,13 +94,14 @@ def _same(
     if received is None and wanted is None:
         return
     parameter = subject.parameters[name]
-    threshold = THRESHOLDS[real_dtype(parameter.dtype)]
-    error = gradient_error(received, wanted, parameter, scale)
+    threshold, floor = gradient_threshold(subject, real_dtype(parameter.dtype))
+    error = gradient_error(received, wanted, parameter, scale, floor)
     got = torch.zeros_like(parameter) if received is None else received.to_dense()
     meant = torch.zeros_like(parameter) if wanted is None else wanted.to_dense()
     length = norm(got)
     numbers = {"measured": length, "expected": norm(meant) if error else length, "error": error,
-               "threshold": threshold, "gradient_norm": length, "lane": Lane.NATIVE}  # fmt: skip
+               "threshold": threshold, "gradient_norm": length, "lane": Lane.NATIVE,
+               "dtype": dtype_name(subject, parameter.dtype)}  # fmt: skip
     where = f"step {call.step}, phase {call.phase.name!r}"
     outcome, cause = Outcome.PASS, None
     if error <= threshold:

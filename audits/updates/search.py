@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from audits.state import ModuleState, RandomState
 from audits.subject import LivePhase, Subject
 from audits.updates.agreement import agrees, distance
 from audits.updates.buffers import BufferWatch
+from audits.updates.coarseness import gradient_threshold
 from audits.updates.observed import Observer, draws_of, matches
 from audits.updates.recorder import Call, Recorder
 from audits.updates.reference import Gradients, Reference, Start, reference_gradient
@@ -65,6 +67,7 @@ class ReferenceSearch:
         observer: Observer | None = None,
     ) -> None:  # fmt: skip
         self._subject = subject
+        self._allowed = functools.partial(gradient_threshold, subject)
         self._recorder = recorder
         self._watch, self._buffers, self._observer = watch, buffers, observer
         self._own_step = own_step
@@ -106,7 +109,7 @@ class ReferenceSearch:
                 tried = reference_gradient(
                     self._subject, call.phase, start, scale=scale, clip_norm=limit, backward_in_autocast=inside
                 )
-                if agrees(tried.gradients, received, self._subject.parameters, names):
+                if agrees(tried.gradients, received, self._subject.parameters, names, self._allowed):
                     best = (0.0, tried, True, batches)
                     break
                 apart = min(distance(tried.gradients, received, names, left) for left in (None, *leftovers))

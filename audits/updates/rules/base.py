@@ -30,6 +30,7 @@ class Rule:
         cosine: least cosine between update and reference, where ``relative`` is coarse.
         noise: relative scatter that the rule's own coarse arithmetic makes on this very gradient.
         matrices: the rule takes only two-dimensional tensors.
+        products: the rule multiplies matrices in the weights' own dtype, TF32 where torch's switches allow it.
         elementwise: each element's update depends on that element alone.
         sparse: the rule takes only sparse gradients.
     """
@@ -41,6 +42,7 @@ class Rule:
     cosine: float | None = None
     noise: Callable[[torch.Tensor, torch.Tensor, State, Options], float] | None = None
     matrices: bool = False
+    products: bool = False
     elementwise: bool = True
     sparse: bool = False
 
