@@ -8,10 +8,15 @@ from typing import Any
 
 import torch
 
+from audits.updates.rules.scalars import EXACT, Scalars
+
 #: State of one tensor, under the names that torch.optim gives its state; tensors in float64, counters as floats.
 State = dict[str, Any]
 #: Options of the tensor's param group.
 Options = Mapping[str, Any]
+
+#: Option that tells a rule how an implementation works out its scalars; absent, as Python floats.
+SCALARS = "audit.scalars"
 
 #: ``update(theta, gradient, state, options) -> d``: the update ``theta' - theta``; advances ``state``.
 Update = Callable[[torch.Tensor, torch.Tensor, State, Options], torch.Tensor]
@@ -45,6 +50,13 @@ class Rule:
     products: bool = False
     elementwise: bool = True
     sparse: bool = False
+
+
+def scalars_of(options: Options) -> Scalars:
+    """Return how the judged implementation works out its scalars."""
+    found = options.get(SCALARS, EXACT)
+    assert isinstance(found, Scalars)
+    return found
 
 
 def advance(state: State) -> float:
