@@ -17,6 +17,7 @@ from enum import StrEnum
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from audits.lanes.lifting import traits
@@ -28,6 +29,9 @@ INSIDE_EPS = {"tf32": 2.0**-10, "bf16": 2.0**-7}
 
 #: First compute capability whose tensor cores know TF32.
 TF32_FROM = 8
+
+#: Dimensions of a convolution's weight, at least: whatever module or function applies it.
+CONVOLUTION_DIMENSIONS = 3
 
 #: float32, and its complex counterpart, are multiplied in coarser arithmetic; no other dtype is.
 _SINGLE = (torch.float32, torch.complex64)
@@ -147,6 +151,26 @@ def _old(read: Any) -> str:
 
 def _old_mkldnn() -> str:
     return "bf16" if torch.get_float32_matmul_precision() == "medium" else "ieee"
+
+
+def products_in(model: nn.Module) -> set[Product]:
+    """Return the kinds of products that a model's backward may run through, by its parameters and modules.
+
+    A matrix product can be anywhere; a convolution has a weight of three or more dimensions.
+    """
+    found = {Product.MATMUL}
+    if any(p.dim() >= CONVOLUTION_DIMENSIONS for p in model.parameters()):
+        found.add(Product.CONVOLUTION)
+    if any(isinstance(module, nn.RNNBase) for module in model.modules()):
+        found.add(Product.RECURRENT)
+    return found
+
+
+def inside_products(model: nn.Module, device: torch.device) -> str | None:
+    """Return the coarsest arithmetic that a model's float32 products may run in, None for float32 itself."""
+    answers = {float32_precision(device, product) for product in products_in(model)}
+    coarse = [name for name in answers if name in INSIDE_EPS]
+    return max(coarse, key=lambda name: INSIDE_EPS[name], default=None)
 
 
 def arithmetic(

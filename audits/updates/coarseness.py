@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import torch
-from torch import nn
 
-from audits.lanes import precision
-from audits.lanes.precision import INSIDE_EPS, Product
+from audits.lanes.precision import INSIDE_EPS, inside_products
 from audits.subject import Subject
 from audits.updates.agreement import plain
 
@@ -16,29 +14,6 @@ GRADIENT_THRESHOLD = 4.0
 #: A gradient that is pure cancellation (a bias before BatchNorm) is then rounding of that size as well: a tenth of an
 #: eps of its neighbours, emulated; the threshold times this is four tenths.
 GRADIENT_FLOOR = 0.1
-
-#: Dimensions of a convolution's weight, at least: whatever module or function applies it.
-CONVOLUTION_DIMENSIONS = 3
-
-
-def products_in(model: nn.Module) -> set[Product]:
-    """Return the kinds of products that a model's backward may run through, by its parameters and modules.
-
-    A matrix product can be anywhere; a convolution has a weight of three or more dimensions.
-    """
-    found = {Product.MATMUL}
-    if any(p.dim() >= CONVOLUTION_DIMENSIONS for p in model.parameters()):
-        found.add(Product.CONVOLUTION)
-    if any(isinstance(module, nn.RNNBase) for module in model.modules()):
-        found.add(Product.RECURRENT)
-    return found
-
-
-def inside_of(subject: Subject) -> str | None:
-    """Return the coarsest arithmetic that the model's float32 products may run in, None for float32 itself."""
-    answers = {precision.float32_precision(subject.device, product) for product in products_in(subject.model)}
-    coarse = [name for name in answers if name in INSIDE_EPS]
-    return max(coarse, key=lambda name: INSIDE_EPS[name], default=None)
 
 
 def gradient_threshold(subject: Subject, dtype: torch.dtype) -> tuple[float, float]:
@@ -52,7 +27,7 @@ def gradient_threshold(subject: Subject, dtype: torch.dtype) -> tuple[float, flo
         dtype: of the gradient, real.
     """
     threshold, floor = plain(dtype)
-    inside = inside_of(subject) if dtype is torch.float32 else None
+    inside = inside_products(subject.model, subject.device) if dtype is torch.float32 else None
     if inside is None:
         return threshold, floor
     coarse = GRADIENT_THRESHOLD * INSIDE_EPS[inside] / torch.finfo(dtype).eps
@@ -61,5 +36,5 @@ def gradient_threshold(subject: Subject, dtype: torch.dtype) -> tuple[float, flo
 
 def dtype_name(subject: Subject, dtype: torch.dtype) -> str:
     """Return how a row names a parameter's dtype: ``torch.float32 (tf32)`` where its products may be coarser."""
-    inside = inside_of(subject) if dtype in (torch.float32, torch.complex64) else None
+    inside = inside_products(subject.model, subject.device) if dtype in (torch.float32, torch.complex64) else None
     return f"{dtype} ({inside})" if inside else str(dtype)

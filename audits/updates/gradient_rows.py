@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
+from audits.devices import missing_determinism
 from audits.outcomes import Lane, Outcome, ResultRow, finite
 from audits.subject import Subject
 from audits.updates.agreement import global_rms, gradient_error
@@ -17,7 +18,7 @@ from audits.updates.recorder import Call
 from audits.updates.reference import Reference
 from audits.updates.registration import matches
 from audits.updates.rows import norm, row
-from audits.updates.search import BeforeStep
+from audits.updates.search import AGREED, BeforeStep
 from audits.updates.steps import TrainingStep
 
 #: Elements from which two directions that agree cannot agree by chance.
@@ -95,7 +96,11 @@ def _same(
         return
     parameter = subject.parameters[name]
     threshold, floor = gradient_threshold(subject, real_dtype(parameter.dtype))
+    scatter = before.scatter.get(name, 0.0)
     error = gradient_error(received, wanted, parameter, scale, floor)
+    scatters = scatter > 0.0 and error > threshold
+    if scatters:
+        error = gradient_error(received, wanted, parameter, scale, floor, scatter)
     got = torch.zeros_like(parameter) if received is None else received.to_dense()
     meant = torch.zeros_like(parameter) if wanted is None else wanted.to_dense()
     length = norm(got)
@@ -106,6 +111,13 @@ def _same(
     outcome, cause = Outcome.PASS, None
     if error <= threshold:
         message = f"{name} received the declared loss's gradient ({where})"
+        if scatters:
+            share = scatter / (rms(to_double(meant)) or 1.0)
+            message += f", within what the loss's own backward scatters from run to run ({share:.1e} relative)"
+            if not share <= AGREED:
+                outcome, cause = Outcome.INCONCLUSIVE, "nondeterministic"
+                message = (f"cannot judge {name}'s gradient ({where}): the loss's own backward scatters by {share:.1e} "
+                           f"relative from run to run{missing_determinism(subject.device)}")  # fmt: skip
         if use is not None:
             outcome, cause = use.outcome, use.text
             message = f"{name} received the declared loss's gradient on a batch of the step's own ({where}): {use.text}"

@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from audits.lanes.precision import Product
+from audits.lanes.precision import Product, products_in
 from audits.outcomes import Outcome
-from audits.updates.coarseness import products_in
 from tests.audits.tf32 import Tf32, allowed
 from tests.audits.updates.subjects import audited, failed, of
 
