@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
@@ -10,6 +11,9 @@ from typing import Any
 import torch
 
 from audits.errors import RecipeError
+
+#: What torch's notes on reproducibility ask ``CUBLAS_WORKSPACE_CONFIG`` to be.
+CUBLAS_WORKSPACES = (":4096:8", ":16:8")
 
 #: Per device type, the states of the generators of all its devices.
 GeneratorStates = tuple[tuple[str, tuple[torch.Tensor, ...]], ...]
@@ -142,6 +146,16 @@ def deterministic_algorithms() -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(known[0], warn_only=known[1])
         _set_cudnn_benchmark(benchmark)
+
+
+def missing_determinism(device: torch.device) -> str:
+    """Return half a sentence on what is missing for deterministic products on a device; empty where nothing is.
+
+    cuBLAS reads the variable when it makes its workspace: it must be there before the process uses CUDA.
+    """
+    if device.type != "cuda" or os.environ.get("CUBLAS_WORKSPACE_CONFIG") in CUBLAS_WORKSPACES:
+        return ""
+    return "; cuBLAS is deterministic only with CUBLAS_WORKSPACE_CONFIG=:4096:8 in the environment from the start"
 
 
 def _set_cudnn_benchmark(wanted: bool) -> None:

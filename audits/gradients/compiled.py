@@ -19,10 +19,11 @@ import torch
 from audits.compiled_parts import compiled_anything, compiled_code, describe_parts, eager
 from audits.gradients.claims import COMPILED
 from audits.gradients.compiled_slope import CompiledLoss, Slope
-from audits.gradients.native import FLOAT32_TOLERANCE, LOW_TOLERANCE
+from audits.gradients.native import FLOAT32_TOLERANCE, INSIDE_TOLERANCE, LOW_TOLERANCE
 from audits.gradients.probe import SMALLEST_RMS
 from audits.lanes.arithmetic import norm
 from audits.lanes.float64 import float64_lane, weighted_loss
+from audits.lanes.precision import INSIDE_EPS, inside_products
 from audits.lanes.problem import as_real, differentiate, may_step
 from audits.lanes.program import TapeOnly
 from audits.lanes.tape import Tape
@@ -114,6 +115,9 @@ def _against_eager(subject: Subject, phase: LivePhase) -> list[ResultRow]:
         dtypes.add(torch.bfloat16 if subject.recipe.precision.startswith("bf16") else torch.float16)
     epsilon = max((torch.finfo(dtype).eps for dtype in dtypes), default=torch.finfo(torch.float64).eps)
     constant = FLOAT32_TOLERANCE if epsilon <= torch.finfo(torch.float32).eps else LOW_TOLERANCE
+    inside = inside_products(subject.model, subject.device) if torch.float32 in dtypes else None
+    if inside is not None and INSIDE_EPS[inside] > epsilon:  # the two may round their products by different algorithms
+        epsilon, constant = INSIDE_EPS[inside], INSIDE_TOLERANCE
     ratios: dict[str, list[tuple[float, float, float]]] = {name: [] for name in phase.parameters}
     for point in range(POINTS):
         shifts = _shifts(subject, phase, point)

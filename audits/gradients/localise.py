@@ -36,6 +36,10 @@ JUMP_DRIFT = 0.1
 #: between them by chance along some: with two directions alone a gradient off by 1.7 passed in 2 of 48 runs.
 SUBGRADIENT_DIRECTIONS = 10
 
+#: Steps at which an exceedance must persist where the loss is rough: there an eighth of the step has eight times the
+#: noise, and at half of it a truncation error of the sixth order is gone as well.
+ROUGH_SHRINK = 2.0
+
 #: Evaluations one failing phase may cost; beyond them the rest is inconclusive, not forgotten.
 BUDGET = 20_000
 
@@ -48,6 +52,7 @@ class Localiser:
         self._step = step
         self._probes = probes
         self._detection_limit = detection_limit
+        self._shrink = ROUGH_SHRINK if prober.rough else SHRINK
         self._found: dict[str, Verdict] = {}
         self._deadline = prober.point.evaluations + BUDGET
 
@@ -206,12 +211,13 @@ class Localiser:
     def _persists(self, probe: Probe) -> bool:
         """Whether the residual stays along the same direction at smaller steps: a truncation error would not.
 
-        At h/8 it must exceed again. At h/64 the noise is 64 times larger: it must exceed, or be unable to tell.
+        At h/8 it must exceed again. At h/64 the noise is 64 times larger: it must exceed, or be unable to tell. (h/2
+        and h/4 where the loss is rough.)
         """
-        nearer = self._prober.again(probe, probe.estimate.step / SHRINK)
+        nearer = self._prober.again(probe, probe.estimate.step / self._shrink)
         if not nearer.exceeds:
             return False
-        nearest = self._prober.again(probe, probe.estimate.step / SHRINK**2)
+        nearest = self._prober.again(probe, probe.estimate.step / self._shrink**2)
         change = abs(nearest.estimate.value - probe.estimate.value)
         return nearest.exceeds or change <= nearest.bound + probe.bound
 

@@ -26,7 +26,7 @@ _SKIPPED = frozenset({"clone", "detach", "lift_fresh", "_local_scalar_dense", "c
 
 @dataclass(frozen=True)
 class NativeCall:
-    """One operation with the inputs it got in the native run."""
+    """One operation with the inputs it got in the native run; ``own`` if it is a custom Function."""
 
     name: str
     path: str
@@ -35,6 +35,7 @@ class NativeCall:
     lifted: Callable[..., Any]
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    own: bool = False
 
 
 class _Collector(TorchDispatchMode):
@@ -54,7 +55,8 @@ class _Collector(TorchDispatchMode):
             self.keep(known.base, func, _in_float64(func), args, kwargs)
         return func(*args, **kwargs)
 
-    def keep(self, name: str, run: Any, lifted: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def keep(self, name: str, run: Any, lifted: Any, args: tuple[Any, ...], kwargs: dict[str, Any],
+             own: bool = False) -> None:  # fmt: skip
         """Copy the inputs of a call unless an equal one is kept."""
         if not any(is_low_float(t) for t in tensors_of((args, kwargs))):
             return
@@ -68,7 +70,7 @@ class _Collector(TorchDispatchMode):
         self._bytes += size
         path = self._stack.path
         copied = map_tensors(args, lambda t: t.detach().clone()), map_tensors(kwargs, lambda t: t.detach().clone())
-        self.calls[key] = NativeCall(name, path, self._stack.label(path), run, lifted, *copied)
+        self.calls[key] = NativeCall(name, path, self._stack.label(path), run, lifted, *copied, own=own)
 
 
 def collect_calls(subject: Subject, phase: LivePhase) -> tuple[list[NativeCall], int]:
@@ -79,7 +81,8 @@ def collect_calls(subject: Subject, phase: LivePhase) -> tuple[list[NativeCall],
 
     def observe(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not cls.__module__.startswith("torch."):
-            collector.keep(cls.__qualname__.rpartition("<locals>.")[2], cls.apply, cls.apply, args, kwargs)
+            collector.keep(cls.__qualname__.rpartition("<locals>.")[2], cls.apply, cls.apply, args, kwargs,
+                           own=True)  # fmt: skip
 
     with quiet(), subject.autocast(), stack.watching(), FunctionDepth().watching(observe), collector:
         subject.loss(phase)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from audits.devices import missing_determinism
 from audits.gradients.claims import FINITE_DIFFERENCE
 from audits.gradients.verdicts import Verdict, describe
 from audits.lanes.arithmetic import norm
@@ -16,6 +17,7 @@ def parameter_row(
     """Return a parameter's row."""
     gradient = point.gradients.get(name) if point is not None else None
     known = point is not None and name in point.names
+    missing = missing_determinism(subject.device) if verdict.cause == "nondeterministic" else ""
     return ResultRow(
         check=FINITE_DIFFERENCE.name,
         outcome=verdict.outcome,
@@ -35,7 +37,7 @@ def parameter_row(
         gradient_norm=finite(norm(gradient)) if known else None,
         seed=subject.seed,
         cause=verdict.cause,
-        message=verdict.message or describe(name, verdict),
+        message=(verdict.message or describe(name, verdict)) + missing,
         where_to_look=verdict.where_to_look,
     )
 

@@ -13,6 +13,7 @@ import torch
 
 from audits.devices import deterministic_algorithms, seed_generators
 from audits.lanes.lifting import LIFTED_DTYPE, lift_tensor
+from audits.lanes.precision import full_float32
 from audits.lanes.problem import LaneError, Problem, may_step, quiet
 from audits.lanes.program import TapeOnly
 from audits.lanes.tape import Tape
@@ -74,7 +75,8 @@ def float64_lane(
             given = [(w, map_tensors(b, _used)) for w, b in batches] if inputs else batches
             return weighted_loss(subject, phase, given)
 
-        with _plain_kernels(), _deterministic(subject):
+        coarse = full_float32() if lane is Lane.FLOAT32 else contextlib.nullcontext()
+        with _plain_kernels(), _deterministic(subject), coarse:
             yield Problem(
                 tensors,
                 loss,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 import torch
 
@@ -21,35 +21,63 @@ THRESHOLDS: Mapping[torch.dtype, float] = {
 FLOOR = 0.01
 
 
-def gradient_error(got: torch.Tensor | None, meant: torch.Tensor | None, like: torch.Tensor, scale: float) -> float:
-    """Return ``rms(got - meant) / (eps (rms(meant) + FLOOR scale))``, to be held against `THRESHOLDS`.
+#: Two draws of one scatter lie alike apart; four times the larger of two bounds a third.
+SCATTER_FACTOR = 4.0
+
+#: ``dtype -> (threshold, floor)`` of a gradient of some dtype.
+Allowed = Callable[[torch.dtype], tuple[float, float]]
+
+
+def plain(dtype: torch.dtype) -> tuple[float, float]:
+    """Return threshold and floor where products run in the gradients' own dtype."""
+    return THRESHOLDS[dtype], FLOOR
+
+
+def gradient_error(
+    got: torch.Tensor | None, meant: torch.Tensor | None, like: torch.Tensor, scale: float, floor: float = FLOOR,
+    scatter: float = 0.0,
+) -> float:  # fmt: skip
+    """Return ``rms(got - meant) / (eps (rms(meant) + floor scale))``, to be held against a threshold.
 
     Args:
         got: the received gradient; None counts as zeros.
         meant: the reference gradient; None counts as zeros.
         like: the parameter, for its shape and dtype.
         scale: rms of the phase's whole gradient.
+        floor: share of it that counts as a gradient's own size.
+        scatter: rms distance of two evaluations of the reference; `SCATTER_FACTOR` times it is taken off.
     """
     one = torch.zeros_like(like) if got is None else got.to_dense()
     other = torch.zeros_like(like) if meant is None else meant.to_dense()
     if torch.equal(one, other.to(one.dtype)):
         return 0.0
-    difference = rms(to_double(one) - to_double(other))
-    room = torch.finfo(real_dtype(like.dtype)).eps * (rms(to_double(other)) + FLOOR * scale)
+    difference = max(rms(to_double(one) - to_double(other)) - SCATTER_FACTOR * scatter, 0.0)
+    room = torch.finfo(real_dtype(like.dtype)).eps * (rms(to_double(other)) + floor * scale)
     return difference / room if room else float("inf")
 
 
 def agrees(
-    wanted: Gradients, received: Gradients, parameters: Mapping[str, torch.Tensor], names: Collection[str]
-) -> bool:
+    wanted: Gradients, received: Gradients, parameters: Mapping[str, torch.Tensor], names: Collection[str],
+    allowed: Allowed = plain,
+) -> bool:  # fmt: skip
     """Whether every named parameter received the wanted gradient within its threshold."""
     scale = global_rms(wanted, names)
-    compared = [n for n in names if not (received.get(n) is None and wanted.get(n) is None)]
-    return all(
-        gradient_error(received.get(n), wanted.get(n), parameters[n], scale)
-        <= THRESHOLDS[real_dtype(parameters[n].dtype)]
-        for n in compared
-    )
+
+    def agreeing(name: str) -> bool:
+        threshold, floor = allowed(real_dtype(parameters[name].dtype))
+        return gradient_error(received.get(name), wanted.get(name), parameters[name], scale, floor) <= threshold
+
+    return all(agreeing(n) for n in names if not (received.get(n) is None and wanted.get(n) is None))
+
+
+def scattered(one: Gradients, other: Gradients, names: Collection[str]) -> dict[str, float]:
+    """Return the rms distance of two evaluations of the named gradients, where they differ."""
+    found = {}
+    for name in names:
+        a, b = one.get(name), other.get(name)
+        if a is not None and b is not None and not torch.equal(a := a.to_dense(), b := b.to_dense()):
+            found[name] = rms(to_double(a) - to_double(b))
+    return found
 
 
 def distance(wanted: Gradients, received: Gradients, names: Collection[str], left: Gradients | None = None) -> float:

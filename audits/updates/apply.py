@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 
+from audits.lanes import precision
+from audits.lanes.precision import INSIDE_EPS, Product
 from audits.optimizers import optimizer_class
 from audits.subject import LivePhase, Subject
-from audits.updates.compare import to_double
+from audits.updates.compare import PRODUCT_EPS, to_double
 from audits.updates.hyperparameters import expected_class_name
 from audits.updates.rules import RULES, Rule, State
 
@@ -62,9 +64,14 @@ def is_lbfgs(phase: LivePhase) -> bool:
 def rule_options(phase: LivePhase, options: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:
     """Return a group's options as the rule takes them; ``dtype`` is that of the native weights.
 
+    With them goes the eps of float32 matrix products where they may run in TF32.
+
     torch's Adagrad reads ``initial_accumulator_value`` from the constructor and ignores a group's own.
     """
     chosen = {**phase.recipe.optimizer.defaults, **options, "dtype": dtype}
+    if (parameter := next(iter(phase.parameters.values()), None)) is not None:
+        inside = precision.float32_precision(parameter.device, Product.MATMUL)
+        chosen[PRODUCT_EPS] = INSIDE_EPS.get(inside, 0.0)
     if "initial_accumulator_value" in phase.recipe.optimizer.defaults:
         chosen["initial_accumulator_value"] = phase.recipe.optimizer.defaults["initial_accumulator_value"]
     return chosen

@@ -28,6 +28,19 @@ PEAK_FROM = 4.0
 #: Relative distance below which two updates point the same way to eight digits and the cosine is 1.
 COSINE_FROM = 1e-4
 
+#: Option under which a rule is told the eps of coarse float32 products, 0 where they are as fine as their dtype.
+PRODUCT_EPS = "audit.product_eps"
+
+#: Option under which a rule is told the relative error that rounding the implementation's own scalars may make.
+SLACK = "audit.slack"
+
+#: Option under which a rule is told the rounding of a scalar that multiplies every weight, relative to the weights.
+WEIGHT_SLACK = "audit.weight_slack"
+
+#: A product of two factors that are each off by an eps at most, under a square root (Adafactor's second moment), is off
+#: by an eps; twice that.
+PRODUCTS_FACTOR = 2.0
+
 #: A term of the rule is resolved when a hundredth of it would be seen.
 RESOLUTION = 1e-2
 
@@ -145,6 +158,8 @@ def judge(found: Deviation, rule: Rule, dtype: torch.dtype, options: Mapping[str
     # One error stands for both measures: the larger share of its threshold, in units of L2.
     error = max(found.l2, found.peak * l2 / peak)
     tolerance = relative_tolerance(rule, dtype, options, noise)
+    if options.get(WEIGHT_SLACK) and found.l2 * torch.finfo(dtype).eps <= options[WEIGHT_SLACK]:
+        return Judged(found, min(error, l2), l2, True)
     if tolerance is None or error <= l2:  # what the weights' own dtype cannot hold is no error of the rule
         return Judged(found, error, l2, bool(error <= l2))
     turned = rule.cosine is not None and found.cosine < min(rule.cosine, 1.0 - tolerance**2)
@@ -154,11 +169,13 @@ def judge(found: Deviation, rule: Rule, dtype: torch.dtype, options: Mapping[str
 
 def relative_tolerance(rule: Rule, dtype: torch.dtype, options: Mapping[str, Any], noise: float = 0.0) -> float | None:
     """Return the relative tolerance of a rule whose own arithmetic is coarser than the weights' dtype, or None."""
-    if options.get("capturable") or options.get("differentiable"):
-        # Bias corrections in float32 tensors: healthy worst 1e-5.
-        return 1e-4 if dtype in (torch.float32, torch.float64) else None
+    if rule.products and dtype is torch.float32 and options.get(PRODUCT_EPS):
+        return PRODUCTS_FACTOR * float(options[PRODUCT_EPS])
     tolerance = None if rule.relative is None else rule.relative.get(dtype)
-    return None if tolerance is None else max(tolerance, NOISE_FACTOR * noise)
+    slack = float(options.get(SLACK, 0.0))
+    if tolerance is None:
+        return slack or None
+    return max(tolerance, slack, NOISE_FACTOR * noise)
 
 
 def resolution(
@@ -187,5 +204,6 @@ def resolution(
         return float("inf")
     dtype = real_dtype(dtype)
     tolerance = relative_tolerance(rule, dtype, options, noise)
-    rounding = THRESHOLDS[dtype][0] * torch.finfo(dtype).eps * (theta + full) / term
+    smallest = max(THRESHOLDS[dtype][0] * torch.finfo(dtype).eps, float(options.get(WEIGHT_SLACK, 0.0)))
+    rounding = smallest * (theta + full) / term
     return rounding if tolerance is None else max(rounding, tolerance * full / term)

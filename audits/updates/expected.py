@@ -12,6 +12,7 @@ from audits.subject import LivePhase
 from audits.updates.apply import COUNTERS, copy_state, reference_update, rule_options
 from audits.updates.compare import IMMATERIAL, THRESHOLDS, real_dtype, rms
 from audits.updates.compare import to_double as double
+from audits.updates.kernels import told
 from audits.updates.recorder import Call
 from audits.updates.rules import Rule, State
 
@@ -41,7 +42,13 @@ class Expected:
 
 
 def expect(
-    rule: Rule, phase: LivePhase, call: Call, name: str, state: State, theta: torch.Tensor | None = None
+    rule: Rule,
+    phase: LivePhase,
+    call: Call,
+    name: str,
+    state: State,
+    theta: torch.Tensor | None = None,
+    lane: torch.dtype | None = None,
 ) -> Expected | None:
     """Return what the rule makes of the gradient that a parameter received; None where it received none.
 
@@ -52,12 +59,14 @@ def expect(
         name: the parameter.
         state: the rule's state before; advanced.
         theta: weights to start from in place of the recorded ones, float64.
+        lane: dtype of the weights that the update is made in, where it is not their own.
     """
     gradient = call.gradients.get(name)
     if gradient is None:
         return None
     theta = double(call.before[name]) if theta is None else theta
-    options = rule_options(phase, call.options[name], real_dtype(call.before[name].dtype))
+    native = real_dtype(call.before[name].dtype)
+    options = told(phase, rule, rule_options(phase, call.options[name], native), state, lane or native)
     before = copy_state(state)
     update = reference_update(rule, theta, gradient, state, options)
     terms = _terms(rule, *_sample(rule, theta, gradient, before, update), options)

@@ -7,16 +7,18 @@ from collections.abc import Iterator
 
 import torch
 
+from audits.devices import missing_determinism
 from audits.outcomes import Lane, Outcome, ResultRow, finite
 from audits.subject import Subject
-from audits.updates.agreement import THRESHOLDS, global_rms, gradient_error
+from audits.updates.agreement import global_rms, gradient_error
 from audits.updates.batch_use import BatchUse, batch_use
+from audits.updates.coarseness import dtype_name, gradient_threshold
 from audits.updates.compare import real_dtype, rms, to_double
 from audits.updates.recorder import Call
 from audits.updates.reference import Reference
 from audits.updates.registration import matches
 from audits.updates.rows import norm, row
-from audits.updates.search import BeforeStep
+from audits.updates.search import AGREED, BeforeStep
 from audits.updates.steps import TrainingStep
 
 #: Elements from which two directions that agree cannot agree by chance.
@@ -93,17 +95,29 @@ def _same(
     if received is None and wanted is None:
         return
     parameter = subject.parameters[name]
-    threshold = THRESHOLDS[real_dtype(parameter.dtype)]
-    error = gradient_error(received, wanted, parameter, scale)
+    threshold, floor = gradient_threshold(subject, real_dtype(parameter.dtype))
+    scatter = before.scatter.get(name, 0.0)
+    error = gradient_error(received, wanted, parameter, scale, floor)
+    scatters = scatter > 0.0 and error > threshold
+    if scatters:
+        error = gradient_error(received, wanted, parameter, scale, floor, scatter)
     got = torch.zeros_like(parameter) if received is None else received.to_dense()
     meant = torch.zeros_like(parameter) if wanted is None else wanted.to_dense()
     length = norm(got)
     numbers = {"measured": length, "expected": norm(meant) if error else length, "error": error,
-               "threshold": threshold, "gradient_norm": length, "lane": Lane.NATIVE}  # fmt: skip
+               "threshold": threshold, "gradient_norm": length, "lane": Lane.NATIVE,
+               "dtype": dtype_name(subject, parameter.dtype)}  # fmt: skip
     where = f"step {call.step}, phase {call.phase.name!r}"
     outcome, cause = Outcome.PASS, None
     if error <= threshold:
         message = f"{name} received the declared loss's gradient ({where})"
+        if scatters:
+            share = scatter / (rms(to_double(meant)) or 1.0)
+            message += f", within what the loss's own backward scatters from run to run ({share:.1e} relative)"
+            if not share <= AGREED:
+                outcome, cause = Outcome.INCONCLUSIVE, "nondeterministic"
+                message = (f"cannot judge {name}'s gradient ({where}): the loss's own backward scatters by {share:.1e} "
+                           f"relative from run to run{missing_determinism(subject.device)}")  # fmt: skip
         if use is not None:
             outcome, cause = use.outcome, use.text
             message = f"{name} received the declared loss's gradient on a batch of the step's own ({where}): {use.text}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from audits.updates.apply import reference_state, rule_for
 from audits.updates.compare import (
     COARSE_RESOLUTION,
     RESOLUTION,
+    SLACK,
     Judged,
     real_dtype,
     resolution,
@@ -24,10 +25,12 @@ from audits.updates.compare import to_double as double
 from audits.updates.conditioning import judge_conditioned
 from audits.updates.diagnose import explain
 from audits.updates.expected import LOW_PRECISION, Expected, expect, state_error
+from audits.updates.kernels import limit_beside_scalars
 from audits.updates.recorder import Call
 from audits.updates.replay import Replays, parts_of
 from audits.updates.rows import norm, row, wide
 from audits.updates.rules import Rule, State
+from audits.updates.rules.base import SCALARS
 
 #: Share of vanished updates above which `update.lost-to-rounding` warns.
 LOST_SHARE = 0.5
@@ -35,11 +38,12 @@ LOST_SHARE = 0.5
 
 @dataclass
 class Finding:
-    """How an update was judged: in which lane last, how far off, and what each term's smallest visible error is."""
+    """How an update was judged: in which lane last, how far off, by what, and each term's smallest visible error."""
 
     lane: Lane
     judged: Judged
     limits: dict[str, float]
+    reference: Expected
     scaled: bool = False
 
 
@@ -95,12 +99,18 @@ class RuleJudge:
             yield self._rounding_row(call, name, expected[name])
 
     def _expect(
-        self, rule: Rule, call: Call, name: str, states: dict[str, State], theta: torch.Tensor | None = None
+        self,
+        rule: Rule,
+        call: Call,
+        name: str,
+        states: dict[str, State],
+        theta: torch.Tensor | None = None,
+        lane: torch.dtype | None = None,
     ) -> Expected | None:
         if name not in states:
             states[name] = reference_state(self._captured.get(name), call.before[name].device)
         state = states[name]
-        return expect(rule, self._phase, call, name, state, theta)
+        return expect(rule, self._phase, call, name, state, theta, lane)
 
     def _find(self, lane: Lane, dtype: torch.dtype, actual: torch.Tensor, reference: Expected) -> Finding:
         assert self.rule is not None
@@ -113,7 +123,21 @@ class RuleJudge:
             term: resolution(self.rule, dtype, reference.options, theta, full, size, reference.noise)
             for term, size in reference.terms.items()
         }
-        return Finding(lane, judged, limits)
+        if lane is Lane.FLOAT64 and judged.met and reference.options.get(SLACK):
+            self._beside_scalars(limits, actual, reference)
+        return Finding(lane, judged, limits, reference)
+
+    def _beside_scalars(self, limits: dict[str, float], actual: torch.Tensor, reference: Expected) -> None:
+        """Bound what is left of a small term where the implementation's scalars are rounded."""
+        assert self.rule is not None
+        outside = {"decay": {"weight_decay": 0.0}, "momentum": self.rule.momentum}
+        for term, limit in limits.items():
+            if term in outside and limit > RESOLUTION and SCALARS in reference.options:
+                found = limit_beside_scalars(
+                    self.rule, actual - reference.update, reference.theta, reference.gradient, reference.before,
+                    reference.options, outside[term], torch.finfo(torch.float64).eps,
+                )  # fmt: skip
+                limits[term] = min(limit, found)
 
     def _unresolved(self, reference: Expected, finding: Finding) -> list[str]:
         """Return the terms of the rule of which a hundredth (half, for a coarse rule) would not have shown."""
@@ -144,8 +168,9 @@ class RuleJudge:
                 updates = self._replays.updates(dtype)
             except Exception:  # a kernel for the native dtype only: that lane shows nothing, and its terms stay open
                 continue
+            references = self._references(dtype, expected, names)
             for name in names:
-                self._merge(found, name, self._find(lane, dtype, updates[name], expected[name]))
+                self._merge(found, name, self._find(lane, dtype, updates[name], references[name]))
         if names := still_open():
             try:
                 updates, references = self._replayed_small()
@@ -155,6 +180,22 @@ class RuleJudge:
                 finding = self._find(Lane.FLOAT64, torch.float64, updates[name], references[name])
                 finding.scaled = True
                 self._merge(found, name, finding)
+
+    def _references(
+        self, dtype: torch.dtype, expected: dict[str, Expected], names: list[str]
+    ) -> Mapping[str, Expected]:  # fmt: skip
+        """Return the references of a lane: others than the native ones where a kernel's scalars are finer there."""
+        assert self.rule is not None
+        if not any(SCALARS in expected[name].options for name in names):
+            return expected
+        states: dict[str, State] = {}
+        found: dict[str, Expected] = {}
+        for call in self._replays.history:
+            for name in names:
+                reference = self._expect(self.rule, call, name, states, lane=dtype)
+                if reference is not None:
+                    found[name] = reference
+        return found
 
     def _merge(self, found: dict[str, Finding], name: str, closer: Finding) -> None:
         before = found[name].limits
@@ -174,7 +215,7 @@ class RuleJudge:
         for call in self._replays.history:
             weights, references = dict(call.before), {}
             for name in self._replays.part:
-                size = self._expect(self.rule, call, name, sizes)
+                size = self._expect(self.rule, call, name, sizes, lane=torch.float64)
                 if size is None:
                     continue
                 scale = min(1.0, size.length / size.size) if size.size else 1.0
@@ -182,7 +223,7 @@ class RuleJudge:
                     # A coarse rule's decay shows where it is as large as the rest of the update.
                     scale = size.terms.get("gradient", 0.0) / size.terms["decay"]
                 weights[name] = call.before[name].to(wide(call.before[name].dtype)) * scale
-                reference = self._expect(self.rule, call, name, states, double(weights[name]))
+                reference = self._expect(self.rule, call, name, states, double(weights[name]), torch.float64)
                 assert reference is not None
                 references[name] = reference
             updates = replay.step(weights, call.gradients, call.options)
@@ -220,6 +261,8 @@ class RuleJudge:
             if finding.lane is not Lane.NATIVE:
                 dtype = torch.float32 if finding.lane is Lane.FLOAT32 else torch.float64
                 actual, native = self._replays.updates(dtype).get(name, actual), dtype
+                if not finding.scaled:
+                    reference = finding.reference
             because = explain(self.rule, reference.theta, gradient, reference.before, reference.options, actual, native)
             return self._row("update.rule", Outcome.FAIL, f"{message}; {because}" if because else message, call, name,
                              cause=because or None, **numbers)  # fmt: skip

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from audits.state import ModuleState, RandomState
 from audits.subject import LivePhase, Subject
-from audits.updates.agreement import agrees, distance
+from audits.updates.agreement import agrees, distance, scattered
 from audits.updates.buffers import BufferWatch
+from audits.updates.coarseness import gradient_threshold
 from audits.updates.observed import Observer, draws_of, matches
 from audits.updates.recorder import Call, Recorder
 from audits.updates.reference import Gradients, Reference, Start, reference_gradient
@@ -29,6 +31,10 @@ UNLIKE = 1e6
 OBSERVED_TRIES = 12
 
 
+#: Times that a reference is evaluated again to see how far it scatters.
+REPEATS = 2
+
+
 @dataclass(frozen=True)
 class BeforeStep:
     """What was computed just before an optimizer's step.
@@ -39,6 +45,8 @@ class BeforeStep:
         clipping: the clipping since the last optimizer step.
         agreed: whether the received gradient is the reference.
         batches: the micro-batches that the step gave to the declared loss, where they were seen.
+        scatter: by parameter, how far (rms) the same reference evaluated again lies from itself: sums in no fixed order
+            (atomics on a GPU), measured where the received gradient does not agree.
     """
 
     reference: Reference | None
@@ -46,6 +54,7 @@ class BeforeStep:
     clipping: list[ClippingCall]
     agreed: bool = False
     batches: tuple[Any, ...] | None = None
+    scatter: Mapping[str, float] = field(default_factory=dict)
 
 
 class ReferenceSearch:
@@ -65,6 +74,7 @@ class ReferenceSearch:
         observer: Observer | None = None,
     ) -> None:  # fmt: skip
         self._subject = subject
+        self._allowed = functools.partial(gradient_threshold, subject)
         self._recorder = recorder
         self._watch, self._buffers, self._observer = watch, buffers, observer
         self._own_step = own_step
@@ -97,6 +107,8 @@ class ReferenceSearch:
         names = [n for n in call.phase.parameters if n in received]
         best: tuple[float, Reference | None, bool, tuple[Any, ...] | None] = (float("inf"), None, False, None)
         problem: str | None = None
+        nearest: tuple[Start, bool] | None = None
+        scatter: dict[str, float] = {}
         leftovers = list(self._leftovers(call))
         try:
             for (start, batches), inside in itertools.product(self._candidates(call), self._backwards()):
@@ -106,7 +118,7 @@ class ReferenceSearch:
                 tried = reference_gradient(
                     self._subject, call.phase, start, scale=scale, clip_norm=limit, backward_in_autocast=inside
                 )
-                if agrees(tried.gradients, received, self._subject.parameters, names):
+                if agrees(tried.gradients, received, self._subject.parameters, names, self._allowed):
                     best = (0.0, tried, True, batches)
                     break
                 apart = min(distance(tried.gradients, received, names, left) for left in (None, *leftovers))
@@ -115,12 +127,21 @@ class ReferenceSearch:
                 if start.batches is not None:
                     continue  # another batch than the recipe's is a reference only where it explains everything
                 if best[1] is None or apart < best[0]:
-                    best = (apart, tried, False, batches)
+                    best, nearest = (apart, tried, False, batches), (start, inside)
+            if best[1] is not None and not best[2] and nearest is not None:
+                for _ in range(REPEATS):
+                    self._buffers.begin_trial()
+                    again = reference_gradient(
+                        self._subject, call.phase, nearest[0], scale=scale, clip_norm=limit,
+                        backward_in_autocast=nearest[1],
+                    )  # fmt: skip
+                    for name, off in scattered(best[1].gradients, again.gradients, names).items():
+                        scatter[name] = max(off, scatter.get(name, 0.0))
         except Exception as error:  # the user's loss runs here: what it raises is no fault of the user's step
             problem = f"{type(error).__name__}: {error}"
         finally:
             self._buffers.end_trial()
-        return BeforeStep(best[1], problem if best[1] is None else None, clipping, best[2], best[3])
+        return BeforeStep(best[1], problem if best[1] is None else None, clipping, best[2], best[3], scatter)
 
     def _backwards(self) -> tuple[bool, ...]:
         """Return whether the backward ran under autocast: not in our own step, either way in a user's."""

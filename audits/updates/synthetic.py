@@ -13,6 +13,7 @@ from audits.recipe import OptimizerRecipe, ParameterGroup
 from audits.subject import LivePhase, Subject
 from audits.updates.apply import copy_state, reference_update, rule_options
 from audits.updates.compare import real_dtype, rms, to_double
+from audits.updates.kernels import told
 from audits.updates.rules import Rule, State
 
 #: Steps of the probe: RAdam's rectification starts at the sixth.
@@ -151,16 +152,26 @@ def _update_size(
 
 
 def reference_updates(
-    phase: LivePhase, synthetic: Synthetic, rule: Rule, lane: str
+    phase: LivePhase, synthetic: Synthetic, rule: Rule, lane: str, overrides: Mapping[str, Any] | None = None
 ) -> list[dict[str, tuple[torch.Tensor, torch.Tensor, State, dict[str, Any]]]]:
-    """Return per step and tensor (theta, d_ref, state before, options), the state running free."""
+    """Return per step and tensor (theta, d_ref, state before, options), the state running free.
+
+    Args:
+        phase: whose optimizer.
+        synthetic: the probe's tensors.
+        rule: the rule.
+        lane: ``weights`` or ``wide``.
+        overrides: options that choose another implementation.
+    """
     states: dict[str, State] = {name: {} for name in synthetic.native}
     found = []
     for weights, gradients in zip(getattr(synthetic, lane), synthetic.gradients, strict=True):
         step = {}
         for name, weight in weights.items():
             theta = to_double(weight)
-            options = rule_options(phase, synthetic.options[name], real_dtype(synthetic.native[name]))
+            native = real_dtype(synthetic.native[name])
+            plain = rule_options(phase, {**synthetic.options[name], **(overrides or {})}, native)
+            options = told(phase, rule, plain, states[name], torch.float64 if lane == "wide" else native)
             gradient = gradients[name]
             assert gradient is not None
             before = copy_state(states[name])

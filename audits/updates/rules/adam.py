@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from math import pow, sqrt
+from math import sqrt
 
 import torch
 
-from audits.updates.rules.base import Options, Rule, State, advance, ascent, coupled, decoupled, kept
+from audits.updates.rules.base import Options, Rule, State, advance, ascent, coupled, decoupled, kept, scalars_of
 
 
 def adam(theta: torch.Tensor, gradient: torch.Tensor, state: State, options: Options) -> torch.Tensor:
@@ -31,15 +31,17 @@ def adamw(theta: torch.Tensor, gradient: torch.Tensor, state: State, options: Op
 
 
 def _adam_step(g: torch.Tensor, state: State, options: Options) -> torch.Tensor:
-    b1, b2 = (float(beta) for beta in options["betas"])
+    scalars = scalars_of(options)
+    beta1, beta2 = (float(beta) for beta in options["betas"])
+    b1, b2 = scalars.beta(beta1), scalars.beta(beta2)
     t = advance(state)
     # In place on new tensors where the formula allows it: a model's weights are passed over many times here.
     state["exp_avg"] = m = (b1 * kept(state, "exp_avg", g)).add_(g, alpha=1.0 - b1)
     state["exp_avg_sq"] = v = (b2 * kept(state, "exp_avg_sq", g)).addcmul_(g, g, value=1.0 - b2)
     if options.get("amsgrad"):
         state["max_exp_avg_sq"] = v = torch.maximum(kept(state, "max_exp_avg_sq", g), v)
-    denominator = (v / (1.0 - pow(b2, t))).sqrt_().add_(float(options["eps"]))
-    return (m / denominator).mul_(-float(options["lr"]) / (1.0 - pow(b1, t)))
+    denominator = (v / scalars.correction(beta2, t)).sqrt_().add_(float(options["eps"]))
+    return (m / denominator).mul_(-float(options["lr"]) / scalars.correction(beta1, t))
 
 
 def nadam(theta: torch.Tensor, gradient: torch.Tensor, state: State, options: Options) -> torch.Tensor:
@@ -59,12 +61,13 @@ def nadam(theta: torch.Tensor, gradient: torch.Tensor, state: State, options: Op
         shrink = decoupled(theta, options)
     else:
         g = coupled(g, theta, options)
-    mu = b1 * (1.0 - 0.5 * pow(0.96, t * psi))
-    mu_next = b1 * (1.0 - 0.5 * pow(0.96, (t + 1.0) * psi))
+    scalars = scalars_of(options)
+    mu = b1 * (1.0 - 0.5 * scalars.power(0.96, t * psi))
+    mu_next = b1 * (1.0 - 0.5 * scalars.power(0.96, (t + 1.0) * psi))
     state["mu_product"] = product = float(state.get("mu_product", 1.0)) * mu
     state["exp_avg"] = m = b1 * kept(state, "exp_avg", g) + (1.0 - b1) * g
     state["exp_avg_sq"] = v = b2 * kept(state, "exp_avg_sq", g) + (1.0 - b2) * g * g
-    denominator = (v / (1.0 - pow(b2, t))).sqrt() + float(options["eps"])
+    denominator = (v / scalars.correction(b2, t)).sqrt() + float(options["eps"])
     nesterov = (1.0 - mu) / (1.0 - product) * g + mu_next / (1.0 - product * mu_next) * m
     return -lr * nesterov / denominator + shrink
 
@@ -89,13 +92,16 @@ def radam(theta: torch.Tensor, gradient: torch.Tensor, state: State, options: Op
         g = coupled(g, theta, options)
     state["exp_avg"] = m = b1 * kept(state, "exp_avg", g) + (1.0 - b1) * g
     state["exp_avg_sq"] = v = b2 * kept(state, "exp_avg_sq", g) + (1.0 - b2) * g * g
-    m_hat = m / (1.0 - pow(b1, t))
+    scalars = scalars_of(options)
+    m_hat = m / scalars.correction(b1, t)
     rho_inf = 2.0 / (1.0 - b2) - 1.0
-    rho = rho_inf - 2.0 * t * pow(b2, t) / (1.0 - pow(b2, t))
+    # a small difference of large numbers: in float32 what is left of it has three digits
+    taken = scalars.rounded(scalars.rounded(2.0 * t * scalars.power(b2, t)) / scalars.correction(b2, t))
+    rho = scalars.rounded(scalars.rounded(rho_inf) - taken)
     if rho <= 5.0:
         return -lr * m_hat + shrink
     r = sqrt((rho - 4.0) * (rho - 2.0) * rho_inf / ((rho_inf - 4.0) * (rho_inf - 2.0) * rho))
-    return -lr * m_hat * r * sqrt(1.0 - pow(b2, t)) / (v.sqrt() + float(options["eps"])) + shrink
+    return -lr * m_hat * r * sqrt(scalars.correction(b2, t)) / (v.sqrt() + float(options["eps"])) + shrink
 
 
 def adamax(theta: torch.Tensor, gradient: torch.Tensor, state: State, options: Options) -> torch.Tensor:
@@ -108,7 +114,7 @@ def adamax(theta: torch.Tensor, gradient: torch.Tensor, state: State, options: O
     g = coupled(ascent(gradient, options), theta, options)
     state["exp_avg"] = m = b1 * kept(state, "exp_avg", g) + (1.0 - b1) * g
     state["exp_inf"] = u = torch.maximum(b2 * kept(state, "exp_inf", g), g.abs() + float(options["eps"]))
-    return -float(options["lr"]) / (1.0 - pow(b1, t)) * m / u
+    return -float(options["lr"]) / scalars_of(options).correction(b1, t) * m / u
 
 
 def sparse_adam(theta: torch.Tensor, gradient: torch.Tensor, state: State, options: Options) -> torch.Tensor:
@@ -128,7 +134,7 @@ def sparse_adam(theta: torch.Tensor, gradient: torch.Tensor, state: State, optio
     g = ascent(gradient.values(), options)
     m[rows] = b1 * m[rows] + (1.0 - b1) * g
     v[rows] = b2 * v[rows] + (1.0 - b2) * g * g
-    scale = float(options["lr"]) * sqrt(1.0 - pow(b2, t)) / (1.0 - pow(b1, t))
+    scale = float(options["lr"]) * sqrt(1.0 - b2**t) / (1.0 - b1**t)
     update[rows] = -scale * m[rows] / (v[rows].sqrt() + float(options["eps"]))
     return update
 

@@ -8,10 +8,15 @@ from typing import Any
 
 import torch
 
+from audits.updates.rules.scalars import EXACT, Scalars
+
 #: State of one tensor, under the names that torch.optim gives its state; tensors in float64, counters as floats.
 State = dict[str, Any]
 #: Options of the tensor's param group.
 Options = Mapping[str, Any]
+
+#: Option that tells a rule how an implementation works out its scalars; absent, as Python floats.
+SCALARS = "audit.scalars"
 
 #: ``update(theta, gradient, state, options) -> d``: the update ``theta' - theta``; advances ``state``.
 Update = Callable[[torch.Tensor, torch.Tensor, State, Options], torch.Tensor]
@@ -30,6 +35,7 @@ class Rule:
         cosine: least cosine between update and reference, where ``relative`` is coarse.
         noise: relative scatter that the rule's own coarse arithmetic makes on this very gradient.
         matrices: the rule takes only two-dimensional tensors.
+        products: the rule multiplies matrices in the weights' own dtype, TF32 where torch's switches allow it.
         elementwise: each element's update depends on that element alone.
         sparse: the rule takes only sparse gradients.
     """
@@ -41,8 +47,16 @@ class Rule:
     cosine: float | None = None
     noise: Callable[[torch.Tensor, torch.Tensor, State, Options], float] | None = None
     matrices: bool = False
+    products: bool = False
     elementwise: bool = True
     sparse: bool = False
+
+
+def scalars_of(options: Options) -> Scalars:
+    """Return how the judged implementation works out its scalars."""
+    found = options.get(SCALARS, EXACT)
+    assert isinstance(found, Scalars)
+    return found
 
 
 def advance(state: State) -> float:

@@ -94,7 +94,7 @@ def muon_noise(theta: torch.Tensor, gradient: torch.Tensor, state: State, option
     return float(torch.linalg.vector_norm(rounded - exact)) / size if size else 0.0
 
 
-ADAFACTOR = Rule("Adafactor", adafactor, {}, elementwise=False)
+ADAFACTOR = Rule("Adafactor", adafactor, {}, products=True, elementwise=False)
 #: torch runs Newton-Schulz in bfloat16: the healthy worst is 1.6e-2 relative and a cosine of 0.9999.
 MUON = Rule(
     "Muon",

@@ -1,0 +1,1 @@
+"""What a real GPU shows and no other machine can: `python -m benchmarks.gpu`."""
