@@ -114,7 +114,7 @@ def test_step_that_raises_is_open_not_a_fault() -> None:
 
 @pytest.mark.parametrize("phase", ["before the optimizer", "inside it", "after it"])
 def test_nothing_a_raising_step_half_did_is_judged(phase: str) -> None:
-    """What an optimizer step ended before is judged; writes, frozen tensors, buffers and ties of half a step are not."""
+    """An optimizer step that ended before it is judged; writes, frozen tensors and buffers of half a step are not."""
 
     class Breaking(torch.optim.SGD):
         def step(self, closure: Any = None) -> Any:
@@ -161,7 +161,9 @@ def test_an_optimizer_step_that_ended_is_judged_though_the_training_step_raised_
         context.optimizer.step()
         raise RuntimeError("after it")
 
-    rows = audited(model, batch=batch, loss=models.classify, step=step, optimizer=torch.optim.SGD(model.parameters(), 0.1))
+    rows = audited(
+        model, batch=batch, loss=models.classify, step=step, optimizer=torch.optim.SGD(model.parameters(), 0.1)
+    )
     assert {n for c, n in failed(rows) if c == "step.gradient"} == {n for n, _ in model.named_parameters()}
 
 
