@@ -12,6 +12,7 @@ from torch import nn
 from audits.backward import by_grad_or_backward, gradients_of
 from audits.outcomes import Check, Outcome, ResultRow, Severity, finite
 from audits.subject import LivePhase, Subject
+from audits.updates.compare import to_double
 
 _WARN = Severity.WARN
 
@@ -125,7 +126,7 @@ def _gradients(subject: Subject, phase: LivePhase, gradients: dict[str, torch.Te
         if gradient is None:
             continue
         values = gradient.coalesce().values() if gradient.is_sparse else gradient
-        size = float(torch.linalg.vector_norm(values.double().reshape(-1))) if values.numel() else 0.0
+        size = float(torch.linalg.vector_norm(to_double(values).reshape(-1))) if values.numel() else 0.0
         norms[name] = size
         limit = subject.settings.exploding_norm
         bad = finite(size) is None or size > limit

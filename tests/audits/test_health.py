@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
@@ -90,3 +91,19 @@ def test_health_can_be_narrowed_and_leaves_the_model() -> None:
     assert {r.parameter for r in rows} == {"head.weight", "head.bias"}
     assert all(torch.equal(p, before[n]) for n, p in model.state_dict().items())
     assert health(model, batch, settings=AuditSettings(checks=("update.*",))) == []
+
+
+def test_a_complex_gradient_counts_with_its_imaginary_part() -> None:
+    """The real part of this one is zero."""
+    model = nn.Module()
+    model.spectrum = nn.Parameter(torch.zeros(3, dtype=torch.complex64))
+    batch = {"x": torch.tensor([1.0, 2.0, 2.0])}
+
+    def loss(m: Any, b: Any) -> torch.Tensor:
+        return (b["x"] * m.spectrum.imag).sum()
+
+    recipe = Recipe.capture(model, batch=batch, loss=loss, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+    with open_subject(model, recipe, device="cpu") as subject:
+        (row,) = [r for r in check_health(subject) if r.check == "health.all-zero"]
+    assert row.outcome is Outcome.PASS
+    assert row.gradient_norm == pytest.approx(3.0)

@@ -174,3 +174,21 @@ def test_the_digest_sees_everything() -> None:
     digests = {recipe.digest() for recipe in [base, *changed]}
     assert len(digests) == 4
     assert capture(model, optimizer).digest() == base.digest()
+
+
+def test_the_digest_sees_sparse_state() -> None:
+    """SGD's momentum of a sparse gradient is sparse."""
+    digests = []
+    for steps in (1, 2, 2):
+        torch.manual_seed(0)
+        words = nn.Embedding(9, 2, sparse=True)
+        batch = {"x": torch.tensor([[1, 2], [3, 3]])}
+        optimizer = torch.optim.SGD(words.parameters(), lr=0.1, momentum=0.9)
+        for _ in range(steps):
+            optimizer.zero_grad()
+            words(batch["x"]).square().sum().backward()
+            optimizer.step()
+        recipe = Recipe.capture(words, batch=batch, loss=lambda m, b: m(b["x"]).square().sum(), optimizer=optimizer)
+        digests.append(recipe.digest())
+    assert digests[1] == digests[2]
+    assert digests[0] != digests[1]

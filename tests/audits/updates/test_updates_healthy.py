@@ -17,6 +17,7 @@ from tests.wrong_on_purpose.updates import models
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 CHOICES: list[tuple[str, dict[str, Any]]] = [
     ("SGD", {"lr": 0.1, "momentum": 0.9, "weight_decay": 1e-2, "foreach": True}),
+    ("SGD", {"lr": 0.1, "momentum": 0.9, "nesterov": True, "foreach": True}),
     ("Adam", {"amsgrad": True, "fused": True}),
     ("AdamW", {"lr": 2e-5, "foreach": False}),
     ("NAdam", {"weight_decay": 1e-2}),

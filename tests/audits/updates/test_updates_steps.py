@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import pytest
@@ -109,6 +110,76 @@ def test_step_that_raises_is_open_not_a_fault() -> None:
     rows = audited(model, **arguments)
     assert failed(rows) == []
     assert "KeyError" in next(r.message for r in of(rows, "update.rule") if r.cause == "step raised")
+
+
+@pytest.mark.parametrize("phase", ["before the optimizer", "inside it", "after it"])
+def test_nothing_a_raising_step_half_did_is_judged(phase: str) -> None:
+    """An optimizer step that ended before it is judged; writes, frozen tensors and buffers of half a step are not."""
+
+    class Breaking(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            with torch.no_grad():
+                self.param_groups[0]["params"][0].mul_(0.5)
+            raise RuntimeError("half of it")
+
+    model, batch = models.conv()
+    model.head.bias.requires_grad_(False)
+    held = [p for p in model.parameters() if p.requires_grad]
+    optimizer = Breaking(held, lr=0.1) if phase == "inside it" else torch.optim.SGD(held, lr=0.1)
+
+    def half_done(m: Any) -> None:
+        with torch.no_grad():
+            m.head.bias.add_(1.0)
+            m.head.weight.mul_(0.5)
+            m.norm.running_mean.add_(1.0)
+        raise RuntimeError("half of it")
+
+    def step(m: Any, b: Any, context: Any) -> None:
+        context.optimizer.zero_grad()
+        models.classify(m, b).backward()
+        if phase == "before the optimizer":
+            half_done(m)
+        context.optimizer.step()
+        half_done(m)
+
+    rows = audited(model, batch=batch, loss=models.classify, step=step, optimizer=optimizer,
+                   expect={"optimizer": "SGD", "frozen": ["head.bias"]})  # fmt: skip
+    assert [r for r in rows if r.outcome is Outcome.FAIL and r.check not in ("optimizer.probe",)] == []
+    (raised,) = [r for r in rows if r.cause == "step raised"]
+    assert raised.outcome is Outcome.INCONCLUSIVE
+    assert raised.message == "training step 1 raised RuntimeError: half of it"
+    passed = {r.parameter for r in of(rows, "update.rule") if r.outcome is Outcome.PASS and r.step == 1}
+    assert passed == ({n for n, p in model.named_parameters() if p.requires_grad} if phase == "after it" else set())
+
+
+def test_an_optimizer_step_that_ended_is_judged_though_the_training_step_raised_after_it() -> None:
+    model, batch = models.mlp()
+
+    def step(m: Any, b: Any, context: Any) -> None:
+        context.optimizer.zero_grad()
+        (2 * models.classify(m, b)).backward()
+        context.optimizer.step()
+        raise RuntimeError("after it")
+
+    rows = audited(
+        model, batch=batch, loss=models.classify, step=step, optimizer=torch.optim.SGD(model.parameters(), 0.1)
+    )
+    assert {n for c, n in failed(rows) if c == "step.gradient"} == {n for n, _ in model.named_parameters()}
+
+
+def test_scripted_parts_are_audited() -> None:
+    class Piece(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.relu(x)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        piece = torch.jit.script(Piece())
+    model = nn.Sequential(nn.Linear(6, 8), piece, nn.Linear(8, 3))
+    _, batch = models.mlp()
+    rows = audited(model, batch=batch, loss=models.classify, optimizer=torch.optim.SGD(model.parameters(), 0.1))
+    assert failed(rows) == []
+    assert {r.outcome for r in of(rows, "update.rule")} == {Outcome.PASS}
 
 
 def test_schedule_that_starts_at_zero_is_entered_at_its_first_positive_rate() -> None:
