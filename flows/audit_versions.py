@@ -15,6 +15,7 @@ from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from audits.errors import InfrastructureError, InputError
+from audits.naming import label_of_reference, visible
 from flows.audit_summary import AuditSummary, summaries_of, summarise
 from flows.canary import prove_environment
 from flows.judging import waivers_of
@@ -92,13 +93,13 @@ def audit_versions(versions: list[str], occasion: str | None = None, chosen_at: 
     mlflow.set_tracking_uri(settings.tracking_uri)  # once: downloads run beside each other
     with ending(sweep.stopping):
         prove_environment(settings, stopping=sweep.stopping)
-        futures = [audit_one.submit(reference, _label(reference), sweep) for reference in versions]
+        futures = [audit_one.submit(reference, label_of_reference(reference), sweep) for reference in versions]
         results = [future.result(raise_on_failure=False) for future in futures]
     summaries: list[AuditSummary] = []
     troubles: list[str] = []
     for reference, result in zip(versions, results, strict=True):
         if isinstance(result, InfrastructureError | InputError):
-            troubles.append(f"{reference}: {result}")
+            troubles.append(f"{visible(reference)}: {result}")
         elif isinstance(result, BaseException):
             raise result
         else:
@@ -110,10 +111,6 @@ def audit_versions(versions: list[str], occasion: str | None = None, chosen_at: 
     if failures:
         return Completed(name="CompletedWithFailures", message=f"{failures} versions failed", data=summaries)
     return summaries
-
-
-def _label(reference: str) -> str:
-    return reference.removeprefix("models:/").replace("/", " v")
 
 
 def _markdown(summaries: list[AuditSummary], troubles: list[str]) -> str:

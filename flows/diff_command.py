@@ -9,6 +9,7 @@ from rich.console import Group
 from rich.text import Text
 
 from audits.differences import Change, Comparison, Difference, compare, fields_of
+from audits.naming import label_of
 from audits.outcomes import Outcome
 from audits.report import AuditReport
 from audits.results import ResultsStore
@@ -82,7 +83,7 @@ def _outcome(outcome: Outcome | None) -> Text:
 
 def _label(report: AuditReport) -> Text:
     identity = report.identity
-    name = f"{shown(identity.model_name)} v{identity.model_version} "
+    name = f"{label_of(identity.model_name, identity.model_version)} "
     at = f" {identity.audited_at:%Y-%m-%d %H:%M}"
     return Text.assemble((name, "bold"), outcome_text(str(report.outcome)), (at, "dim"))
 

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 from rich.text import Text
 
+from audits.naming import label_of, visible
 from audits.outcomes import Check, Outcome
 from audits.report import AuditReport
 from audits.skipped import not_checked
@@ -52,7 +53,7 @@ def verdicts_table(summaries: Iterable[AuditSummary], title: str) -> Table:
         first = escape(named[0]) + (f" [dim]+{len(named) - 1}[/]" if len(named) > 1 else "") if named else ""
         checks = [escape(check) for check in s["failed_checks"]]
         cells = ["\n".join([*checks, f"  {first}"] if first and narrow else checks), *([] if narrow else [first])]
-        table.add_row(escape(s["model"]), str(s["version"]), outcome_text(s["outcome"]), *cells)
+        table.add_row(escape(visible(s["model"])), str(s["version"]), outcome_text(s["outcome"]), *cells)
     return table
 
 
@@ -156,7 +157,9 @@ class ProgressBar(Listener):
 
     def finished(self, summary: AuditSummary) -> None:
         """Advance, and leave a line behind."""
-        self.step(Text.assemble(outcome_text(summary["outcome"]), f"  {summary['model']} v{summary['version']}"))
+        self.step(
+            Text.assemble(outcome_text(summary["outcome"]), f"  {label_of(summary['model'], summary['version'])}")
+        )
 
     def step(self, line: Text | str) -> None:
         """Leave a line behind and advance by one."""

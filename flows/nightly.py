@@ -16,6 +16,7 @@ from prefect.states import Completed, Failed
 from audits.committed import CommittedAudits
 from audits.compaction import compact
 from audits.errors import InfrastructureError
+from audits.naming import reference_to
 from audits.results import ResultsStore
 from flows.audit_summary import summaries_of
 from flows.audit_versions import audit_versions
@@ -130,7 +131,7 @@ def _publish(night: NightSummary, client: MlflowClient, settings: GradauditSetti
 
 def _result(plan: Plan, night: NightSummary | None, run_id: str | None) -> dict[str, Any]:
     def named(summaries: Any) -> list[str]:
-        return [f"models:/{s['model']}/{s['version']}" for s in summaries]
+        return [reference_to(s["model"], s["version"]) for s in summaries]
 
     return {
         "looked_at": plan.looked_at,

@@ -8,6 +8,7 @@ import os
 from typing import TYPE_CHECKING, Any, cast
 
 from audits.errors import InfrastructureError
+from audits.naming import label_of_reference
 from flows.display import ProgressBar, console, log_console, verdicts_table
 from flows.embedded_prefect import prefect_server
 from flows.progress import listening
@@ -52,7 +53,7 @@ def changes(result: dict[str, Any]) -> list[str]:
     """Return what the night changed, in sentences: what failed newly, what was fixed, what only had its turn."""
     lines = []
     for title, mark in (("newly_failed", "Failed newly"), ("fixed", "Fixed")):
-        names = [reference.removeprefix("models:/").replace("/", " v") for reference in result[title]]
+        names = [label_of_reference(reference) for reference in result[title]]
         if names:
             more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
             lines.append(f"{mark}: {', '.join(names[:NAMED])}{more}")

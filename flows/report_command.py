@@ -7,9 +7,10 @@ from pathlib import Path
 
 from rich.text import Text
 
+from audits.naming import label_of, visible
 from audits.results import ResultsStore
 from audits.stored import changes_since
-from flows.display import console, report_view, shown
+from flows.display import console, report_view
 from flows.exit_codes import EXIT_CODES
 from flows.junit import junit_xml
 from flows.settings import GradauditSettings
@@ -34,8 +35,8 @@ def show_report(
     else:
         identity = report.identity
         at = f"{identity.audited_at:%Y-%m-%d %H:%M} UTC"
-        label = f"{identity.model_name} v{identity.model_version}, audited {at}, audit {identity.audit_id}"
-        console.print(Text(shown(label), style="dim"))
+        label = label_of(identity.model_name, identity.model_version)
+        console.print(Text(f"{label}, audited {at}, audit {visible(identity.audit_id)}", style="dim"))
         console.print(report_view(report))
     if junit is not None:
         junit.write_text(junit_xml(report), encoding="utf-8")

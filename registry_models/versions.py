@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import glob
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -14,13 +13,12 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from audits.errors import ArtifactError, InfrastructureError, suggest
+from audits.naming import label_of, read_reference, reference_to, visible
 
 #: Tags that gradaudit reads or writes on a version.
 RECIPE_TAG = "audit.recipe"
 OUTCOME_TAG = "audit.outcome"
 SUBJECT_TAG = "audit.subject"
-
-_REFERENCE = re.compile(r"^models:/(?P<name>[^/@]+)(?:/(?P<version>\d+)|@(?P<alias>[A-Za-z0-9_-]+))$")
 
 #: MLflow's codes for "there is no such thing" and for "what you wrote cannot be".
 _CALLER = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND"}
@@ -41,26 +39,33 @@ class VersionReference:
         Raises:
             ArtifactError: the text is none; it says what one looks like.
         """
-        match = _REFERENCE.match(text)
-        if not match:
+        named = read_reference(text)
+        if named is None:
             raise ArtifactError(f"{text!r} is no version: write models:/NAME/VERSION or models:/NAME@ALIAS")
-        version = match["version"]
-        return cls(match["name"], int(version) if version else None, match["alias"])
+        return cls(named.name, named.version, named.alias)
+
+    def __str__(self) -> str:
+        """Return the reference as it is written, for a reader."""
+        return visible(f"models:/{self.name}" + (f"@{self.alias}" if self.alias is not None else f"/{self.version}"))
 
     def resolve(self, client: MlflowClient) -> Version:
         """Ask the registry.
 
         Raises:
-            ArtifactError: there is no such version.
+            ArtifactError: there is no such version, or the registry names another one in its answer.
             InfrastructureError: the registry does not answer.
         """
         try:
-            with registry_errors(f"models:/{self.name}/{self.version or '@' + str(self.alias)}"):
+            with registry_errors(str(self)):
                 if self.alias is not None:
-                    return Version.of(client.get_model_version_by_alias(self.name, self.alias))
-                return Version.of(client.get_model_version(self.name, str(self.version)))
+                    found = Version.of(client.get_model_version_by_alias(self.name, self.alias))
+                else:
+                    found = Version.of(client.get_model_version(self.name, str(self.version)))
         except ArtifactError as error:
             raise ArtifactError(f"{error}{_what_there_is(self, client)}") from error
+        if found.name != self.name or self.version not in (None, found.version):
+            raise ArtifactError(f"{self}: the registry answers with {visible(found.uri)}; refused, for it is another")
+        return found
 
 
 @dataclass(frozen=True)
@@ -91,12 +96,12 @@ class Version:
     @property
     def uri(self) -> str:
         """``models:/NAME/VERSION``."""
-        return f"models:/{self.name}/{self.version}"
+        return reference_to(self.name, self.version)
 
     @property
     def label(self) -> str:
         """``NAME vVERSION``."""
-        return f"{self.name} v{self.version}"
+        return label_of(self.name, self.version)
 
 
 def _what_there_is(reference: VersionReference, client: MlflowClient) -> str:
