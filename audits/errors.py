@@ -7,6 +7,7 @@ GradauditError
 │   ├── SettingsError            an unknown or impossible setting
 │   └── ArtifactError            model files that cannot be read, found or loaded
 └── InfrastructureError          MLflow, storage or Prefect did not answer; worth a retry
+    └── SetupError               a login, right, address, certificate or disk is in the way; the text has the cure
 ```
 
 A model that is wrong is not an error: it is a row whose outcome is ``fail``. Programmers' errors are ``assert``.
@@ -40,6 +41,13 @@ class ArtifactError(InputError):
 
 class InfrastructureError(GradauditError):
     """A service or a disk did not do its work; nothing was judged and a retry may help."""
+
+
+class SetupError(InfrastructureError):
+    """How things are set up keeps a service or a disk from its work: the same again ends the same.
+
+    A login, a right, an address, a certificate, room on a disk, a package; the text names it and the cure.
+    """
 
 
 def suggest(unknown: str, known: Iterable[str]) -> str:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 #: MLflow's names hold neither ``/`` nor ``:``; its aliases are letters, digits, ``_`` and ``-``. So the version is what
 #: follows the last ``/``, and an alias what follows the last ``@``, whatever ``@`` the name has.
-_BY_VERSION = re.compile(r"models:/(?P<name>[^/:]+)/(?P<version>[0-9]{1,18})")
+_BY_VERSION = re.compile(r"models:/(?P<name>[^/:]+)/(?P<version>[0-9]{1,300})")
 _BY_ALIAS = re.compile(r"models:/(?P<name>[^/:]+)@(?P<alias>[\w-]+)")
 
 

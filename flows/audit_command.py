@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from mlflow.tracking import MlflowClient
-
 from audits.errors import ArtifactError
+from audits.naming import visible
 from audits.outcomes import Outcome
 from audits.report import AuditReport
 from flows.display import console, log_console, report_view
 from flows.exit_codes import EXIT_CODES
 from flows.junit import junit_xml
 from flows.one_version import Target, audit_directory, audit_version, fresh_occasion, rerun_command
+from flows.output import print_json
 from flows.rerunning import rerun_of
 from flows.settings import GradauditSettings
+from registry_models.connecting import connect
 from registry_models.report import render_html
 from registry_models.versions import VersionReference
 
@@ -42,8 +42,8 @@ def audit_target(
     """
     if target.startswith("models:"):
         reference = VersionReference.parse(target)
-        client = MlflowClient(tracking_uri=settings.tracking_uri)
-        with log_console.status(f"looking up {target}") as status:
+        with log_console.status(f"looking up {visible(target)}") as status:
+            client = connect(settings.tracking_uri)
             version = reference.resolve(client)
             audit_settings = settings.for_model(version.name, narrowing)
             write = mark and not audit_settings.narrowed and recipe is None
@@ -84,6 +84,6 @@ def _exit_code(report: AuditReport, *, narrowed: bool) -> int:
 
 def _print(report: AuditReport, rerun: str, *, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(report.to_dict(rerun=rerun), indent=2, allow_nan=False))
+        print_json(report.to_dict(rerun=rerun), allow_nan=False)
     else:
         console.print(report_view(report))

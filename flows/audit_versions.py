@@ -14,7 +14,7 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from audits.errors import InfrastructureError, InputError
+from audits.errors import InfrastructureError, InputError, SetupError
 from audits.naming import label_of_reference, visible
 from flows.audit_summary import AuditSummary, summaries_of, summarise
 from flows.canary import prove_environment
@@ -33,7 +33,7 @@ from registry_models.versions import VersionReference
 def _worth_retrying(task: Any, task_run: Any, state: State[Any]) -> bool:
     """Retry when a service did not answer, never because of the model or the caller."""
     error = state.result(raise_on_failure=False)
-    return isinstance(error, InfrastructureError) and not isinstance(error, NotTriedError)
+    return isinstance(error, InfrastructureError) and not isinstance(error, NotTriedError | SetupError)
 
 
 @task(

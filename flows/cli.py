@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
@@ -11,7 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
-from audits.errors import GradauditError, InfrastructureError
+from audits.errors import GradauditError, InfrastructureError, SetupError
+from flows.output import only_results, print_json
 from flows.results_cli import add_commands
 from flows.settings import GradauditSettings, quiet_defaults
 
@@ -60,9 +60,9 @@ def audit(
     results: Results = None,
 ) -> None:
     """Audit one version now: is its gradient right, and does its optimizer do what its rule says?"""
+    settings = GradauditSettings.load(tracking_uri=tracking_uri, results=results, device=device)
     from flows.audit_command import audit_target
 
-    settings = GradauditSettings.load(tracking_uri=tracking_uri, results=results, device=device)
     narrowing: dict[str, Any] = {"seed": seed, "checks": check, "parameters": parameter, "method": method}
     code = audit_target(
         target,
@@ -86,9 +86,9 @@ def nightly(
     results: Results = None,
 ) -> None:
     """Audit, now, every registered version that has no fresh result."""
+    settings = GradauditSettings.load(tracking_uri=tracking_uri, results=results)
     from flows.nightly_command import run_nightly
 
-    settings = GradauditSettings.load(tracking_uri=tracking_uri, results=results)
     raise typer.Exit(run_nightly(settings, models or [], force=force, as_json=as_json))
 
 
@@ -137,9 +137,9 @@ def webhook(
     results: Results = None,
 ) -> None:
     """Receive MLflow's registration events, have each version audited within a minute, and reconcile."""
+    settings = GradauditSettings.load(tracking_uri=tracking_uri, results=results)
     from flows.service.webhook import WebhookOptions, run_webhook
 
-    settings = GradauditSettings.load(tracking_uri=tracking_uri, results=results)
     options = WebhookOptions(host, port, insecure, register, public_url, interval, since_hours)
     raise typer.Exit(run_webhook(options, settings))
 
@@ -195,7 +195,7 @@ def checks(as_json: AsJson = False) -> None:
     from audits.checks import CHECKS
 
     if as_json:
-        print(json.dumps([dataclasses.asdict(check) for check in CHECKS.values()], indent=2))
+        print_json([dataclasses.asdict(check) for check in CHECKS.values()])
         return
     from flows.display import checks_table, console
 
@@ -214,7 +214,7 @@ def explain(
 
     found = find_check(check)
     if as_json:
-        print(json.dumps(dataclasses.asdict(found), indent=2))
+        print_json(dataclasses.asdict(found))
         return
     from flows.display import console, explanation
 
@@ -233,6 +233,9 @@ def settings(
 
 
 add_commands(app)
+for _command in app.registered_commands:
+    assert _command.callback is not None
+    _command.callback = only_results(_command.callback)
 
 
 def main() -> None:
@@ -244,12 +247,17 @@ def main() -> None:
     )
     try:
         app()
+    except SetupError as error:
+        _refuse(f"{error}", "nothing was marked")
     except InfrastructureError as error:
         _refuse(f"{error}", "nothing was marked; repeat when it answers")
     except GradauditError as error:
         _refuse(f"{error}")
     except KeyboardInterrupt:
         _refuse("interrupted")
+    except Exception as error:  # exit code 1, Python's own for this, would say that the model failed
+        logging.getLogger(__name__).exception("an error of gradaudit's own")
+        _refuse(f"{type(error).__name__}: {error}", "an error of gradaudit's own; nothing was judged")
 
 
 def _refuse(message: str, cure: str = "") -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows.display import ProgressBar, console, log_console, verdicts_table
+from flows.output import print_json
 from flows.settings import GradauditSettings
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def run_demo(folder: Path, *, as_json: bool) -> int:
     verdicts = committed_verdicts(settings.results, DEMO_VERSIONS)
     wrong = surprises(verdicts, DEMO_VERSIONS)
     if as_json:
-        print(json.dumps({"audited": len(result["audited"]), "verdicts": verdicts, "surprises": wrong}, indent=2))
+        print_json({"audited": len(result["audited"]), "verdicts": verdicts, "surprises": wrong})
     else:
         title = f"{len(verdicts)} versions, {len(result['audited'])} audited now, {time.perf_counter() - began:.0f} s"
         console.print(verdicts_table(verdicts, title))

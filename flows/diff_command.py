@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from rich.console import Group
@@ -14,6 +13,7 @@ from audits.outcomes import Outcome
 from audits.report import AuditReport
 from audits.results import ResultsStore
 from flows.display import console, outcome_text, shown, simple_table
+from flows.output import print_json
 from flows.settings import GradauditSettings
 from flows.stored_targets import stored_audit
 
@@ -39,7 +39,7 @@ def show_diff(before: str, now: str, settings: GradauditSettings, *, as_json: bo
     store = ResultsStore(settings.results)
     comparison = compare(*(stored_audit(target, store, settings) for target in (before, now)))
     if as_json:
-        print(json.dumps(_plain(comparison), indent=2))
+        print_json(_plain(comparison))
     else:
         console.print(diff_view(comparison))
     if comparison.newly_failed:

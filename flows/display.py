@@ -16,12 +16,13 @@ from audits.outcomes import Check, Outcome
 from audits.report import AuditReport
 from audits.skipped import not_checked
 from flows.audit_summary import AuditSummary
+from flows.output import RESULTS
 from flows.progress import Listener
 from registry_models.report.text import one_line
 from registry_models.untrusted_text import clean
 
 #: Result and log: stdout is for what was asked for, stderr for everything else.
-console = Console()
+console = Console(file=RESULTS)
 log_console = Console(stderr=True)
 
 _STYLES = {"pass": "green", "warn": "yellow", "fail": "bold red", "inconclusive": "magenta", "skipped": "dim"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from typing import TYPE_CHECKING, Any, cast
 
@@ -11,6 +10,7 @@ from audits.errors import InfrastructureError
 from audits.naming import label_of_reference
 from flows.display import ProgressBar, console, log_console, verdicts_table
 from flows.embedded_prefect import prefect_server
+from flows.output import print_json
 from flows.progress import listening
 from flows.settings import GradauditSettings
 
@@ -30,7 +30,7 @@ def run_nightly(settings: GradauditSettings, models: list[str], *, force: bool, 
     result = sweep(settings, models, force=force)
     audited = result["audited"]
     if as_json:
-        print(json.dumps(result, indent=2))
+        print_json(result)
     elif not audited:
         number = result["looked_at"]
         console.print(
@@ -70,6 +70,10 @@ def sweep(settings: GradauditSettings, models: list[str], *, force: bool) -> dic
     Raises:
         InfrastructureError: the sweep could not be done.
     """
+    from registry_models.connecting import connect
+
+    with log_console.status("looking at the registry"):
+        connect(settings.tracking_uri)  # refused now rather than after Prefect's start
     os.environ["GRADAUDIT_TRACKING_URI"] = settings.tracking_uri
     os.environ["GRADAUDIT_RESULTS"] = settings.results
     with contextlib.ExitStack() as stack:

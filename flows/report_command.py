@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from rich.text import Text
@@ -13,6 +12,7 @@ from audits.stored import changes_since
 from flows.display import console, report_view
 from flows.exit_codes import EXIT_CODES
 from flows.junit import junit_xml
+from flows.output import print_json
 from flows.settings import GradauditSettings
 from flows.stored_targets import rerun_of_report, stored_audit
 from registry_models.report import changes_of, render_html
@@ -31,7 +31,7 @@ def show_report(
     report = stored_audit(target, store, settings)
     rerun = rerun_of_report(report, settings)
     if as_json:
-        print(json.dumps(report.to_dict(rerun=rerun), indent=2, allow_nan=False))
+        print_json(report.to_dict(rerun=rerun), allow_nan=False)
     else:
         identity = report.identity
         at = f"{identity.audited_at:%Y-%m-%d %H:%M} UTC"

@@ -27,11 +27,10 @@ def stored_line(target: str, store: ResultsStore, settings: GradauditSettings) -
     if named is not None and named.version is not None:
         return newest_audit(store, named.name, named.version)
     if target.startswith("models:"):
-        from mlflow.tracking import MlflowClient
-
+        from registry_models.connecting import connect
         from registry_models.versions import VersionReference
 
-        version = VersionReference.parse(target).resolve(MlflowClient(tracking_uri=settings.tracking_uri))
+        version = VersionReference.parse(target).resolve(connect(settings.tracking_uri))
         return newest_audit(store, version.name, version.version)
     if _AUDIT_ID.fullmatch(target):
         return find_audit(store, target)

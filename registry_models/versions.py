@@ -14,14 +14,15 @@ from mlflow.tracking import MlflowClient
 
 from audits.errors import ArtifactError, InfrastructureError, suggest
 from audits.naming import label_of, read_reference, reference_to, visible
+from registry_models.troubles import trouble
 
 #: Tags that gradaudit reads or writes on a version.
 RECIPE_TAG = "audit.recipe"
 OUTCOME_TAG = "audit.outcome"
 SUBJECT_TAG = "audit.subject"
 
-#: MLflow's codes for "there is no such thing" and for "what you wrote cannot be".
-_CALLER = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND"}
+#: Largest version number that MLflow's databases can hold.
+_LARGEST = 2**31 - 1
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ class VersionReference:
             ArtifactError: there is no such version, or the registry names another one in its answer.
             InfrastructureError: the registry does not answer.
         """
+        if self.version is not None and not 1 <= self.version <= _LARGEST:
+            raise ArtifactError(f"{self}: there is no such version{_what_there_is(self, client)}")
         try:
             with registry_errors(str(self)):
                 if self.alias is not None:
@@ -160,19 +163,19 @@ def ensure_experiment(client: MlflowClient, name: str) -> str:
 
 
 @contextlib.contextmanager
-def registry_errors(what: str) -> Iterator[None]:
-    """Tell a caller's mistake from a registry that does not answer.
+def registry_errors(what: str, doing: str = "") -> Iterator[None]:
+    """Tell a caller's mistake from what is in the way, and both from a registry that does not answer.
+
+    Args:
+        what: what is asked about.
+        doing: what a user needs the right to.
 
     Raises:
         ArtifactError: MLflow says that there is no such thing.
+        SetupError: a login, a right, an address, a certificate, a disk, a package; the text has the cure.
         InfrastructureError: anything else MLflow, the network or the disk says.
     """
     try:
         yield
-    except MlflowException as error:
-        text = str(error).splitlines()[0]
-        if error.error_code in _CALLER:
-            raise ArtifactError(f"{what}: {text}") from error
-        raise InfrastructureError(f"MLflow could not answer for {what}: {text}") from error
-    except OSError as error:
-        raise InfrastructureError(f"{what} could not be reached: {error}") from error
+    except (MlflowException, OSError, ImportError) as error:
+        raise trouble(error, what, doing) from error
