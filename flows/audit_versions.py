@@ -19,9 +19,11 @@ from audits.naming import label_of_reference, visible
 from flows.audit_summary import AuditSummary, summaries_of, summarise
 from flows.canary import prove_environment
 from flows.judging import waivers_of
+from flows.keeping import NotKeptError
 from flows.keys import due_key
 from flows.notifying import last_outcome, tell_newly_failed
 from flows.one_version import Target, audit_version, fresh_occasion
+from flows.private_folders import remove_stale
 from flows.progress import listener
 from flows.sandbox import reached_level
 from flows.settings import GradauditSettings
@@ -33,6 +35,8 @@ from registry_models.versions import VersionReference
 def _worth_retrying(task: Any, task_run: Any, state: State[Any]) -> bool:
     """Retry when a service did not answer, never because of the model or the caller."""
     error = state.result(raise_on_failure=False)
+    if isinstance(error, NotKeptError):
+        error = error.why
     return isinstance(error, InfrastructureError) and not isinstance(error, NotTriedError | SetupError)
 
 
@@ -89,6 +93,7 @@ def audit_versions(versions: list[str], occasion: str | None = None, chosen_at: 
     settings = GradauditSettings.load()
     reached_level(settings.isolation)  # refuses once, before anything is downloaded
     waivers_of(settings)
+    remove_stale()
     sweep = Sweep(settings, MlflowClient(tracking_uri=settings.tracking_uri), occasion or fresh_occasion(), chosen_at)
     mlflow.set_tracking_uri(settings.tracking_uri)  # once: downloads run beside each other
     with ending(sweep.stopping):
@@ -100,13 +105,15 @@ def audit_versions(versions: list[str], occasion: str | None = None, chosen_at: 
     for reference, result in zip(versions, results, strict=True):
         if isinstance(result, InfrastructureError | InputError):
             troubles.append(f"{visible(reference)}: {result}")
+        elif isinstance(result, Exception):  # whatever it is, it is this version's: the others have their results
+            troubles.append(f"{visible(reference)}: {type(result).__name__}: {result}")
         elif isinstance(result, BaseException):
             raise result
         else:
             summaries.append(result)
     create_markdown_artifact(_markdown(summaries, troubles), key="audit-versions", description="Audited versions")
     if troubles:
-        return Failed(message=f"{len(troubles)} of {len(versions)} audits could not be done: {troubles[0]}")
+        return Failed(message=f"{len(troubles)} of {len(versions)} audits could not be done: {'; '.join(troubles[:5])}")
     failures = sum(1 for summary in summaries if summary["outcome"] == "fail")
     if failures:
         return Completed(name="CompletedWithFailures", message=f"{failures} versions failed", data=summaries)

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from audits.errors import GradauditError, InfrastructureError, SetupError
+from flows.ending import StoppedBySignal, end_by_exception, exit_as_ended
 from flows.output import only_results, print_json
 from flows.results_cli import add_commands
 from flows.settings import GradauditSettings, quiet_defaults
@@ -245,6 +246,7 @@ def main() -> None:
         stream=sys.stderr,
         format="%(levelname)s %(name)s: %(message)s",
     )
+    end_by_exception()
     try:
         app()
     except SetupError as error:
@@ -253,8 +255,11 @@ def main() -> None:
         _refuse(f"{error}", "nothing was marked; repeat when it answers")
     except GradauditError as error:
         _refuse(f"{error}")
+    except StoppedBySignal as stopped:
+        print(f"gradaudit: stopped; {stopped.told or 'nothing was marked'}", file=sys.stderr, flush=True)
+        exit_as_ended(stopped.number)
     except KeyboardInterrupt:
-        _refuse("interrupted")
+        _refuse("stopped")
     except Exception as error:  # exit code 1, Python's own for this, would say that the model failed
         logging.getLogger(__name__).exception("an error of gradaudit's own")
         _refuse(f"{type(error).__name__}: {error}", "an error of gradaudit's own; nothing was judged")

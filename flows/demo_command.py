@@ -10,6 +10,7 @@ import urllib.parse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from audits.errors import InfrastructureError
 from flows.display import ProgressBar, console, log_console, verdicts_table
 from flows.output import print_json
 from flows.settings import GradauditSettings
@@ -55,6 +56,8 @@ def run_demo(folder: Path, *, as_json: bool) -> int:
     from flows.nightly_command import sweep
 
     result = sweep(settings, [version.name for version in DEMO_VERSIONS], force=False)
+    if result["not_audited"]:
+        raise InfrastructureError(f"the sweep stopped: {'; '.join(result['troubles'])}")
     verdicts = committed_verdicts(settings.results, DEMO_VERSIONS)
     wrong = surprises(verdicts, DEMO_VERSIONS)
     if as_json:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from rich import box
 from rich.console import Console, Group
@@ -141,6 +142,9 @@ class ProgressBar(Listener):
         )
         self._task = self._bar.add_task(description, total=None)
 
+        self.result: dict[str, Any] | None = None
+        self.total, self.done = 0, 0
+
     def __enter__(self) -> ProgressBar:
         self._bar.start()
         return self
@@ -150,6 +154,7 @@ class ProgressBar(Listener):
 
     def planned(self, total: int) -> None:
         """Set the bar's length."""
+        self.total = total
         self._bar.update(self._task, total=total)
 
     def stage(self, label: str, stage: str) -> None:
@@ -158,9 +163,14 @@ class ProgressBar(Listener):
 
     def finished(self, summary: AuditSummary) -> None:
         """Advance, and leave a line behind."""
+        self.done += 1
         self.step(
             Text.assemble(outcome_text(summary["outcome"]), f"  {label_of(summary['model'], summary['version'])}")
         )
+
+    def ended(self, result: dict[str, Any]) -> None:
+        """Keep the result."""
+        self.result = result
 
     def step(self, line: Text | str) -> None:
         """Leave a line behind and advance by one."""

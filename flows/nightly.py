@@ -43,8 +43,8 @@ def nightly_audit(models: list[str] | None = None, force: bool = False) -> Any:
 
     Returns:
         ``{"looked_at": N, "audited": [summaries], "newly_failed": [references], "fixed": [references], "again": N,
-        "run_id": ID, "idle_waivers": [sentences]}``; ``CompletedWithFailures`` when a version failed, ``Failed`` when
-        one could not be audited.
+        "run_id": ID, "idle_waivers": [sentences], "not_audited": [references], "troubles": [sentences]}``;
+        ``CompletedWithFailures`` when a version failed, ``Failed`` when one could not be audited.
     """
     settings = GradauditSettings.load()
     client = MlflowClient(tracking_uri=settings.tracking_uri)
@@ -61,10 +61,11 @@ def nightly_audit(models: list[str] | None = None, force: bool = False) -> Any:
         _log.warning("%s", sentence)
     run_id = _publish(night, client, settings, occasion)
     _merge_tonight(settings)
+    result = _result(plan, night, run_id)
+    listener().ended(result)
     if night.not_audited:
         why = f": {troubles[0]}" if troubles else ""
         return Failed(message=f"{len(night.not_audited)} of {len(plan.due)} audits could not be done{why}")
-    result = _result(plan, night, run_id)
     if any(summary["outcome"] == "fail" for summary in night.audited):
         return Completed(name="CompletedWithFailures", message=night.headline, data=result)
     return Completed(message=night.headline, data=result)
@@ -141,4 +142,6 @@ def _result(plan: Plan, night: NightSummary | None, run_id: str | None) -> dict[
         "again": sum(1 for due in plan.due if due.reason.unchanged),
         "run_id": run_id,
         "idle_waivers": list(night.idle_waivers) if night else [],
+        "not_audited": list(night.not_audited) if night else [],
+        "troubles": list(night.troubles) if night else [],
     }

@@ -33,7 +33,7 @@ def mark(
         ArtifactError: the version is gone.
         InfrastructureError: the registry does not answer, or the version was replaced by another one meanwhile.
     """
-    with registry_errors(version.label):
+    with registry_errors(version.label, "write tags and the description of this version"):
         current = still_the_same(version, client)
         at = report.identity.audited_at.astimezone(datetime.UTC).isoformat(timespec="milliseconds")
         if current.tags.get(SUBJECT_TAG) == _subject(version) and current.tags.get("audit.at", "") > at:

@@ -45,6 +45,11 @@ class Artifacts:
     repository: ArtifactRepository
     path: str = ""
 
+    @property
+    def place(self) -> str:
+        """Where they are, for a reader."""
+        return "/".join(filter(None, (str(self.repository.artifact_uri).rstrip("/"), self.path)))
+
     def size(self, depth: int = 4) -> int:
         """Return the bytes that a download would bring, as far as the store lists sizes."""
         return self._size(self.path, depth)

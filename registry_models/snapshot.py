@@ -17,7 +17,7 @@ from audits.errors import ArtifactError, RecipeError
 from audits.naming import visible
 from registry_models.factory_files import FACTORY_FILE
 from registry_models.logged_models import logged_model_of, model_exists
-from registry_models.places import artifacts_at, at_home, read_inside, still_the_same, version_artifacts
+from registry_models.places import Artifacts, artifacts_at, at_home, read_inside, still_the_same, version_artifacts
 from registry_models.recipe_files import FOLDER, RECIPE_FILE, load_yaml
 from registry_models.recipe_sources import RecipeSource, Trust, copy_matching
 from registry_models.version_parts import version_parts
@@ -26,6 +26,9 @@ from registry_models.versions import RECIPE_TAG, Version, registry_errors
 #: Where recipes may be fetched from when a tag names them: the same server, nothing else. ``runs://PROFILE@...`` would
 #: be another server, and ``..`` another folder.
 _RECIPE_URI = re.compile(r"runs:/[^/\s][^\s]*|models:/[^/].*", re.DOTALL)
+
+#: Names of files that hold tensors and no module, where there is no MLmodel beside them.
+_WEIGHTS = (".pth", ".pt", ".bin", ".safetensors", ".ckpt")
 
 _MODEL_ID = re.compile(r"m-[0-9a-f]{1,64}")
 
@@ -98,8 +101,10 @@ def download_version(version: Version, client: MlflowClient, target: Path, *, re
     folder = target / "model"
     folder.mkdir(parents=True)
     with registry_errors(version.label), at_home(client):
-        folder = version_artifacts(version, client).download(folder)
+        artifacts = version_artifacts(version, client)
+        folder = artifacts.download(folder)
         still_the_same(version, client)
+        _check_complete(folder, version, artifacts)
         _check_model(folder, version, client)
     try:
         sources = [] if recipes is None else copy_matching(recipes, version.name, target / "recipes")
@@ -193,6 +198,23 @@ def read_snapshot(folder: Path, *, overlay: Path | None = None, overlay_source: 
         sources=(RecipeSource(Trust.VERSION, "the version", own),) if (own / RECIPE_FILE).is_file() else (),
         parts=version_parts(folder, contents, code_folder),
     )
+
+
+def _check_complete(folder: Path, version: Version, artifacts: Artifacts) -> None:
+    """Say what is missing of an MLflow model, by the place where it is missing and not by that of its copy here."""
+    if (folder / "MLmodel").is_file():
+        return
+    where = visible(artifacts.place)
+    names = sorted(path.name for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else []
+    weights = [name for name in names if name.endswith(_WEIGHTS)]
+    if not names:
+        raise ArtifactError(f"{version.label} has no files: there is nothing at {where}. Were they deleted?")
+    if weights:
+        raise ArtifactError(
+            f"{version.label} holds weights alone ({', '.join(weights[:3])}, at {where}), and weights name no module: "
+            "register the model with registry_models.log_model(model, name, recipe=..., factory=...)"
+        )
+    raise ArtifactError(f"{version.label} is no MLflow model: at {where} there is no MLmodel file")
 
 
 def _check_model(folder: Path, version: Version, client: MlflowClient) -> None:

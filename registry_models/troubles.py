@@ -7,14 +7,12 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
-import tempfile
-from collections.abc import Iterator
 
 from mlflow.exceptions import MlflowException
 
+from audits.disk_troubles import chain_of, disk_trouble
 from audits.errors import ArtifactError, GradauditError, InfrastructureError, SetupError
 
 #: MLflow's codes for "there is no such thing" and for "what you wrote cannot be".
@@ -26,13 +24,8 @@ _CODES = {"UNAUTHENTICATED": 401, "CUSTOMER_UNAUTHORIZED": 401, "PERMISSION_DENI
 #: How MLflow's clients and `requests` write the status of an answer that is none of MLflow's JSON.
 _STATUS = re.compile(r"(?:error code (\d{3}) != |\b(\d{3}) (?:Client|Server) Error)")
 
-#: How errors of the disk read once a library has put them into a text.
-_NUMBER = re.compile(r"(?:\[Errno (\d+)\]|\bOSError\((\d+),)")
-
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 _CERTIFICATE = re.compile(r"SSLError|CERTIFICATE_VERIFY_FAILED|certificate verify failed", re.IGNORECASE)
 _REFUSED = re.compile(r"Connection refused|Name or service not known|Temporary failure in name resolution|timed out")
-_READ_ONLY = re.compile(r"readonly database|Read-only file system", re.IGNORECASE)
 _OLD_TABLES = re.compile(r"out-of-date database schema|no such table", re.IGNORECASE)
 
 
@@ -44,11 +37,11 @@ def trouble(error: BaseException, what: str, doing: str = "") -> GradauditError:
         what: what was asked about.
         doing: what a user needs the right to, for an answer that says there is none.
     """
-    text, status = " ".join(map(str, _chain(error))), _status(error)
+    text, status = " ".join(map(str, chain_of(error))), _status(error)
     if isinstance(error, ImportError):
         name = error.name or str(error)
         return SetupError(f"{what}: the package {name!r} is not installed here: install it where audits run")
-    for matter in (_disk(error, text, what), _server(text, status, what, doing)):
+    for matter in (disk_trouble(error, what), _database(text, what), _server(text, status, what, doing)):
         if matter is not None:
             return matter
     first = _first_line(error)
@@ -61,19 +54,7 @@ def trouble(error: BaseException, what: str, doing: str = "") -> GradauditError:
     return InfrastructureError(f"{what} could not be reached: {first}")
 
 
-def _disk(error: BaseException, text: str, what: str) -> GradauditError | None:
-    place = next((str(e.filename) for e in _chain(error) if isinstance(e, OSError) and e.filename), "")
-    found = {e.errno for e in _chain(error) if isinstance(e, OSError)}
-    found |= {int(one or other) for one, other in _NUMBER.findall(text)}
-    if found.intersection(_FULL):
-        return SetupError(
-            f"{what}: no space is left on the disk of {place or tempfile.gettempdir()}: free some, or set TMPDIR to a "
-            "folder that has more"
-        )
-    if errno.EROFS in found or _READ_ONLY.search(text):
-        return SetupError(f"{what}: {place or 'the database'} is read-only here: name another, or make it writable")
-    if found.intersection((errno.EACCES, errno.EPERM)):
-        return SetupError(f"{what}: this user may not use {place or 'the folder'}: name another, or change its rights")
+def _database(text: str, what: str) -> GradauditError | None:
     if "unable to open database file" in text:
         return SetupError(f"{what}: the database's file cannot be opened: is its folder there and writable?")
     if _OLD_TABLES.search(text):
@@ -113,7 +94,7 @@ def _server(text: str, status: int | None, what: str, doing: str) -> GradauditEr
 
 
 def _status(error: BaseException) -> int | None:
-    for each in _chain(error):
+    for each in chain_of(error):
         response = getattr(each, "response", None)
         if response is not None and isinstance(getattr(response, "status_code", None), int):
             return int(response.status_code)
@@ -122,15 +103,6 @@ def _status(error: BaseException) -> int | None:
         if isinstance(each, MlflowException) and each.error_code in _CODES:
             return _CODES[each.error_code]
     return None
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and what it came from."""
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        yield error
-        seen.add(id(error))
-        error = error.__cause__
 
 
 def _first_line(error: BaseException) -> str:

@@ -144,22 +144,27 @@ def answers(client: MlflowClient) -> bool:
     """Whether the registry answers at all."""
     try:
         client.search_registered_models(max_results=1)
-    except (MlflowException, OSError):
+    except Exception:  # whatever its client raises, it has not answered
         return False
     return True
 
 
 def ensure_experiment(client: MlflowClient, name: str) -> str:
-    """Return the experiment's id, creating it if need be; two creators at once both get it."""
-    found = client.get_experiment_by_name(name)
-    if found is None:
-        try:
-            return str(client.create_experiment(name))
-        except MlflowException:
-            found = client.get_experiment_by_name(name)
-            if found is None:
-                raise
-    return str(found.experiment_id)
+    """Return the experiment's id, creating it if need be; two creators at once both get it.
+
+    Raises:
+        InfrastructureError: MLflow does not answer, or forbids it.
+    """
+    with registry_errors(f"the experiment {name!r}", "create experiments"):
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            try:
+                return str(client.create_experiment(name))
+            except MlflowException:
+                found = client.get_experiment_by_name(name)
+                if found is None:
+                    raise
+        return str(found.experiment_id)
 
 
 @contextlib.contextmanager
