@@ -21,7 +21,7 @@ from flows.rerunning import rerun_of
 from flows.settings import GradauditSettings
 from registry_models.connecting import connect
 from registry_models.report import render_html
-from registry_models.versions import VersionReference
+from registry_models.versions import VersionReference, registered
 
 
 def audit_target(
@@ -49,7 +49,7 @@ def audit_target(
         reference = VersionReference.parse(target)
         with log_console.status(f"looking up {visible(target)}") as status:
             client = connect(settings.tracking_uri)
-            version = reference.resolve(client)
+            version = registered(reference.resolve(client), client)
             audit_settings = settings.for_model(version.name, narrowing)
             write = mark and not audit_settings.narrowed and recipe is None
             if write:

@@ -29,7 +29,7 @@ from flows.sandbox import reached_level
 from flows.settings import GradauditSettings
 from flows.sweeping import UNDER_WAY, NotTriedError, Sweep, ending
 from registry_models.report.text import escape_markdown
-from registry_models.versions import VersionReference
+from registry_models.versions import VersionReference, registered
 
 
 def _worth_retrying(task: Any, task_run: Any, state: State[Any]) -> bool:
@@ -52,7 +52,7 @@ def _worth_retrying(task: Any, task_run: Any, state: State[Any]) -> bool:
 def audit_one(reference: str, label: str, sweep: Sweep) -> AuditSummary:
     """Audit one version, from download to commit, unless another sweep has just done it."""
     with sweep.counting_failures(label):
-        version = VersionReference.parse(reference).resolve(sweep.client)
+        version = registered(VersionReference.parse(reference).resolve(sweep.client), sweep.client)
         key = due_key(version, sweep.settings, sweep.settings.for_model(version.name))
         with sweep.claim(version, key) as found:
             if found is None:

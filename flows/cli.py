@@ -5,16 +5,18 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from audits.errors import GradauditError, InfrastructureError, SetupError
-from flows.ending import StoppedBySignal, end_by_exception, exit_as_ended
+from flows.ending import StoppedBySignal, ended_by_exception, exit_as_ended
 from flows.output import only_results, print_json
 from flows.results_cli import add_commands
 from flows.settings import GradauditSettings, quiet_defaults
+from flows.targets import refuse_target
 
 quiet_defaults()
 
@@ -40,6 +42,21 @@ Results = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"gradaudit {metadata.version('gradaudit')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    pass
+
+
 @app.command()
 def audit(
     target: Annotated[str, typer.Argument(help="models:/NAME/VERSION, models:/NAME@ALIAS, or a model directory.")],
@@ -61,6 +78,7 @@ def audit(
     results: Results = None,
 ) -> None:
     """Audit one version now: is its gradient right, and does its optimizer do what its rule says?"""
+    refuse_target(target)
     settings = GradauditSettings.load(tracking_uri=tracking_uri, results=results, device=device)
     from flows.audit_command import audit_target
 
@@ -246,9 +264,9 @@ def main() -> None:
         stream=sys.stderr,
         format="%(levelname)s %(name)s: %(message)s",
     )
-    end_by_exception()
     try:
-        app()
+        with ended_by_exception():
+            app()
     except SetupError as error:
         _refuse(f"{error}", "nothing was marked")
     except InfrastructureError as error:

@@ -19,7 +19,7 @@ from audits.skipped import not_checked
 from flows.audit_summary import AuditSummary
 from flows.output import RESULTS
 from flows.progress import Listener
-from registry_models.report.text import one_line
+from registry_models.report.text import one_line, shortened
 from registry_models.untrusted_text import clean
 
 #: Result and log: stdout is for what was asked for, stderr for everything else.
@@ -31,6 +31,9 @@ _MARKS = {"pass": "✓", "warn": "!", "fail": "✗", "inconclusive": "?", "skipp
 
 #: Columns from which check and parameter stand side by side.
 WIDE = 104
+
+#: Characters of a headline that a terminal shows: ten lines; names of parameters can be as long.
+HEADLINE = 800
 
 #: Findings a terminal shows before it points to the report.
 SHOWN_FINDINGS = 12
@@ -45,7 +48,8 @@ def verdicts_table(summaries: Iterable[AuditSummary], title: str) -> Table:
     """Return one line per version; a narrow terminal gets the parameter below the checks."""
     narrow = console.width < WIDE
     table = simple_table(title)
-    for column in ("model", "v", "outcome"):
+    table.add_column("model", no_wrap=True, overflow="ellipsis", max_width=max(20, console.width // 3))
+    for column in ("v", "outcome"):
         table.add_column(column, no_wrap=True)
     table.add_column("failed checks" + (", first parameter" if narrow else ""), overflow="fold")
     if not narrow:
@@ -73,7 +77,7 @@ def simple_table(title: str | None = None) -> Table:
 
 def report_view(report: AuditReport) -> Group:
     """Return one audit for the terminal: verdict, findings, what was not checked."""
-    parts: list[Table | Text] = [Text(shown(report.headline), style=_STYLES[str(report.outcome)])]
+    parts: list[Table | Text] = [Text(shortened(shown(report.headline), HEADLINE), style=_STYLES[str(report.outcome)])]
     found = [row for row in report.findings if row.outcome is not Outcome.SKIPPED]
     if found:
         table = simple_table()

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType
 
 #: What ends a command; Python itself turns only the first into an exception, and the others would leave files behind.
@@ -25,13 +27,21 @@ class StoppedBySignal(KeyboardInterrupt):
         self.number, self.told = number, told
 
 
-def end_by_exception() -> None:
-    """Let signals raise `StoppedBySignal` in the main thread, once: cleaning up is not interrupted by a second one."""
+@contextlib.contextmanager
+def ended_by_exception() -> Iterator[None]:
+    """Let signals raise `StoppedBySignal` in the block, once: cleaning up is not interrupted by a second one."""
     if threading.current_thread() is not threading.main_thread():
+        yield
         return
-    for number in ENDING:
-        if signal.getsignal(number) not in (signal.SIG_IGN, None):  # nohup stays nohup
+    before = {number: signal.getsignal(number) for number in ENDING}
+    for number, handler in before.items():
+        if handler not in (signal.SIG_IGN, None):  # nohup stays nohup
             signal.signal(number, _end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _end(number: int, frame: FrameType | None) -> None:

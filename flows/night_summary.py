@@ -99,6 +99,10 @@ class NightSummary:
             lines += [f"- {escape_markdown(visible(reference))}" for reference in self.not_audited[:_NAMED]]
             lines += [f"\n{escape_markdown(trouble)}" for trouble in self.troubles[:_NAMED]]
             lines.append("")
+        if self.plan.unready:
+            lines += ["### Passed over: not registered", ""]
+            lines += [f"- {escape_markdown(sentence)}" for sentence in self.plan.unready[:_NAMED]]
+            lines.append("")
         if self.idle_waivers:
             lines += ["### Waivers that match nothing", ""]
             lines += [f"- {escape_markdown(sentence)}" for sentence in self.idle_waivers[:_NAMED]]

@@ -43,8 +43,9 @@ def nightly_audit(models: list[str] | None = None, force: bool = False) -> Any:
 
     Returns:
         ``{"looked_at": N, "audited": [summaries], "newly_failed": [references], "fixed": [references], "again": N,
-        "run_id": ID, "idle_waivers": [sentences], "not_audited": [references], "troubles": [sentences]}``;
-        ``CompletedWithFailures`` when a version failed, ``Failed`` when one could not be audited.
+        "run_id": ID, "idle_waivers": [sentences], "not_audited": [references], "troubles": [sentences],
+        "unready": [sentences]}``; ``CompletedWithFailures`` when a version failed, ``Failed`` when one could not be
+        audited.
     """
     settings = GradauditSettings.load()
     client = MlflowClient(tracking_uri=settings.tracking_uri)
@@ -143,5 +144,6 @@ def _result(plan: Plan, night: NightSummary | None, run_id: str | None) -> dict[
         "run_id": run_id,
         "idle_waivers": list(night.idle_waivers) if night else [],
         "not_audited": list(night.not_audited) if night else [],
+        "unready": list(plan.unready),
         "troubles": list(night.troubles) if night else [],
     }

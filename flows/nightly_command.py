@@ -50,6 +50,8 @@ def run_nightly(settings: GradauditSettings, models: list[str], *, force: bool, 
         log_console.print(f"not audited, and still due: {label_of_reference(reference)}", markup=False, highlight=False)
     for sentence in result["troubles"]:
         log_console.print(f"why: {visible(sentence)}", soft_wrap=True, markup=False, highlight=False)
+    for sentence in result["unready"]:
+        log_console.print(f"passed over: {sentence}", soft_wrap=True, markup=False, highlight=False)
     outcomes = {summary["outcome"] for summary in audited}
     if "fail" in outcomes:
         return 1

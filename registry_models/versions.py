@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -21,8 +22,18 @@ RECIPE_TAG = "audit.recipe"
 OUTCOME_TAG = "audit.outcome"
 SUBJECT_TAG = "audit.subject"
 
+#: What a registry says of a version's registration.
+READY, PENDING, FAILED = "READY", "PENDING_REGISTRATION", "FAILED_REGISTRATION"
+
+#: Seconds that an audit waits for a registration to end, and between looks at it.
+REGISTRATION_SECONDS, _LOOK = 60.0, 1.0
+
 #: Largest version number that MLflow's databases can hold.
 _LARGEST = 2**31 - 1
+
+
+class UnreadyError(ArtifactError):
+    """A version whose registration has not ended, or has failed: it is not audited and not marked."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +93,8 @@ class Version:
     run_id: str | None
     description: str
     tags: dict[str, str]
+    status: str = READY
+    status_message: str = ""
 
     @classmethod
     def of(cls, found: ModelVersion) -> Version:
@@ -94,7 +107,19 @@ class Version:
             run_id=found.run_id or None,
             description=found.description or "",
             tags=dict(found.tags or {}),
+            status=str(found.status or READY),
+            status_message=found.status_message or "",
         )
+
+    @property
+    def unready(self) -> str:
+        """Why there is nothing to audit yet or ever, as a sentence; empty for a version that is registered."""
+        why = f" ({visible(self.status_message)})" if self.status_message else ""
+        if self.status == PENDING:
+            return f"{self.label} is still being registered{why}: it is audited when its files are there"
+        if self.status == FAILED:
+            return f"the registration of {self.label} failed{why}: it has no files to audit; register it again"
+        return ""
 
     @property
     def uri(self) -> str:
@@ -105,6 +130,22 @@ class Version:
     def label(self) -> str:
         """``NAME vVERSION``."""
         return label_of(self.name, self.version)
+
+
+def registered(version: Version, client: MlflowClient, *, seconds: float = REGISTRATION_SECONDS) -> Version:
+    """Return the version when its registration has ended, which is awaited for a while.
+
+    Raises:
+        ArtifactError: it failed, or has not ended.
+        InfrastructureError: the registry does not answer.
+    """
+    deadline = time.monotonic() + seconds
+    while version.status == PENDING and time.monotonic() < deadline:
+        time.sleep(min(_LOOK, seconds))
+        version = VersionReference(version.name, version.version).resolve(client)
+    if version.unready:
+        raise UnreadyError(version.unready)
+    return version
 
 
 def _what_there_is(reference: VersionReference, client: MlflowClient) -> str:

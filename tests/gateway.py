@@ -89,7 +89,8 @@ def _application(upstream: str, door: Door) -> FastAPI:
 
 
 async def _answer(request: Request, upstream: str, door: Door) -> Response:
-    asked = f"{request.method} {request.url.path}"
+    query = f"?{request.url.query}" if request.url.query else ""
+    asked = f"{request.method} {request.url.path}{query}"
     user = _user(request.headers.get("authorization", ""))
     if user is None:
         return Response("You are not authenticated.", 401, {"WWW-Authenticate": 'Basic realm="mlflow"'})
@@ -99,8 +100,9 @@ async def _answer(request: Request, upstream: str, door: Door) -> Response:
         return Response("broken on purpose", door.status)
     kept = {k: v for k, v in request.headers.items() if k not in ("host", "authorization", "content-length")}
     async with httpx.AsyncClient(base_url=upstream, timeout=60) as client:
-        target = request.url.path + (f"?{request.url.query}" if request.url.query else "")
-        found = await client.request(request.method, target, headers=kept, content=await request.body())
+        found = await client.request(
+            request.method, request.url.path + query, headers=kept, content=await request.body()
+        )
     dropped = ("content-length", "content-encoding", "transfer-encoding", "connection")
     return Response(found.content, found.status_code, {k: v for k, v in found.headers.items() if k not in dropped})
 

@@ -213,6 +213,8 @@ def wanted_version(body: bytes) -> str | None:
 
 def _hand_over(reference: str, client: MlflowClient, settings: GradauditSettings, turn: threading.Lock) -> str:
     version = VersionReference.parse(reference).resolve(client)
+    if version.unready:
+        return version.unready
     due = without_result([version], settings)
     if not due:
         return "it has a result"
