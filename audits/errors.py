@@ -7,6 +7,8 @@ GradauditError
 │   ├── SettingsError            an unknown or impossible setting
 │   └── ArtifactError            model files that cannot be read, found or loaded
 └── InfrastructureError          MLflow, storage or Prefect did not answer; worth a retry
+    └── SetupError               a login, right, address, certificate is in the way; the text has the cure
+        └── DiskError            this host's disk is: no room, no right, read-only
 ```
 
 A model that is wrong is not an error: it is a row whose outcome is ``fail``. Programmers' errors are ``assert``.
@@ -40,6 +42,17 @@ class ArtifactError(InputError):
 
 class InfrastructureError(GradauditError):
     """A service or a disk did not do its work; nothing was judged and a retry may help."""
+
+
+class SetupError(InfrastructureError):
+    """How things are set up keeps a service or a disk from its work: the same again ends the same.
+
+    A login, a right, an address, a certificate, room on a disk, a package; the text names it and the cure.
+    """
+
+
+class DiskError(SetupError):
+    """This host's disk is full, read-only, or not this user's."""
 
 
 def suggest(unknown: str, known: Iterable[str]) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from audits.naming import shell_words
 from audits.outcomes import WORST_FIRST, Coverage, Outcome, ResultRow, decisive, finite, open_claims, verdict
 from audits.result_format import AuditIdentity, answer_table, rows_table
 from audits.results import to_frame
@@ -195,11 +196,9 @@ def _finding(row: ResultRow, rerun: str | None) -> dict[str, Any]:
 
 def rerun_options(row: ResultRow) -> str:
     """Return the command-line options that repeat this row, quoted for a POSIX shell."""
-    import shlex
-
     options = ["--check", row.check]
     if row.parameter and not row.parameter.startswith("<"):
         options += ["--parameter", row.parameter]
     if row.seed is not None:
         options += ["--seed", str(row.seed)]
-    return shlex.join(options)
+    return shell_words(options)

@@ -26,6 +26,7 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from pyarrow import fs
 
+from audits.disk_troubles import disk_trouble
 from audits.errors import InfrastructureError, SettingsError
 from audits.result_format import AUDITS_SCHEMA, ROWS_SCHEMA
 from audits.store_files import StoreFile, list_files, while_files_move
@@ -74,8 +75,41 @@ class ResultsStore:
                 with self._filesystem.open_output_stream(target) as stream:
                     write_parquet(table, stream)
         except OSError as error:
-            raise InfrastructureError(f"results could not be written to {target}: {error}") from error
+            raise _write_trouble(error, target) from error
         return target
+
+    def withdraw_rows(self, *, date: datetime.date, audit_id: str) -> None:
+        """Remove the rows of an audit that was not committed: whoever reads the files alone would take them for one.
+
+        Raises:
+            InfrastructureError: the disk or the object store refused.
+        """
+        rows, audit = (
+            f"{self._path}/{dataset}/audit_date={date.isoformat()}/part-{audit_id}.parquet"
+            for dataset in ("rows", "audits")
+        )
+        try:
+            found, committed = self._filesystem.get_file_info([rows, audit])
+            if found.type == fs.FileType.File and committed.type == fs.FileType.NotFound:
+                self._filesystem.delete_file(rows)
+        except OSError as error:
+            raise _write_trouble(error, rows) from error
+
+    def prove_writable(self) -> None:
+        """Make the store's folder and write into it, so that this is known before anything is audited.
+
+        Raises:
+            InfrastructureError: it cannot be written.
+        """
+        probe = f"{self._path}/.writable-{uuid.uuid4().hex}.tmp"
+        try:
+            if isinstance(self._filesystem, fs.LocalFileSystem):
+                os.makedirs(self._path, exist_ok=True)
+            with self._filesystem.open_output_stream(probe) as stream:
+                stream.write(b"gradaudit")
+            self._filesystem.delete_file(probe)
+        except OSError as error:
+            raise _write_trouble(error, self.root) from error
 
     def files(
         self, dataset: str, *, since: datetime.date | None = None, until: datetime.date | None = None
@@ -133,6 +167,12 @@ class ResultsStore:
         """Return files as an Arrow dataset: a column that an older file lacks is null."""
         schema = ROWS_SCHEMA if dataset == "rows" else AUDITS_SCHEMA
         return ds.dataset(list(paths), schema=schema, filesystem=self._filesystem, format="parquet")
+
+
+def _write_trouble(error: OSError, target: str) -> InfrastructureError:
+    return disk_trouble(error, "the results cannot be written (--results, GRADAUDIT_RESULTS)", target) or (
+        InfrastructureError(f"results could not be written to {target}: {error}")
+    )
 
 
 def _keys(dataset: str) -> list[str]:

@@ -16,6 +16,7 @@ import pyarrow.dataset as ds
 
 from audits.differences import Comparison, compare
 from audits.errors import InputError, suggest
+from audits.naming import label_of, reference_to, shell_words
 from audits.outcomes import Coverage, Lane, Outcome, ResultRow, Severity
 from audits.report import AuditReport
 from audits.result_format import IDENTITY_FIELDS, ROW_FIELDS, AuditIdentity
@@ -109,8 +110,8 @@ def newest_audit(store: ResultsStore, model: str, version: int) -> dict[str, Any
     if lines:
         audited = ", ".join(f"v{v}" for v in sorted({line["model_version"] for line in lines}))
         raise InputError(
-            f"{model} v{version} has no audit in {store.root}; of this model it has {audited}. "
-            f"`gradaudit audit models:/{model}/{version}` makes one"
+            f"{label_of(model, version)} has no audit in {store.root}; of this model it has {audited}. "
+            f"`{shell_words(['gradaudit', 'audit', reference_to(model, version)])}` makes one"
         )
     raise unknown_model(store, model)
 

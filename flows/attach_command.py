@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from mlflow.tracking import MlflowClient
 from rich.text import Text
 
 from audits.errors import RecipeError
 from flows.display import console
+from flows.output import print_json
 from flows.settings import GradauditSettings
+from registry_models.connecting import connect
 from registry_models.logging_models import attach_recipe_folder
 from registry_models.recipe_files import RECIPE_FILE
 
@@ -26,9 +26,9 @@ def attach_folder(version: str, folder: Path, settings: GradauditSettings, *, as
     if not folder.is_dir():
         hint = f"give the folder that holds {RECIPE_FILE}, {folder.parent}" if folder.is_file() else "there is none"
         raise RecipeError(f"{str(folder)!r} is no folder: {hint}")
-    uri = attach_recipe_folder(version, folder, client=MlflowClient(tracking_uri=settings.tracking_uri))
+    uri = attach_recipe_folder(version, folder, client=connect(settings.tracking_uri))
     if as_json:
-        print(json.dumps({"version": version, "recipe": uri}))
+        print_json({"version": version, "recipe": uri}, indent=None)
     else:
         console.print(Text(f"{version} has the recipe {uri} now; `gradaudit audit {version}` uses it."), soft_wrap=True)
     return 0

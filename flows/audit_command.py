@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from mlflow.tracking import MlflowClient
-
-from audits.errors import ArtifactError
+from audits.errors import ArtifactError, SetupError
+from audits.naming import visible
 from audits.outcomes import Outcome
 from audits.report import AuditReport
+from audits.results import ResultsStore
 from flows.display import console, log_console, report_view
 from flows.exit_codes import EXIT_CODES
 from flows.junit import junit_xml
+from flows.keeping import NotKeptError
 from flows.one_version import Target, audit_directory, audit_version, fresh_occasion, rerun_command
+from flows.output import print_json
+from flows.private_folders import remove_stale
 from flows.rerunning import rerun_of
 from flows.settings import GradauditSettings
+from registry_models.connecting import connect
 from registry_models.report import render_html
-from registry_models.versions import VersionReference
+from registry_models.versions import VersionReference, registered
 
 
 def audit_target(
@@ -40,22 +43,31 @@ def audit_target(
         ArtifactError: there is no such version or directory.
         InfrastructureError: the registry does not answer.
     """
+    remove_stale()
+    not_published = ""
     if target.startswith("models:"):
         reference = VersionReference.parse(target)
-        client = MlflowClient(tracking_uri=settings.tracking_uri)
-        with log_console.status(f"looking up {target}") as status:
-            version = reference.resolve(client)
+        with log_console.status(f"looking up {visible(target)}") as status:
+            client = connect(settings.tracking_uri)
+            version = registered(reference.resolve(client), client)
             audit_settings = settings.for_model(version.name, narrowing)
             write = mark and not audit_settings.narrowed and recipe is None
-            report = audit_version(
-                Target(version, fresh_occasion()),
-                client,
-                settings,
-                audit_settings=audit_settings,
-                write=write,
-                recipe=recipe,
-                on_stage=lambda stage: status.update(f"{stage} {version.label}"),
-            )
+            if write:
+                ResultsStore(settings.results).prove_writable()
+            try:
+                report = audit_version(
+                    Target(version, fresh_occasion()),
+                    client,
+                    settings,
+                    audit_settings=audit_settings,
+                    write=write,
+                    recipe=recipe,
+                    on_stage=lambda stage: status.update(f"{stage} {version.label}"),
+                )
+            except NotKeptError as error:  # the verdict stands all the same
+                report, not_published = error.report, f"{error.why}"
+                if isinstance(error.why, SetupError):
+                    not_published += "; or use --no-mark, which stores, publishes and marks nothing"
         rerun = rerun_command(version, settings.tracking_uri)
     elif Path(target).is_dir():
         audit_settings = settings.for_model(Path(target).resolve().name, narrowing)
@@ -64,7 +76,7 @@ def audit_target(
         rerun = rerun_of(target)
     else:
         raise ArtifactError(f"{target!r} is neither models:/NAME/VERSION, models:/NAME@ALIAS nor a model directory")
-    _print(report, rerun, as_json=as_json)
+    _print(report, rerun, not_published, as_json=as_json)
     if junit is not None:
         junit.write_text(junit_xml(report), encoding="utf-8")
     if html is not None:
@@ -82,8 +94,11 @@ def _exit_code(report: AuditReport, *, narrowed: bool) -> int:
     return 0 if outcomes & {Outcome.PASS, Outcome.WARN} and Outcome.INCONCLUSIVE not in outcomes else 2
 
 
-def _print(report: AuditReport, rerun: str, *, as_json: bool) -> None:
+def _print(report: AuditReport, rerun: str, not_published: str, *, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(report.to_dict(rerun=rerun), indent=2, allow_nan=False))
+        told = {"not_published": not_published} if not_published else {}
+        print_json(report.to_dict(rerun=rerun) | told, allow_nan=False)
     else:
         console.print(report_view(report))
+    if not_published:
+        log_console.print(f"not published: {not_published}", style="bold", markup=False, soft_wrap=True)

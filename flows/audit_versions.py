@@ -14,25 +14,30 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from audits.errors import InfrastructureError, InputError
+from audits.errors import InfrastructureError, InputError, SetupError
+from audits.naming import label_of_reference, visible
 from flows.audit_summary import AuditSummary, summaries_of, summarise
 from flows.canary import prove_environment
 from flows.judging import waivers_of
+from flows.keeping import NotKeptError
 from flows.keys import due_key
 from flows.notifying import last_outcome, tell_newly_failed
 from flows.one_version import Target, audit_version, fresh_occasion
+from flows.private_folders import remove_stale
 from flows.progress import listener
 from flows.sandbox import reached_level
 from flows.settings import GradauditSettings
 from flows.sweeping import UNDER_WAY, NotTriedError, Sweep, ending
 from registry_models.report.text import escape_markdown
-from registry_models.versions import VersionReference
+from registry_models.versions import VersionReference, registered
 
 
 def _worth_retrying(task: Any, task_run: Any, state: State[Any]) -> bool:
     """Retry when a service did not answer, never because of the model or the caller."""
     error = state.result(raise_on_failure=False)
-    return isinstance(error, InfrastructureError) and not isinstance(error, NotTriedError)
+    if isinstance(error, NotKeptError):
+        error = error.why
+    return isinstance(error, InfrastructureError) and not isinstance(error, NotTriedError | SetupError)
 
 
 @task(
@@ -47,7 +52,7 @@ def _worth_retrying(task: Any, task_run: Any, state: State[Any]) -> bool:
 def audit_one(reference: str, label: str, sweep: Sweep) -> AuditSummary:
     """Audit one version, from download to commit, unless another sweep has just done it."""
     with sweep.counting_failures(label):
-        version = VersionReference.parse(reference).resolve(sweep.client)
+        version = registered(VersionReference.parse(reference).resolve(sweep.client), sweep.client)
         key = due_key(version, sweep.settings, sweep.settings.for_model(version.name))
         with sweep.claim(version, key) as found:
             if found is None:
@@ -88,32 +93,31 @@ def audit_versions(versions: list[str], occasion: str | None = None, chosen_at: 
     settings = GradauditSettings.load()
     reached_level(settings.isolation)  # refuses once, before anything is downloaded
     waivers_of(settings)
+    remove_stale()
     sweep = Sweep(settings, MlflowClient(tracking_uri=settings.tracking_uri), occasion or fresh_occasion(), chosen_at)
     mlflow.set_tracking_uri(settings.tracking_uri)  # once: downloads run beside each other
     with ending(sweep.stopping):
         prove_environment(settings, stopping=sweep.stopping)
-        futures = [audit_one.submit(reference, _label(reference), sweep) for reference in versions]
+        futures = [audit_one.submit(reference, label_of_reference(reference), sweep) for reference in versions]
         results = [future.result(raise_on_failure=False) for future in futures]
     summaries: list[AuditSummary] = []
     troubles: list[str] = []
     for reference, result in zip(versions, results, strict=True):
         if isinstance(result, InfrastructureError | InputError):
-            troubles.append(f"{reference}: {result}")
+            troubles.append(f"{visible(reference)}: {result}")
+        elif isinstance(result, Exception):  # whatever it is, it is this version's: the others have their results
+            troubles.append(f"{visible(reference)}: {type(result).__name__}: {result}")
         elif isinstance(result, BaseException):
             raise result
         else:
             summaries.append(result)
     create_markdown_artifact(_markdown(summaries, troubles), key="audit-versions", description="Audited versions")
     if troubles:
-        return Failed(message=f"{len(troubles)} of {len(versions)} audits could not be done: {troubles[0]}")
+        return Failed(message=f"{len(troubles)} of {len(versions)} audits could not be done: {'; '.join(troubles[:5])}")
     failures = sum(1 for summary in summaries if summary["outcome"] == "fail")
     if failures:
         return Completed(name="CompletedWithFailures", message=f"{failures} versions failed", data=summaries)
     return summaries
-
-
-def _label(reference: str) -> str:
-    return reference.removeprefix("models:/").replace("/", " v")
 
 
 def _markdown(summaries: list[AuditSummary], troubles: list[str]) -> str:

@@ -20,9 +20,9 @@ from audits.report import AuditReport
 from audits.settings import AuditSettings
 from flows.fallback import Way
 from flows.gpu import chosen_gpu, held
-from flows.isolation import private_folder
 from flows.keys import digest, environment
 from flows.one_version import run_way
+from flows.private_folders import private_folder
 from flows.progress import listener
 from flows.settings import GradauditSettings
 from flows.sweeping import state_folder

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from audits.errors import GradauditError, InfrastructureError
+from audits.errors import GradauditError, InfrastructureError, SetupError
+from flows.ending import StoppedBySignal, ended_by_exception, exit_as_ended
+from flows.output import only_results, print_json
 from flows.results_cli import add_commands
 from flows.settings import GradauditSettings, quiet_defaults
+from flows.targets import refuse_target
 
 quiet_defaults()
 
@@ -39,6 +42,21 @@ Results = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"gradaudit {metadata.version('gradaudit')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and end.")
+    ] = False,
+) -> None:
+    pass
+
+
 @app.command()
 def audit(
     target: Annotated[str, typer.Argument(help="models:/NAME/VERSION, models:/NAME@ALIAS, or a model directory.")],
@@ -60,9 +78,10 @@ def audit(
     results: Results = None,
 ) -> None:
     """Audit one version now: is its gradient right, and does its optimizer do what its rule says?"""
+    refuse_target(target)
+    settings = GradauditSettings.load(tracking_uri=tracking_uri, results=results, device=device)
     from flows.audit_command import audit_target
 
-    settings = GradauditSettings.load(tracking_uri=tracking_uri, results=results, device=device)
     narrowing: dict[str, Any] = {"seed": seed, "checks": check, "parameters": parameter, "method": method}
     code = audit_target(
         target,
@@ -86,9 +105,9 @@ def nightly(
     results: Results = None,
 ) -> None:
     """Audit, now, every registered version that has no fresh result."""
+    settings = GradauditSettings.load(tracking_uri=tracking_uri, results=results)
     from flows.nightly_command import run_nightly
 
-    settings = GradauditSettings.load(tracking_uri=tracking_uri, results=results)
     raise typer.Exit(run_nightly(settings, models or [], force=force, as_json=as_json))
 
 
@@ -137,9 +156,9 @@ def webhook(
     results: Results = None,
 ) -> None:
     """Receive MLflow's registration events, have each version audited within a minute, and reconcile."""
+    settings = GradauditSettings.load(tracking_uri=tracking_uri, results=results)
     from flows.service.webhook import WebhookOptions, run_webhook
 
-    settings = GradauditSettings.load(tracking_uri=tracking_uri, results=results)
     options = WebhookOptions(host, port, insecure, register, public_url, interval, since_hours)
     raise typer.Exit(run_webhook(options, settings))
 
@@ -195,7 +214,7 @@ def checks(as_json: AsJson = False) -> None:
     from audits.checks import CHECKS
 
     if as_json:
-        print(json.dumps([dataclasses.asdict(check) for check in CHECKS.values()], indent=2))
+        print_json([dataclasses.asdict(check) for check in CHECKS.values()])
         return
     from flows.display import checks_table, console
 
@@ -214,7 +233,7 @@ def explain(
 
     found = find_check(check)
     if as_json:
-        print(json.dumps(dataclasses.asdict(found), indent=2))
+        print_json(dataclasses.asdict(found))
         return
     from flows.display import console, explanation
 
@@ -233,6 +252,9 @@ def settings(
 
 
 add_commands(app)
+for _command in app.registered_commands:
+    assert _command.callback is not None
+    _command.callback = only_results(_command.callback)
 
 
 def main() -> None:
@@ -243,13 +265,22 @@ def main() -> None:
         format="%(levelname)s %(name)s: %(message)s",
     )
     try:
-        app()
+        with ended_by_exception():
+            app()
+    except SetupError as error:
+        _refuse(f"{error}", "nothing was marked")
     except InfrastructureError as error:
         _refuse(f"{error}", "nothing was marked; repeat when it answers")
     except GradauditError as error:
         _refuse(f"{error}")
+    except StoppedBySignal as stopped:
+        print(f"gradaudit: stopped; {stopped.told or 'nothing was marked'}", file=sys.stderr, flush=True)
+        exit_as_ended(stopped.number)
     except KeyboardInterrupt:
-        _refuse("interrupted")
+        _refuse("stopped")
+    except Exception as error:  # exit code 1, Python's own for this, would say that the model failed
+        logging.getLogger(__name__).exception("an error of gradaudit's own")
+        _refuse(f"{type(error).__name__}: {error}", "an error of gradaudit's own; nothing was judged")
 
 
 def _refuse(message: str, cure: str = "") -> None:

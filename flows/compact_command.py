@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import datetime
-import json
 
 from audits.compaction import compact, compact_months, ended_months
 from audits.results import ResultsStore
 from flows.display import console, log_console
+from flows.output import print_json
 from flows.settings import GradauditSettings
 
 
@@ -27,7 +27,7 @@ def run_compaction(settings: GradauditSettings, months: list[str], *, as_json: b
             merged += compact(store, before=today)
     left = sum(len(store.files(dataset)) for dataset in ("rows", "audits"))
     if as_json:
-        print(json.dumps({"merged": merged, "months": chosen, "files": left}))
+        print_json({"merged": merged, "months": chosen, "files": left}, indent=None)
     elif store.local_folder is None:
         console.print(f"{settings.results} is an object store: its files are left as they are.", soft_wrap=True)
     elif merged:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import sys
@@ -11,7 +10,9 @@ import urllib.parse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from audits.errors import InfrastructureError
 from flows.display import ProgressBar, console, log_console, verdicts_table
+from flows.output import print_json
 from flows.settings import GradauditSettings
 
 if TYPE_CHECKING:
@@ -55,10 +56,12 @@ def run_demo(folder: Path, *, as_json: bool) -> int:
     from flows.nightly_command import sweep
 
     result = sweep(settings, [version.name for version in DEMO_VERSIONS], force=False)
+    if result["not_audited"]:
+        raise InfrastructureError(f"the sweep stopped: {'; '.join(result['troubles'])}")
     verdicts = committed_verdicts(settings.results, DEMO_VERSIONS)
     wrong = surprises(verdicts, DEMO_VERSIONS)
     if as_json:
-        print(json.dumps({"audited": len(result["audited"]), "verdicts": verdicts, "surprises": wrong}, indent=2))
+        print_json({"audited": len(result["audited"]), "verdicts": verdicts, "surprises": wrong})
     else:
         title = f"{len(verdicts)} versions, {len(result['audited'])} audited now, {time.perf_counter() - began:.0f} s"
         console.print(verdicts_table(verdicts, title))

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from rich.console import Group
 from rich.text import Text
 
 from audits.differences import Change, Comparison, Difference, compare, fields_of
+from audits.naming import label_of
 from audits.outcomes import Outcome
 from audits.report import AuditReport
 from audits.results import ResultsStore
 from flows.display import console, outcome_text, shown, simple_table
+from flows.output import print_json
 from flows.settings import GradauditSettings
 from flows.stored_targets import stored_audit
 
@@ -38,7 +39,7 @@ def show_diff(before: str, now: str, settings: GradauditSettings, *, as_json: bo
     store = ResultsStore(settings.results)
     comparison = compare(*(stored_audit(target, store, settings) for target in (before, now)))
     if as_json:
-        print(json.dumps(_plain(comparison), indent=2))
+        print_json(_plain(comparison))
     else:
         console.print(diff_view(comparison))
     if comparison.newly_failed:
@@ -82,7 +83,7 @@ def _outcome(outcome: Outcome | None) -> Text:
 
 def _label(report: AuditReport) -> Text:
     identity = report.identity
-    name = f"{shown(identity.model_name)} v{identity.model_version} "
+    name = f"{label_of(identity.model_name, identity.model_version)} "
     at = f" {identity.audited_at:%Y-%m-%d %H:%M}"
     return Text.assemble((name, "bold"), outcome_text(str(report.outcome)), (at, "dim"))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from rich import box
 from rich.console import Console, Group
@@ -11,16 +12,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 from rich.text import Text
 
+from audits.naming import label_of, visible
 from audits.outcomes import Check, Outcome
 from audits.report import AuditReport
 from audits.skipped import not_checked
 from flows.audit_summary import AuditSummary
+from flows.output import RESULTS
 from flows.progress import Listener
-from registry_models.report.text import one_line
+from registry_models.report.text import one_line, shortened
 from registry_models.untrusted_text import clean
 
 #: Result and log: stdout is for what was asked for, stderr for everything else.
-console = Console()
+console = Console(file=RESULTS)
 log_console = Console(stderr=True)
 
 _STYLES = {"pass": "green", "warn": "yellow", "fail": "bold red", "inconclusive": "magenta", "skipped": "dim"}
@@ -28,6 +31,9 @@ _MARKS = {"pass": "✓", "warn": "!", "fail": "✗", "inconclusive": "?", "skipp
 
 #: Columns from which check and parameter stand side by side.
 WIDE = 104
+
+#: Characters of a headline that a terminal shows: ten lines; names of parameters can be as long.
+HEADLINE = 800
 
 #: Findings a terminal shows before it points to the report.
 SHOWN_FINDINGS = 12
@@ -42,7 +48,8 @@ def verdicts_table(summaries: Iterable[AuditSummary], title: str) -> Table:
     """Return one line per version; a narrow terminal gets the parameter below the checks."""
     narrow = console.width < WIDE
     table = simple_table(title)
-    for column in ("model", "v", "outcome"):
+    table.add_column("model", no_wrap=True, overflow="ellipsis", max_width=max(20, console.width // 3))
+    for column in ("v", "outcome"):
         table.add_column(column, no_wrap=True)
     table.add_column("failed checks" + (", first parameter" if narrow else ""), overflow="fold")
     if not narrow:
@@ -52,7 +59,7 @@ def verdicts_table(summaries: Iterable[AuditSummary], title: str) -> Table:
         first = escape(named[0]) + (f" [dim]+{len(named) - 1}[/]" if len(named) > 1 else "") if named else ""
         checks = [escape(check) for check in s["failed_checks"]]
         cells = ["\n".join([*checks, f"  {first}"] if first and narrow else checks), *([] if narrow else [first])]
-        table.add_row(escape(s["model"]), str(s["version"]), outcome_text(s["outcome"]), *cells)
+        table.add_row(escape(visible(s["model"])), str(s["version"]), outcome_text(s["outcome"]), *cells)
     return table
 
 
@@ -70,7 +77,7 @@ def simple_table(title: str | None = None) -> Table:
 
 def report_view(report: AuditReport) -> Group:
     """Return one audit for the terminal: verdict, findings, what was not checked."""
-    parts: list[Table | Text] = [Text(shown(report.headline), style=_STYLES[str(report.outcome)])]
+    parts: list[Table | Text] = [Text(shortened(shown(report.headline), HEADLINE), style=_STYLES[str(report.outcome)])]
     found = [row for row in report.findings if row.outcome is not Outcome.SKIPPED]
     if found:
         table = simple_table()
@@ -139,6 +146,9 @@ class ProgressBar(Listener):
         )
         self._task = self._bar.add_task(description, total=None)
 
+        self.result: dict[str, Any] | None = None
+        self.total, self.done = 0, 0
+
     def __enter__(self) -> ProgressBar:
         self._bar.start()
         return self
@@ -148,6 +158,7 @@ class ProgressBar(Listener):
 
     def planned(self, total: int) -> None:
         """Set the bar's length."""
+        self.total = total
         self._bar.update(self._task, total=total)
 
     def stage(self, label: str, stage: str) -> None:
@@ -156,7 +167,14 @@ class ProgressBar(Listener):
 
     def finished(self, summary: AuditSummary) -> None:
         """Advance, and leave a line behind."""
-        self.step(Text.assemble(outcome_text(summary["outcome"]), f"  {summary['model']} v{summary['version']}"))
+        self.done += 1
+        self.step(
+            Text.assemble(outcome_text(summary["outcome"]), f"  {label_of(summary['model'], summary['version'])}")
+        )
+
+    def ended(self, result: dict[str, Any]) -> None:
+        """Keep the result."""
+        self.result = result
 
     def step(self, line: Text | str) -> None:
         """Leave a line behind and advance by one."""

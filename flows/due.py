@@ -73,6 +73,7 @@ class Plan:
         at: when it was planned.
         outdated: unchanged versions whose latest audit ran in another environment, before tonight.
         known: ids of the audits that were committed when it was planned.
+        unready: sentences on versions whose registration has not ended, or has failed: they are passed over.
     """
 
     due: tuple[Due, ...]
@@ -81,6 +82,7 @@ class Plan:
     at: datetime.datetime = dataclasses.field(default_factory=lambda: datetime.datetime.now(datetime.UTC))
     outdated: int = 0
     known: frozenset[str] = frozenset()
+    unready: tuple[str, ...] = ()
 
     def is_new(self, audit: CommittedAudit) -> bool:
         """Whether an audit was committed after the planning; it can have ended before, and waited for MLflow."""
@@ -112,13 +114,14 @@ def plan_night(
         InfrastructureError: the registry or the results store does not answer.
     """
     now = now or datetime.datetime.now(datetime.UTC)
-    versions = sorted(list_versions(client, models), key=lambda v: (v.created, v.name, v.version))
+    found = sorted(list_versions(client, models), key=lambda v: (v.created, v.name, v.version))
+    versions, unready = [v for v in found if not v.unready], tuple(v.unready for v in found if v.unready)
     committed = CommittedAudits(ResultsStore(settings.results)).refresh()
     expected = _Expected(committed.latest())
     present = environment(settings)
     if force:
         due = [Due(v, Reason.FORCED, expected.seconds(v)) for v in versions]
-        return Plan(tuple(due), len(versions), present, now, known=committed.ids)
+        return Plan(tuple(due), len(found), present, now, known=committed.ids, unready=unready)
     fresh, due = _Fresh(), []
     for version, key in _keyed(versions, settings):
         audits = [a for a in committed.of(version.name, version.version) if a.due_key == key]
@@ -129,7 +132,7 @@ def plan_night(
     again = fresh.again(settings, present, now)
     due += _within(settings.rotation_hours * 3600, [Due(v, why, expected.seconds(v)) for v, why in again])
     outdated = len(fresh.outdated(present))
-    return Plan(tuple(due), len(versions), present, now, outdated=outdated, known=committed.ids)
+    return Plan(tuple(due), len(found), present, now, outdated=outdated, known=committed.ids, unready=unready)
 
 
 def choose_due(
@@ -152,7 +155,7 @@ def without_result(versions: Iterable[Version], settings: GradauditSettings) -> 
     committed = _committed(settings.results).refresh()
     return [
         (version, key)
-        for version, key in _keyed(versions, settings)
+        for version, key in _keyed((v for v in versions if not v.unready), settings)
         if not any(audit.due_key == key for audit in committed.of(version.name, version.version))
     ]
 

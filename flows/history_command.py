@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from audits.outcomes import Outcome, finite
 from audits.results import ResultsStore
 from audits.stored import committed_audits, unknown_model
 from flows.display import console, outcome_text, shown, simple_table
+from flows.output import print_json
 from flows.plain_tables import print_csv
 from flows.settings import GradauditSettings
 
@@ -45,7 +45,7 @@ def show_history(
     if not moments:
         raise _nothing(store, model, parameter, check, since)
     if as_json:
-        print(json.dumps([_plain(moment) for moment in moments], indent=2, allow_nan=False))
+        print_json([_plain(moment) for moment in moments], allow_nan=False)
     elif as_csv:
         print_csv([_plain(moment) for moment in moments])
     else:

@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterable, Sequence
@@ -231,7 +230,8 @@ def _wait(
                 process.wait(_POLL)
         if output.excessive:
             return "output limit", (
-                f"the audit was ended after printing {limits.log_bytes / _MIB:.0f} MiB, its output limit"
+                f"the audit was ended after printing {limits.log_bytes / _MIB:.0f} MiB, its output limit "
+                "(GRADAUDIT_LOG_LIMIT, in GiB)"
             )
         if time.monotonic() - looked >= _POLL and process.poll() is None:
             looked = time.monotonic()
@@ -244,22 +244,28 @@ def _wait(
 def _excess(tree: ProcessTree, limits: Limits, folder: Path, seconds: float) -> tuple[str, str] | None:
     """Return what is past its limit, or None."""
     if seconds > limits.seconds:
-        return "time limit", f"the audit was ended after {limits.seconds:.0f} s, its time limit: does the model hang?"
+        return "time limit", (
+            f"the audit was ended after {limits.seconds:.0f} s, its time limit: does the model hang? "
+            "GRADAUDIT_TIME_LIMIT gives it more seconds"
+        )
     usage = tree.look()
     # First, because many small processes are also much memory; a few of ours stand around the child's.
     if usage.tasks > limits.tasks + 8:
         return "process limit", (
-            f"the audit was ended at {usage.tasks} processes and threads, its limit is {limits.tasks}"
+            f"the audit was ended at {usage.tasks} processes and threads, its limit is {limits.tasks} "
+            "(GRADAUDIT_PROCESS_LIMIT)"
         )
     if usage.memory_bytes > limits.memory_bytes:
         return "memory limit", (
             f"the audit was ended at {usage.memory_bytes / _GIB:.1f} GiB, its memory limit "
-            f"({limits.memory_bytes / _GIB:.1f} GiB)"
+            f"({limits.memory_bytes / _GIB:.1f} GiB): GRADAUDIT_MEMORY_LIMIT raises it, in GiB, where the machine has "
+            "more"
         )
     disk = excess_on_disk(folder, limits)
     if disk is not None:
         return "disk limit", (
-            f"the audit was ended after leaving {disk} on disk, its limit is {limits.answer_bytes / _MIB:.0f} MiB"
+            f"the audit was ended after leaving {disk} on disk, its limit is {limits.answer_bytes / _MIB:.0f} MiB "
+            "(GRADAUDIT_ANSWER_LIMIT, in GiB)"
         )
     return None
 
@@ -276,15 +282,10 @@ def _ending(code: int) -> tuple[str | None, str]:
     if name is None:
         return "crashed", f"the audit's process ended with exit code {code} and gave no answer"
     if name == "SIGXCPU":
-        return "time limit", "the audit used up its CPU time"
+        return "time limit", "the audit used up its CPU time: GRADAUDIT_CPU_LIMIT gives it more seconds"
     return "crashed", f"the audit's process was ended by {name}: the model's code or a native kernel crashed"
 
 
 def _own_root() -> Path:
     """The folder that holds the three rooms, so that the child finds them wherever they are installed."""
     return Path(__file__).resolve().parent.parent
-
-
-def private_folder() -> tempfile.TemporaryDirectory[str]:
-    """Return a fresh folder that only this user can read."""
-    return tempfile.TemporaryDirectory(prefix="gradaudit-", ignore_cleanup_errors=True)

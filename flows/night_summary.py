@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from audits.committed import CommittedAudit, CommittedAudits
+from audits.naming import label_of, reference_to, visible
 from audits.outcomes import WORST_FIRST
 from audits.waivers import unmatched
 from flows.audit_summary import AuditSummary, summaries_of
@@ -95,8 +96,12 @@ class NightSummary:
                 lines.append("")
         if self.not_audited:
             lines += ["### Not audited: due again next time", ""]
-            lines += [f"- {escape_markdown(reference)}" for reference in self.not_audited[:_NAMED]]
+            lines += [f"- {escape_markdown(visible(reference))}" for reference in self.not_audited[:_NAMED]]
             lines += [f"\n{escape_markdown(trouble)}" for trouble in self.troubles[:_NAMED]]
+            lines.append("")
+        if self.plan.unready:
+            lines += ["### Passed over: not registered", ""]
+            lines += [f"- {escape_markdown(sentence)}" for sentence in self.plan.unready[:_NAMED]]
             lines.append("")
         if self.idle_waivers:
             lines += ["### Waivers that match nothing", ""]
@@ -143,7 +148,7 @@ def summarise_night(
         InfrastructureError: the results store cannot be read.
     """
     audits = committed_since(plan, committed.refresh())
-    done = {f"models:/{audit.model_name}/{audit.model_version}": audit for audit in audits}
+    done = {reference_to(audit.model_name, audit.model_version): audit for audit in audits}
     summaries = dict(zip([audit.audit_id for audit in audits], summaries_of(audits, settings.results), strict=True))
     newly, fixed = [], []
     for due in plan.due:
@@ -198,4 +203,4 @@ def _before(committed: CommittedAudits, version: Version, plan: Plan) -> Committ
 
 
 def _sentence(summary: AuditSummary) -> str:
-    return f"{summary['model']} v{summary['version']}: {summary['headline']}"
+    return f"{label_of(summary['model'], summary['version'])}: {summary['headline']}"

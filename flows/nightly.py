@@ -16,6 +16,7 @@ from prefect.states import Completed, Failed
 from audits.committed import CommittedAudits
 from audits.compaction import compact
 from audits.errors import InfrastructureError
+from audits.naming import reference_to
 from audits.results import ResultsStore
 from flows.audit_summary import summaries_of
 from flows.audit_versions import audit_versions
@@ -42,8 +43,9 @@ def nightly_audit(models: list[str] | None = None, force: bool = False) -> Any:
 
     Returns:
         ``{"looked_at": N, "audited": [summaries], "newly_failed": [references], "fixed": [references], "again": N,
-        "run_id": ID, "idle_waivers": [sentences]}``; ``CompletedWithFailures`` when a version failed, ``Failed`` when
-        one could not be audited.
+        "run_id": ID, "idle_waivers": [sentences], "not_audited": [references], "troubles": [sentences],
+        "unready": [sentences]}``; ``CompletedWithFailures`` when a version failed, ``Failed`` when one could not be
+        audited.
     """
     settings = GradauditSettings.load()
     client = MlflowClient(tracking_uri=settings.tracking_uri)
@@ -60,10 +62,11 @@ def nightly_audit(models: list[str] | None = None, force: bool = False) -> Any:
         _log.warning("%s", sentence)
     run_id = _publish(night, client, settings, occasion)
     _merge_tonight(settings)
+    result = _result(plan, night, run_id)
+    listener().ended(result)
     if night.not_audited:
         why = f": {troubles[0]}" if troubles else ""
         return Failed(message=f"{len(night.not_audited)} of {len(plan.due)} audits could not be done{why}")
-    result = _result(plan, night, run_id)
     if any(summary["outcome"] == "fail" for summary in night.audited):
         return Completed(name="CompletedWithFailures", message=night.headline, data=result)
     return Completed(message=night.headline, data=result)
@@ -130,7 +133,7 @@ def _publish(night: NightSummary, client: MlflowClient, settings: GradauditSetti
 
 def _result(plan: Plan, night: NightSummary | None, run_id: str | None) -> dict[str, Any]:
     def named(summaries: Any) -> list[str]:
-        return [f"models:/{s['model']}/{s['version']}" for s in summaries]
+        return [reference_to(s["model"], s["version"]) for s in summaries]
 
     return {
         "looked_at": plan.looked_at,
@@ -140,4 +143,7 @@ def _result(plan: Plan, night: NightSummary | None, run_id: str | None) -> dict[
         "again": sum(1 for due in plan.due if due.reason.unchanged),
         "run_id": run_id,
         "idle_waivers": list(night.idle_waivers) if night else [],
+        "not_audited": list(night.not_audited) if night else [],
+        "unready": list(plan.unready),
+        "troubles": list(night.troubles) if night else [],
     }

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from typing import TYPE_CHECKING, Any, cast
 
 from audits.errors import InfrastructureError
+from audits.naming import label_of_reference, visible
+from audits.results import ResultsStore
 from flows.display import ProgressBar, console, log_console, verdicts_table
 from flows.embedded_prefect import prefect_server
+from flows.ending import StoppedBySignal
+from flows.output import print_json
+from flows.private_folders import remove_stale
 from flows.progress import listening
 from flows.settings import GradauditSettings
 
@@ -29,8 +33,8 @@ def run_nightly(settings: GradauditSettings, models: list[str], *, force: bool, 
     result = sweep(settings, models, force=force)
     audited = result["audited"]
     if as_json:
-        print(json.dumps(result, indent=2))
-    elif not audited:
+        print_json(result)
+    elif not audited and not result["not_audited"]:
         number = result["looked_at"]
         console.print(
             f"Nothing is due: {number} version{'s' if number != 1 else ''} looked at, each with a fresh result."
@@ -42,17 +46,23 @@ def run_nightly(settings: GradauditSettings, models: list[str], *, force: bool, 
         for line in changes(result):
             console.print(line, soft_wrap=True, highlight=False, markup=False)
         console.print(f"Rows: {settings.results}/rows")
+    for reference in result["not_audited"]:
+        log_console.print(f"not audited, and still due: {label_of_reference(reference)}", markup=False, highlight=False)
+    for sentence in result["troubles"]:
+        log_console.print(f"why: {visible(sentence)}", soft_wrap=True, markup=False, highlight=False)
+    for sentence in result["unready"]:
+        log_console.print(f"passed over: {sentence}", soft_wrap=True, markup=False, highlight=False)
     outcomes = {summary["outcome"] for summary in audited}
     if "fail" in outcomes:
         return 1
-    return 2 if "inconclusive" in outcomes or not result["looked_at"] else 0
+    return 2 if "inconclusive" in outcomes or result["not_audited"] or not result["looked_at"] else 0
 
 
 def changes(result: dict[str, Any]) -> list[str]:
     """Return what the night changed, in sentences: what failed newly, what was fixed, what only had its turn."""
     lines = []
     for title, mark in (("newly_failed", "Failed newly"), ("fixed", "Fixed")):
-        names = [reference.removeprefix("models:/").replace("/", " v") for reference in result[title]]
+        names = [label_of_reference(reference) for reference in result[title]]
         if names:
             more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
             lines.append(f"{mark}: {', '.join(names[:NAMED])}{more}")
@@ -67,8 +77,15 @@ def sweep(settings: GradauditSettings, models: list[str], *, force: bool) -> dic
     """Run the flow with these settings and a progress bar; return its result.
 
     Raises:
-        InfrastructureError: the sweep could not be done.
+        SettingsError: the tracking URI leads nowhere.
+        InfrastructureError: the sweep could not be done at all; ``not_audited`` names single versions otherwise.
     """
+    from registry_models.connecting import connect
+
+    remove_stale()
+    with log_console.status("looking at the registry"):
+        connect(settings.tracking_uri)  # refused now rather than after Prefect's start
+        ResultsStore(settings.results).prove_writable()
     os.environ["GRADAUDIT_TRACKING_URI"] = settings.tracking_uri
     os.environ["GRADAUDIT_RESULTS"] = settings.results
     with contextlib.ExitStack() as stack:
@@ -77,10 +94,17 @@ def sweep(settings: GradauditSettings, models: list[str], *, force: bool) -> dic
             from flows.nightly import nightly_audit
         bar = stack.enter_context(ProgressBar())
         stack.enter_context(listening(bar))
-        state = cast("State[Any]", nightly_audit(models, force, return_state=True))
+        try:
+            state = cast("State[Any]", nightly_audit(models, force, return_state=True))
+        except StoppedBySignal as stopped:
+            left = bar.total - bar.done
+            told = f"{bar.done} done, {left} left: the next run takes them" if bar.total else ""
+            raise StoppedBySignal(stopped.number, told) from None
     if state.is_completed():
         found: dict[str, Any] = state.result()
         return found
+    if bar.result is not None:
+        return bar.result  # some could not be audited; the others have their results
     error = state.result(raise_on_failure=False)
     if isinstance(error, Exception):
         raise InfrastructureError(f"the sweep stopped: {error}") from error

@@ -12,6 +12,7 @@ from mlflow.tracking import MlflowClient
 from prefect.events import emit_event
 
 from audits.committed import CommittedAudits
+from audits.naming import label_of
 from audits.outcomes import Outcome
 from audits.report import AuditReport
 from flows.service.automations import NEWLY_FAILED
@@ -56,7 +57,7 @@ def tell_newly_failed(
             event=NEWLY_FAILED,
             resource={
                 "prefect.resource.id": f"gradaudit.version.{name}.{version}",
-                "prefect.resource.name": f"{name} v{version}",
+                "prefect.resource.name": label_of(name, version),
                 "prefect.resource.role": "model-version",
             },
             payload={
@@ -73,7 +74,7 @@ def tell_newly_failed(
             id=uuid.uuid5(_NAMESPACE, identity.audit_id),
         )
     except Exception:  # whatever is wrong with a message, the audit is done and committed
-        _log.exception("the new failure of %s v%s could not be told", name, version)
+        _log.exception("the new failure of %s could not be told", label_of(name, version))
         return False
     return event is not None
 

@@ -15,16 +15,18 @@ from pathlib import Path
 from mlflow.tracking import MlflowClient
 
 from audits.confirming import settled, suspected
-from audits.errors import ArtifactError, InputError
+from audits.errors import GradauditError, InputError
 from audits.report import AuditReport
 from audits.run import refused, with_identity
 from audits.settings import AuditSettings
 from flows.fallback import Way, ran_out, told, ways
+from flows.fetching import fetch
 from flows.gpu import held
-from flows.isolation import limits_of, private_folder, run_child
+from flows.isolation import limits_of, run_child
 from flows.judging import standing_waivers, under_severities, under_waivers
 from flows.keeping import keep
 from flows.keys import digest, due_key, environment, trusted_digest
+from flows.private_folders import private_folder
 from flows.rerunning import rerun_of
 from flows.sandbox import Level, reached_level
 from flows.sandbox.answer_file import read_untrusted
@@ -33,10 +35,13 @@ from flows.settings import GradauditSettings
 from flows.sweeping import Sweep
 from registry_models.answer import clean
 from registry_models.recipe_files import RECIPE_FILE
-from registry_models.snapshot import Snapshot, artifact_bytes, download_version, read_snapshot
+from registry_models.snapshot import Snapshot, read_snapshot
 from registry_models.versions import Version
 
 _log = logging.getLogger(__name__)
+
+#: The due key of an audit that something else than the version kept from judging: no version has it, so it stays due.
+DUE_AGAIN = "again"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,19 +99,30 @@ def audit_version(
     sweep = sweep or Sweep(settings, client, target.occasion, None)
     with contextlib.ExitStack() as stack:
         on_stage("downloading")
-        snapshot: Snapshot | None = None
         folder = Path(stack.enter_context(private_folder()))
-        try:
-            stack.enter_context(sweep.room.for_bytes(artifact_bytes(version, client), sweep.stopping))
-            snapshot = download_version(version, client, folder, recipes=settings.recipes_folder)
-            if recipe is not None:
-                snapshot = dataclasses.replace(snapshot, recipe_folder=recipe.resolve(), recipe_source=str(recipe))
-        except ArtifactError as error:
-            report = refused(str(error))
+        fetched = fetch(
+            version,
+            client,
+            folder,
+            recipes=settings.recipes_folder,
+            making_room=lambda size: stack.enter_context(sweep.room.for_bytes(size, sweep.stopping)),
+        )
+        snapshot, key = fetched.snapshot, DUE_AGAIN if fetched.again else None
+        if snapshot is None:
+            report = refused(fetched.refusal)
+        elif recipe is not None:
+            snapshot = dataclasses.replace(snapshot, recipe_folder=recipe.resolve(), recipe_source=str(recipe))
         if snapshot is not None:
             with sweep.alone(sweep.auditing):
                 on_stage("auditing")
-                report = audit_snapshot(snapshot, folder, settings, audit_settings, stopping=sweep.stopping)
+                try:
+                    report = audit_snapshot(snapshot, folder, settings, audit_settings, stopping=sweep.stopping)
+                except GradauditError:
+                    raise
+                except Exception as error:
+                    _log.exception("an error of gradaudit's own, on %s", version.label)
+                    report = refused(f"an error of gradaudit's own: {type(error).__name__}: {error}", cause="own error")
+                    key = DUE_AGAIN
         recipe_yaml = _recipe_text(snapshot)
     fingerprint = digest(
         version.name,
@@ -142,7 +158,7 @@ def audit_version(
             client,
             settings,
             fingerprint=fingerprint,
-            key=due_key(version, settings, audit_settings),
+            key=due_key(version, settings, audit_settings) if key is None else key,
             occasion=target.occasion,
             recipe_yaml=recipe_yaml,
             rerun=rerun_command(version, settings.tracking_uri),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from flows.output import RESULTS
 from registry_models.untrusted_text import clean, neutralised
 
 
@@ -18,7 +18,7 @@ def print_csv(lines: Sequence[Mapping[str, Any]], names: Sequence[str] = ()) -> 
         lines: one mapping a line.
         names: the columns, where there may be no line.
     """
-    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer = csv.writer(RESULTS, lineterminator="\n")
     columns = list(names) or list(lines[0]) if lines else list(names)
     writer.writerow(_cell(name) for name in columns)
     for line in lines:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from contextvars import ContextVar
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flows.audit_summary import AuditSummary
@@ -22,6 +22,9 @@ class Listener:
 
     def finished(self, summary: AuditSummary) -> None:
         """One version is done."""
+
+    def ended(self, result: dict[str, Any]) -> None:
+        """The sweep is done, with this result, whatever state its flow ends in."""
 
 
 _current: ContextVar[Listener | None] = ContextVar("gradaudit_listener", default=None)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from rich.text import Text
 
+from audits.naming import label_of, visible
 from audits.results import ResultsStore
 from audits.stored import changes_since
-from flows.display import console, report_view, shown
+from flows.display import console, report_view
 from flows.exit_codes import EXIT_CODES
 from flows.junit import junit_xml
+from flows.output import print_json
 from flows.settings import GradauditSettings
 from flows.stored_targets import rerun_of_report, stored_audit
 from registry_models.report import changes_of, render_html
@@ -30,12 +31,12 @@ def show_report(
     report = stored_audit(target, store, settings)
     rerun = rerun_of_report(report, settings)
     if as_json:
-        print(json.dumps(report.to_dict(rerun=rerun), indent=2, allow_nan=False))
+        print_json(report.to_dict(rerun=rerun), allow_nan=False)
     else:
         identity = report.identity
         at = f"{identity.audited_at:%Y-%m-%d %H:%M} UTC"
-        label = f"{identity.model_name} v{identity.model_version}, audited {at}, audit {identity.audit_id}"
-        console.print(Text(shown(label), style="dim"))
+        label = label_of(identity.model_name, identity.model_version)
+        console.print(Text(f"{label}, audited {at}, audit {visible(identity.audit_id)}", style="dim"))
         console.print(report_view(report))
     if junit is not None:
         junit.write_text(junit_xml(report), encoding="utf-8")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
+from audits.naming import shell_words
 
 
 def rerun_of(target: str, tracking_uri: str | None = None) -> str:
@@ -13,4 +13,4 @@ def rerun_of(target: str, tracking_uri: str | None = None) -> str:
         tracking_uri: of the registry; None for a directory.
     """
     place = [] if tracking_uri is None else ["--tracking-uri", tracking_uri]
-    return shlex.join(["gradaudit", "audit", target, *place]).replace("{", "{{").replace("}", "}}") + " {options}"
+    return shell_words(["gradaudit", "audit", target, *place]).replace("{", "{{").replace("}", "}}") + " {options}"

@@ -32,9 +32,9 @@ def report(
     results: Results = None,
 ) -> None:
     """Show the newest stored audit of a version again, without auditing it."""
+    settings = GradauditSettings.load(tracking_uri=tracking_uri, results=results)
     from flows.report_command import show_report
 
-    settings = GradauditSettings.load(tracking_uri=tracking_uri, results=results)
     raise typer.Exit(show_report(target, settings, as_json=as_json, junit=junit, html=html))
 
 
@@ -48,9 +48,9 @@ def history(
     results: Results = None,
 ) -> None:
     """Show a model's parameters over time: one line per audit and parameter, and since when one fails."""
+    settings = GradauditSettings.load(results=results)
     from flows.history_command import show_history
 
-    settings = GradauditSettings.load(results=results)
     day = None if since is None else since.date()
     code = show_history(model, settings, parameter=parameter, check=check, since=day, as_json=as_json, as_csv=as_csv)
     raise typer.Exit(code)
@@ -64,9 +64,9 @@ def diff(
     results: Results = None,
 ) -> None:
     """Hold one audited version against another: what is new, fixed, the same, and what can be behind it."""
+    settings = GradauditSettings.load(tracking_uri=tracking_uri, results=results)
     from flows.diff_command import show_diff
 
-    settings = GradauditSettings.load(tracking_uri=tracking_uri, results=results)
     raise typer.Exit(show_diff(before, now, settings, as_json=as_json))
 
 
@@ -78,9 +78,9 @@ def sql(
     results: Results = None,
 ) -> None:
     """Ask the results store in SQL (DuckDB); nothing else can be read, and nothing written."""
+    settings = GradauditSettings.load(results=results)
     from flows.sql_command import show_query
 
-    settings = GradauditSettings.load(results=results)
     day = None if since is None else since.date()
     raise typer.Exit(show_query(query, settings, since=day, as_json=as_json, as_csv=as_csv))
 

@@ -25,6 +25,7 @@ from audits.errors import SettingsError
 from audits.settings import AuditSettings
 from flows.settings_files import SettingsFile, find_settings_file
 from flows.settings_values import ModelSettings, Origin, inner, typed
+from flows.tracking_uris import usable_uri
 
 #: MLflow's clients retry a server's 500s for minutes otherwise; a flow's own retry is the better place.
 _MLFLOW_DEFAULTS = {
@@ -122,6 +123,10 @@ class GradauditSettings(BaseSettings):
                 settings.tracking_uri, origins["tracking_uri"] = uri, "MLFLOW_TRACKING_URI"
             elif not settings.tracking_uri:
                 settings.tracking_uri = _default_tracking_uri()
+        try:
+            settings.tracking_uri = usable_uri(settings.tracking_uri)
+        except SettingsError as error:
+            raise SettingsError(f"{origins.get('tracking_uri', 'default')}: {error}") from error
         settings._origins = origins
         settings._validate()
         return settings

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from flows.display import console, shown, simple_table
 from flows.judging import today, waivers_of
+from flows.output import print_json
 from flows.settings import GradauditSettings
 from flows.settings_values import Origin
 
@@ -33,7 +34,7 @@ def show_settings(settings: GradauditSettings, model: str | None, *, as_json: bo
             {"about": w.label, "reason": w.reason, "owner": w.owner, "expires": str(w.expires),
              "holds": w.holds(today())} for w in waivers
         ]  # fmt: skip
-        print(json.dumps(plain, indent=2, default=str))
+        print_json(plain, default=str)
         return 0
     table = simple_table()
     for column in ("setting", "value", "from"):

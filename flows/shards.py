@@ -16,6 +16,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 
+from audits.naming import label_of_reference
 from flows.due import Due
 from flows.keys import digest
 from flows.settings import GradauditSettings
@@ -48,7 +49,7 @@ class Shard:
     def label(self) -> str:
         """The first version and how many follow."""
         more = f" and {len(self.versions) - 1} more" if len(self.versions) > 1 else ""
-        return self.versions[0].removeprefix("models:/") + more
+        return label_of_reference(self.versions[0]) + more
 
     @property
     def identity(self) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import json
 import math
 import sys
 from typing import Any
@@ -15,6 +14,7 @@ from rich.text import Text
 from audits.queries import query
 from audits.results import ResultsStore
 from flows.display import console, shown, simple_table
+from flows.output import print_json
 from flows.plain_tables import print_csv
 from flows.settings import GradauditSettings
 
@@ -38,7 +38,7 @@ def show_query(
     names = _unique(table.column_names)
     if as_json:
         lines = _lines(table)
-        print(json.dumps([dict(zip(names, line, strict=True)) for line in lines], indent=2, default=str))
+        print_json([dict(zip(names, line, strict=True)) for line in lines], default=str)
     elif as_csv:
         print_csv([dict(zip(names, line, strict=True)) for line in _lines(table)], names)
     else:

@@ -6,13 +6,13 @@ import re
 from typing import Any
 
 from audits.errors import InputError
+from audits.naming import read_reference, reference_to
 from audits.report import AuditReport
 from audits.results import ResultsStore
 from audits.stored import find_audit, newest_audit, stored_report
 from flows.rerunning import rerun_of
 from flows.settings import GradauditSettings
 
-_VERSION = re.compile(r"models:/(?P<name>[^/@]+)/(?P<version>\d+)")
 _AUDIT_ID = re.compile(r"[0-9a-f]{6,64}")
 
 
@@ -23,15 +23,14 @@ def stored_line(target: str, store: ResultsStore, settings: GradauditSettings) -
         InputError: there is no such version, alias or audit; the text names what there is.
         InfrastructureError: the store, or the registry, cannot be read.
     """
-    match = _VERSION.fullmatch(target)
-    if match:
-        return newest_audit(store, match["name"], int(match["version"]))
+    named = read_reference(target)
+    if named is not None and named.version is not None:
+        return newest_audit(store, named.name, named.version)
     if target.startswith("models:"):
-        from mlflow.tracking import MlflowClient
-
+        from registry_models.connecting import connect
         from registry_models.versions import VersionReference
 
-        version = VersionReference.parse(target).resolve(MlflowClient(tracking_uri=settings.tracking_uri))
+        version = VersionReference.parse(target).resolve(connect(settings.tracking_uri))
         return newest_audit(store, version.name, version.version)
     if _AUDIT_ID.fullmatch(target):
         return find_audit(store, target)
@@ -54,4 +53,4 @@ def stored_audit(target: str, store: ResultsStore, settings: GradauditSettings) 
 def rerun_of_report(report: AuditReport, settings: GradauditSettings) -> str:
     """Return the command that repeats a stored audit."""
     identity = report.identity
-    return rerun_of(f"models:/{identity.model_name}/{identity.model_version}", settings.tracking_uri)
+    return rerun_of(reference_to(identity.model_name, identity.model_version or 0), settings.tracking_uri)

@@ -16,7 +16,7 @@ from audits.errors import ArtifactError
 from registry_models.archives import is_torchscript, refuse_expanding
 from registry_models.exported import ExportedGraph, load_exported
 from registry_models.factory_files import read_factory
-from registry_models.recipe_files import FOLDER
+from registry_models.recipe_files import FOLDER, load_yaml
 from registry_models.transformers_files import load_transformers
 
 #: Top-level names that a version's own code may not replace.
@@ -78,10 +78,22 @@ def load_model(folder: Path, artifact_kind: str, code_folders: tuple[Path, ...] 
     if artifact_kind == "exported":
         graph = load_exported(folder / "data" / "model.pt2")
         return LoadedModel(graph.module, artifact_kind, graph)
+    if (folder / "data").is_dir() or "pytorch" in _flavors(folder):
+        raise ArtifactError(
+            "data/model.pth, the model itself, is not among the version's files: its upload was cut off, or it was "
+            "deleted; register it again"
+        )
     raise ArtifactError(
         f"unsupported artifact kind {artifact_kind!r}: log the model with registry_models.log_model(model, "
         "name, recipe=..., factory=...)"
     )
+
+
+def _flavors(folder: Path) -> tuple[str, ...]:
+    """The flavors that the MLmodel file names."""
+    described = load_yaml(folder / "MLmodel", aliases=True) if (folder / "MLmodel").is_file() else None
+    flavors = described.get("flavors") if isinstance(described, dict) else None
+    return tuple(flavors) if isinstance(flavors, dict) else ()
 
 
 def load_module(folder: Path, artifact_kind: str, code_folder: Path | None) -> nn.Module:
@@ -104,6 +116,12 @@ def refuse_shadowing(code_folder: Path) -> None:
             )
 
 
+def _cure(error: Exception) -> str:
+    """Return what to install, for code of a package that is not there; empty otherwise."""
+    name = error.name if isinstance(error, ModuleNotFoundError) else None
+    return f"install {name.partition('.')[0]!r} where audits run, or " if name else ""
+
+
 def _unpickle(path: Path) -> nn.Module:
     if is_torchscript(path):
         raise ArtifactError(_TORCHSCRIPT)
@@ -115,14 +133,19 @@ def _unpickle(path: Path) -> nn.Module:
             loaded = torch.load(stream, map_location="cpu", weights_only=False)
     except (ImportError, AttributeError) as error:
         raise ArtifactError(
-            f"the pickled model needs code that is not there ({error}): log it with code_paths=[...], or with "
-            "factory=..."
+            f"the pickled model needs code that is not there ({error}): {_cure(error)}log it with code_paths=[...], or "
+            "with factory=..."
         ) from error
     except (pickle.UnpicklingError, zipfile.BadZipFile, EOFError, RuntimeError, OSError, ValueError, KeyError) as error:
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ArtifactError(f"the model file {path.name} is truncated or corrupt: {text}") from error
     if isinstance(loaded, torch.jit.ScriptModule):
         raise ArtifactError(_TORCHSCRIPT)
+    if isinstance(loaded, dict) and loaded and all(isinstance(value, torch.Tensor) for value in loaded.values()):
+        raise ArtifactError(
+            f"{path.name} holds weights alone (a state dict), and weights name no module: register the model with "
+            "registry_models.log_model(model, name, recipe=..., factory=...)"
+        )
     if not isinstance(loaded, nn.Module):
         raise ArtifactError(f"the pickle holds a {type(loaded).__name__}, not a torch.nn.Module")
     return loaded

@@ -206,9 +206,7 @@ def attach_recipe_folder(version: str, folder: Path, *, client: MlflowClient | N
 
 
 def _upload(folder: Path, version: Version, client: MlflowClient) -> str:
-    run = client.create_run(
-        ensure_experiment(client, RECIPES_EXPERIMENT), run_name=f"recipe for {version.name} v{version.version}"
-    )
+    run = client.create_run(ensure_experiment(client, RECIPES_EXPERIMENT), run_name=f"recipe for {version.label}")
     client.log_artifacts(run.info.run_id, str(folder), FOLDER)
     client.set_terminated(run.info.run_id)
     uri = f"runs:/{run.info.run_id}/{FOLDER}"

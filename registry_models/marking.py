@@ -8,8 +8,9 @@ import re
 from mlflow.tracking import MlflowClient
 
 from audits.report import AuditReport
+from registry_models.places import still_the_same
 from registry_models.report.text import escape_markdown
-from registry_models.versions import OUTCOME_TAG, SUBJECT_TAG, Version, VersionReference, registry_errors
+from registry_models.versions import OUTCOME_TAG, SUBJECT_TAG, Version, registry_errors
 
 #: The block starts with a plain line, since lists of versions show a description's first line as it stands, and ends
 #: with a comment that nobody sees.
@@ -29,10 +30,11 @@ def mark(
     never shows a verdict whose run and rows are not there.
 
     Raises:
-        InfrastructureError: the registry does not answer.
+        ArtifactError: the version is gone.
+        InfrastructureError: the registry does not answer, or the version was replaced by another one meanwhile.
     """
-    with registry_errors(version.uri):
-        current = VersionReference(version.name, version.version).resolve(client)
+    with registry_errors(version.label, "write tags and the description of this version"):
+        current = still_the_same(version, client)
         at = report.identity.audited_at.astimezone(datetime.UTC).isoformat(timespec="milliseconds")
         if current.tags.get(SUBJECT_TAG) == _subject(version) and current.tags.get("audit.at", "") > at:
             return False

@@ -48,7 +48,7 @@ def publish(
         InfrastructureError: MLflow or its artifact store does not answer.
     """
     identity = report.identity
-    with registry_errors("the audit's run"):
+    with registry_errors("the audit's run", f"create and write runs in the experiment {experiment!r}"):
         experiment_id = ensure_experiment(client, experiment)
         _supersede(client, experiment_id, identity.audit_id)
         _close_unfinished(client, experiment_id, version)

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import mlflow
-import mlflow.artifacts
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from audits.errors import ArtifactError, RecipeError
+from audits.naming import visible
 from registry_models.factory_files import FACTORY_FILE
+from registry_models.logged_models import logged_model_of, model_exists
+from registry_models.places import Artifacts, artifacts_at, at_home, read_inside, still_the_same, version_artifacts
 from registry_models.recipe_files import FOLDER, RECIPE_FILE, load_yaml
 from registry_models.recipe_sources import RecipeSource, Trust, copy_matching
 from registry_models.version_parts import version_parts
@@ -25,7 +25,12 @@ from registry_models.versions import RECIPE_TAG, Version, registry_errors
 
 #: Where recipes may be fetched from when a tag names them: the same server, nothing else. ``runs://PROFILE@...`` would
 #: be another server, and ``..`` another folder.
-_RECIPE_URI = re.compile(r"^(runs|models):/[^/\s][^\s]*$")
+_RECIPE_URI = re.compile(r"runs:/[^/\s][^\s]*|models:/[^/].*", re.DOTALL)
+
+#: Names of files that hold tensors and no module, where there is no MLmodel beside them.
+_WEIGHTS = (".pth", ".pt", ".bin", ".safetensors", ".ckpt")
+
+_MODEL_ID = re.compile(r"m-[0-9a-f]{1,64}")
 
 #: MLflow writes this file into downloads of a registered version; it is no part of the model.
 _NOT_CONTENT = "registered_model_meta"
@@ -95,8 +100,12 @@ def download_version(version: Version, client: MlflowClient, target: Path, *, re
     """
     folder = target / "model"
     folder.mkdir(parents=True)
-    with registry_errors(version.uri):
-        _download(version.uri, folder, client)
+    with registry_errors(version.label), at_home(client):
+        artifacts = version_artifacts(version, client)
+        folder = artifacts.download(folder)
+        still_the_same(version, client)
+        _check_complete(folder, version, artifacts)
+        _check_model(folder, version, client)
     try:
         sources = [] if recipes is None else copy_matching(recipes, version.name, target / "recipes")
     except RecipeError as error:
@@ -119,45 +128,32 @@ def artifact_bytes(version: Version, client: MlflowClient) -> int:
         ArtifactError: the registry knows no such files.
         InfrastructureError: the registry or the artifact store does not answer.
     """
-    with registry_errors(version.uri):
-        place = client.get_model_version_download_uri(version.name, str(version.version))
-        return _listed_size(place, client)
+    with registry_errors(version.label), at_home(client):
+        return version_artifacts(version, client).size()
 
 
 def _recipe_tag(version: Version, client: MlflowClient) -> str | None:
     """The version's tag, else its model's."""
     if version.tags.get(RECIPE_TAG):
         return version.tags[RECIPE_TAG]
-    with registry_errors(version.uri):
+    with registry_errors(version.label):
         return (client.get_registered_model(version.name).tags or {}).get(RECIPE_TAG)
 
 
 def _download_recipe(uri: str, target: Path, client: MlflowClient) -> Path:
-    if not _RECIPE_URI.match(uri) or ".." in uri.split("/") or "%" in uri:
+    path = uri if uri.startswith("runs:") else read_inside(uri)[1]  # a model's name may hold anything
+    if not _RECIPE_URI.fullmatch(uri) or ".." in path.split("/") or re.search(r"[\s%?#]", path):
         raise ArtifactError(f"tag {RECIPE_TAG}={uri!r}: recipes come from runs:/ or models:/ of the same server only")
-    with registry_errors(f"the recipe {uri}"):
-        size = _listed_size(uri, client)
-        if size > MAXIMUM_RECIPE_FOLDER_BYTES:
-            raise ArtifactError(f"the recipe {uri} is larger than {MAXIMUM_RECIPE_FOLDER_BYTES // 2**20} MiB: refused")
+    with registry_errors(f"the recipe {visible(uri)}"), at_home(client):
+        artifacts = artifacts_at(uri, client)
+        if artifacts.size() > MAXIMUM_RECIPE_FOLDER_BYTES:
+            limit = MAXIMUM_RECIPE_FOLDER_BYTES // 2**20
+            raise ArtifactError(f"the recipe {visible(uri)} is larger than {limit} MiB: refused")
         target.mkdir()
-        folder = _download(uri, target, client)
+        folder = artifacts.download(target)
     _files(folder, limit=MAXIMUM_RECIPE_FOLDER_BYTES)
     inside = folder / "extra_files" / FOLDER  # another version as a whole
     return inside if not (folder / RECIPE_FILE).is_file() and (inside / RECIPE_FILE).is_file() else folder
-
-
-def _listed_size(uri: str, client: MlflowClient, depth: int = 4) -> int:
-    """Bytes that a download would bring, as far as the store lists sizes."""
-    with _at_home(client):
-        found = mlflow.artifacts.list_artifacts(artifact_uri=uri)
-    total = 0
-    for entry in found or []:
-        name = str(entry.path).rstrip("/").rpartition("/")[2]
-        if entry.is_dir:
-            total += _listed_size(f"{uri.rstrip('/')}/{name}", client, depth - 1) if depth else 0
-        else:
-            total += int(entry.file_size or 0)
-    return total
 
 
 def _run_params(run_id: str | None, client: MlflowClient) -> dict[str, str]:
@@ -204,20 +200,39 @@ def read_snapshot(folder: Path, *, overlay: Path | None = None, overlay_source: 
     )
 
 
-def _download(uri: str, target: Path, client: MlflowClient) -> Path:
-    with _at_home(client):
-        return Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(target)))
+def _check_complete(folder: Path, version: Version, artifacts: Artifacts) -> None:
+    """Say what is missing of an MLflow model, by the place where it is missing and not by that of its copy here."""
+    if (folder / "MLmodel").is_file():
+        return
+    where = visible(artifacts.place)
+    names = sorted(path.name for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else []
+    weights = [name for name in names if name.endswith(_WEIGHTS)]
+    if not names:
+        raise ArtifactError(f"{version.label} has no files: there is nothing at {where}. Were they deleted?")
+    if weights:
+        raise ArtifactError(
+            f"{version.label} holds weights alone ({', '.join(weights[:3])}, at {where}), and weights name no module: "
+            "register the model with registry_models.log_model(model, name, recipe=..., factory=...)"
+        )
+    raise ArtifactError(f"{version.label} is no MLflow model: at {where} there is no MLmodel file")
 
 
-@contextlib.contextmanager
-def _at_home(client: MlflowClient) -> Iterator[None]:
-    """Ask the client's own server: MLflow resolves ``models:/`` by its global URI, whatever it is given."""
-    tracking_uri = mlflow.get_tracking_uri()
+def _check_model(folder: Path, version: Version, client: MlflowClient) -> None:
+    """Refuse files that say they are another LoggedModel's of this server than the version was registered from.
+
+    Files that were brought over from another server keep the id they had there, and no model here has it.
+    """
+    asked = logged_model_of(client, version)
     try:
-        mlflow.set_tracking_uri(client.tracking_uri)
-        yield
-    finally:
-        mlflow.set_tracking_uri(tracking_uri)
+        described = load_yaml(folder / "MLmodel", aliases=True) if (folder / "MLmodel").is_file() else None
+    except RecipeError:
+        return  # said better by whoever reads the whole
+    fetched = described.get("model_id") if isinstance(described, Mapping) else None
+    if asked is None or not isinstance(fetched, str) or not _MODEL_ID.fullmatch(fetched) or fetched == asked:
+        return
+    if not model_exists(client, fetched):
+        return
+    raise ArtifactError(f"{version.label} was registered from {asked}, but its files are {visible(fetched)}'s: refused")
 
 
 def _artifact_kind(folder: Path, flavors: Mapping[str, Any]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import glob
-import re
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -14,16 +14,26 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from audits.errors import ArtifactError, InfrastructureError, suggest
+from audits.naming import label_of, read_reference, reference_to, visible
+from registry_models.troubles import trouble
 
 #: Tags that gradaudit reads or writes on a version.
 RECIPE_TAG = "audit.recipe"
 OUTCOME_TAG = "audit.outcome"
 SUBJECT_TAG = "audit.subject"
 
-_REFERENCE = re.compile(r"^models:/(?P<name>[^/@]+)(?:/(?P<version>\d+)|@(?P<alias>[A-Za-z0-9_-]+))$")
+#: What a registry says of a version's registration.
+READY, PENDING, FAILED = "READY", "PENDING_REGISTRATION", "FAILED_REGISTRATION"
 
-#: MLflow's codes for "there is no such thing" and for "what you wrote cannot be".
-_CALLER = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND"}
+#: Seconds that an audit waits for a registration to end, and between looks at it.
+REGISTRATION_SECONDS, _LOOK = 60.0, 1.0
+
+#: Largest version number that MLflow's databases can hold.
+_LARGEST = 2**31 - 1
+
+
+class UnreadyError(ArtifactError):
+    """A version whose registration has not ended, or has failed: it is not audited and not marked."""
 
 
 @dataclass(frozen=True)
@@ -41,26 +51,35 @@ class VersionReference:
         Raises:
             ArtifactError: the text is none; it says what one looks like.
         """
-        match = _REFERENCE.match(text)
-        if not match:
+        named = read_reference(text)
+        if named is None:
             raise ArtifactError(f"{text!r} is no version: write models:/NAME/VERSION or models:/NAME@ALIAS")
-        version = match["version"]
-        return cls(match["name"], int(version) if version else None, match["alias"])
+        return cls(named.name, named.version, named.alias)
+
+    def __str__(self) -> str:
+        """Return the reference as it is written, for a reader."""
+        return visible(f"models:/{self.name}" + (f"@{self.alias}" if self.alias is not None else f"/{self.version}"))
 
     def resolve(self, client: MlflowClient) -> Version:
         """Ask the registry.
 
         Raises:
-            ArtifactError: there is no such version.
+            ArtifactError: there is no such version, or the registry names another one in its answer.
             InfrastructureError: the registry does not answer.
         """
+        if self.version is not None and not 1 <= self.version <= _LARGEST:
+            raise ArtifactError(f"{self}: there is no such version{_what_there_is(self, client)}")
         try:
-            with registry_errors(f"models:/{self.name}/{self.version or '@' + str(self.alias)}"):
+            with registry_errors(str(self)):
                 if self.alias is not None:
-                    return Version.of(client.get_model_version_by_alias(self.name, self.alias))
-                return Version.of(client.get_model_version(self.name, str(self.version)))
+                    found = Version.of(client.get_model_version_by_alias(self.name, self.alias))
+                else:
+                    found = Version.of(client.get_model_version(self.name, str(self.version)))
         except ArtifactError as error:
             raise ArtifactError(f"{error}{_what_there_is(self, client)}") from error
+        if found.name != self.name or self.version not in (None, found.version):
+            raise ArtifactError(f"{self}: the registry answers with {visible(found.uri)}; refused, for it is another")
+        return found
 
 
 @dataclass(frozen=True)
@@ -74,6 +93,8 @@ class Version:
     run_id: str | None
     description: str
     tags: dict[str, str]
+    status: str = READY
+    status_message: str = ""
 
     @classmethod
     def of(cls, found: ModelVersion) -> Version:
@@ -86,17 +107,45 @@ class Version:
             run_id=found.run_id or None,
             description=found.description or "",
             tags=dict(found.tags or {}),
+            status=str(found.status or READY),
+            status_message=found.status_message or "",
         )
+
+    @property
+    def unready(self) -> str:
+        """Why there is nothing to audit yet or ever, as a sentence; empty for a version that is registered."""
+        why = f" ({visible(self.status_message)})" if self.status_message else ""
+        if self.status == PENDING:
+            return f"{self.label} is still being registered{why}: it is audited when its files are there"
+        if self.status == FAILED:
+            return f"the registration of {self.label} failed{why}: it has no files to audit; register it again"
+        return ""
 
     @property
     def uri(self) -> str:
         """``models:/NAME/VERSION``."""
-        return f"models:/{self.name}/{self.version}"
+        return reference_to(self.name, self.version)
 
     @property
     def label(self) -> str:
         """``NAME vVERSION``."""
-        return f"{self.name} v{self.version}"
+        return label_of(self.name, self.version)
+
+
+def registered(version: Version, client: MlflowClient, *, seconds: float = REGISTRATION_SECONDS) -> Version:
+    """Return the version when its registration has ended, which is awaited for a while.
+
+    Raises:
+        ArtifactError: it failed, or has not ended.
+        InfrastructureError: the registry does not answer.
+    """
+    deadline = time.monotonic() + seconds
+    while version.status == PENDING and time.monotonic() < deadline:
+        time.sleep(min(_LOOK, seconds))
+        version = VersionReference(version.name, version.version).resolve(client)
+    if version.unready:
+        raise UnreadyError(version.unready)
+    return version
 
 
 def _what_there_is(reference: VersionReference, client: MlflowClient) -> str:
@@ -136,38 +185,43 @@ def answers(client: MlflowClient) -> bool:
     """Whether the registry answers at all."""
     try:
         client.search_registered_models(max_results=1)
-    except (MlflowException, OSError):
+    except Exception:  # whatever its client raises, it has not answered
         return False
     return True
 
 
 def ensure_experiment(client: MlflowClient, name: str) -> str:
-    """Return the experiment's id, creating it if need be; two creators at once both get it."""
-    found = client.get_experiment_by_name(name)
-    if found is None:
-        try:
-            return str(client.create_experiment(name))
-        except MlflowException:
-            found = client.get_experiment_by_name(name)
-            if found is None:
-                raise
-    return str(found.experiment_id)
+    """Return the experiment's id, creating it if need be; two creators at once both get it.
+
+    Raises:
+        InfrastructureError: MLflow does not answer, or forbids it.
+    """
+    with registry_errors(f"the experiment {name!r}", "create experiments"):
+        found = client.get_experiment_by_name(name)
+        if found is None:
+            try:
+                return str(client.create_experiment(name))
+            except MlflowException:
+                found = client.get_experiment_by_name(name)
+                if found is None:
+                    raise
+        return str(found.experiment_id)
 
 
 @contextlib.contextmanager
-def registry_errors(what: str) -> Iterator[None]:
-    """Tell a caller's mistake from a registry that does not answer.
+def registry_errors(what: str, doing: str = "") -> Iterator[None]:
+    """Tell a caller's mistake from what is in the way, and both from a registry that does not answer.
+
+    Args:
+        what: what is asked about.
+        doing: what a user needs the right to.
 
     Raises:
         ArtifactError: MLflow says that there is no such thing.
+        SetupError: a login, a right, an address, a certificate, a disk, a package; the text has the cure.
         InfrastructureError: anything else MLflow, the network or the disk says.
     """
     try:
         yield
-    except MlflowException as error:
-        text = str(error).splitlines()[0]
-        if error.error_code in _CALLER:
-            raise ArtifactError(f"{what}: {text}") from error
-        raise InfrastructureError(f"MLflow could not answer for {what}: {text}") from error
-    except OSError as error:
-        raise InfrastructureError(f"{what} could not be reached: {error}") from error
+    except (MlflowException, OSError, ImportError) as error:
+        raise trouble(error, what, doing) from error

@@ -25,6 +25,7 @@ from fastapi.responses import JSONResponse
 from mlflow.tracking import MlflowClient
 
 from audits.errors import ArtifactError, InfrastructureError, SettingsError
+from audits.naming import reference_to, visible
 from flows.due import without_result
 from flows.service.handing_over import Handed, hand_over, prefect_answers
 from flows.service.reconciling import INTERVAL, SINCE_HOURS, Reconciler
@@ -163,7 +164,7 @@ def make_app(settings: GradauditSettings, reconciler: Reconciler, options: Webho
         except ArtifactError as error:
             return _answer(404, str(error))  # MLflow's own trial delivery too: its example does not exist
         except InfrastructureError as error:
-            _log.warning("%s could not be handed over: %s", wanted, error)
+            _log.warning("%s could not be handed over: %s", visible(wanted), error)
             return _answer(503, str(error))
         if delivery:
             deliveries.remember(delivery)
@@ -207,11 +208,13 @@ def wanted_version(body: bytes) -> str | None:
     name, version = (data.get("name"), str(data.get("version"))) if isinstance(data, dict) else (None, "")
     if not isinstance(name, str) or not name or not (version.isascii() and version.isdigit()):
         raise ValueError("the event names no model version")
-    return f"models:/{name}/{version}"
+    return reference_to(name, int(version))
 
 
 def _hand_over(reference: str, client: MlflowClient, settings: GradauditSettings, turn: threading.Lock) -> str:
     version = VersionReference.parse(reference).resolve(client)
+    if version.unready:
+        return version.unready
     due = without_result([version], settings)
     if not due:
         return "it has a result"

@@ -63,6 +63,11 @@ def infer_recipe(
     """
     model = unwrap(loaded.module)
     model.train()
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise RecipeError(
+            "the model has no trainable parameter, so there is no training to audit: is it frozen on purpose "
+            "(requires_grad=False), or was it logged after freezing?"
+        )
     example = find_example(folder, loaded)
     with random_state_kept(), torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -6,6 +6,7 @@ import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from audits.naming import visible
 from audits.outcomes import Outcome, ResultRow
 from audits.report import AuditReport
 from audits.skipped import Unchecked, not_checked
@@ -137,7 +138,7 @@ def verdict_sentence(report: AuditReport, groups: Sequence[FindingGroup]) -> str
 
 def _subject(report: AuditReport) -> str:
     identity = report.identity
-    name = one_line(identity.model_name) or "The model"
+    name = visible(identity.model_name) or "The model"
     return f"{name} v{identity.model_version}" if identity.model_version is not None else name
 
 
@@ -164,7 +165,7 @@ def _provenance(report: AuditReport) -> list[tuple[str, str]]:
     shown = ", ".join(str(seed) for seed in seeds[:8]) + (f" and {len(seeds) - 8} more" if len(seeds) > 8 else "")
     version = "" if identity.model_version is None else str(identity.model_version)
     named = [
-        ("Model", identity.model_name),
+        ("Model", visible(identity.model_name)),
         ("Version", version),
         ("Audited at", _utc(identity.audited_at)),
         ("Duration", duration(report.seconds)),

@@ -1,0 +1,79 @@
+"""How a registered version is named: to a registry, to a reader, to a shell.
+
+``models:/NAME/VERSION`` looks like a URL and is none. A URL's parser drops tabs and line breaks from it and cuts it at
+``?`` and ``#``, and what is left is another model's name; a registry takes all of these in a name, and refuses only
+``/`` and ``:``. So a reference is read by what stands around the name, the name itself as it is.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import dataclass
+
+#: MLflow's names hold neither ``/`` nor ``:``; its aliases are letters, digits, ``_`` and ``-``. So the version is what
+#: follows the last ``/``, and an alias what follows the last ``@``, whatever ``@`` the name has.
+_BY_VERSION = re.compile(r"models:/(?P<name>[^/:]+)/(?P<version>[0-9]{1,300})")
+_BY_ALIAS = re.compile(r"models:/(?P<name>[^/:]+)@(?P<alias>[\w-]+)")
+
+
+@dataclass(frozen=True)
+class Named:
+    """What ``models:/NAME/VERSION`` or ``models:/NAME@ALIAS`` names; one of version and alias is None."""
+
+    name: str
+    version: int | None
+    alias: str | None
+
+
+def read_reference(text: str) -> Named | None:
+    """Return what a reference names, with the name exactly as it is written; None where the text is no reference."""
+    if found := _BY_VERSION.fullmatch(text):
+        return Named(found["name"], int(found["version"]), None)
+    if found := _BY_ALIAS.fullmatch(text):
+        return Named(found["name"], None, found["alias"])
+    return None
+
+
+def reference_to(name: str, version: int) -> str:
+    """Return ``models:/NAME/VERSION``; `read_reference` gives the same name and version back."""
+    return f"models:/{name}/{version}"
+
+
+def label_of(name: str, version: int | None) -> str:
+    """Return ``NAME vVERSION`` for a reader."""
+    return f"{visible(name)} v{version}"
+
+
+def label_of_reference(text: str) -> str:
+    """Return ``NAME vVERSION`` for a reference, and any other text as it can be seen."""
+    named = read_reference(text)
+    return visible(text) if named is None or named.version is None else label_of(named.name, named.version)
+
+
+def visible(text: str) -> str:
+    r"""Return the text on one line, with what cannot be seen or acts on a terminal as an escape such as ``\n``.
+
+    Two names that differ in such a character look different, where leaving it out would make them look the same.
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def shell_words(words: list[str]) -> str:
+    """Return the words as a command for a POSIX shell that survives being shown on one line and copied from there.
+
+    A word that a terminal or a page would not show as it is, such as one with a line break, is written by ``printf``.
+    """
+    return " ".join(_quoted(word) for word in words)
+
+
+def _quoted(word: str) -> str:
+    if word.isprintable() or word.endswith("\n"):  # "$(...)" takes line breaks off the end
+        return shlex.quote(word)
+    spelled = "".join(
+        {"\\": "\\\\", "%": "%%", "'": "'\\''"}.get(c, c)
+        if c.isprintable()
+        else "".join(f"\\{byte:03o}" for byte in c.encode("utf-8", "surrogateescape"))
+        for c in word
+    )
+    return f"\"$(printf '{spelled}')\""

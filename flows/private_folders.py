@@ -1,0 +1,41 @@
+"""Private folders of audits: whole models lie in them. One that a killed process left behind is removed by the next.
+
+A folder is held by a lock on a file in it for as long as its process lives; the kernel lets go of it however that ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+_PREFIX, _HELD = "gradaudit-audit-", ".held"
+
+
+@contextlib.contextmanager
+def private_folder() -> Iterator[str]:
+    """Make a fresh folder that only this user can read, and remove it at the end."""
+    with tempfile.TemporaryDirectory(prefix=_PREFIX, ignore_cleanup_errors=True) as folder:
+        making = Path(folder, f"{_HELD}.new")
+        with making.open("w") as held:
+            fcntl.flock(held, fcntl.LOCK_EX)
+            making.rename(Path(folder, _HELD))  # it is never there without its lock
+            yield folder
+
+
+def remove_stale() -> int:
+    """Remove this user's private folders whose process is gone; return how many there were."""
+    removed = 0
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+                continue
+            with (folder / _HELD).open("r+") as held:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)  # an OSError while its process lives
+                shutil.rmtree(folder, ignore_errors=True)
+                removed += 1
+    return removed
