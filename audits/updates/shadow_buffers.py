@@ -98,7 +98,8 @@ def _buffer(
     statistics = watch.statistics.get(path)
     if statistics is not None and statistics.forwards:
         made = {"running_mean": statistics.mean, "running_var": statistics.variance}
-        own = torch.tensor(statistics.batches) if name == "num_batches_tracked" else made.get(name)
+        count = torch.tensor(statistics.batches, device=now[shadow].device)
+        own = count if name == "num_batches_tracked" else made.get(name)
     sources = [now[weight], *watch.between.get(weight, [])]
     module = subject.model.get_submodule(path)
     return _Buffer(shadow, weight, before[shadow], now[shadow], before[weight], sources, own, module, path in watch.ran)

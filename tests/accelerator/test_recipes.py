@@ -92,6 +92,38 @@ def half_precision() -> tuple[nn.Module, dict[str, Any]]:
     return model, {"batch": batch, "loss": models.classify, "optimizer": optimizer}
 
 
+class Distilled(nn.Module):
+    """A BatchNorm net and the shadow that follows it, buffers and all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.student, _ = models.conv()
+        self.teacher, _ = models.conv()
+        self.teacher.load_state_dict(self.student.state_dict())
+        self.teacher.requires_grad_(False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            self.teacher(x)  # in train mode: its statistics are its own
+        return self.student(x)
+
+
+def shadow() -> tuple[nn.Module, dict[str, Any]]:
+    model, (_, batch) = Distilled(), models.conv()
+
+    def step(m: Any, b: Any, context: Any) -> None:
+        context.optimizer.zero_grad()
+        models.classify(m, b).backward()
+        context.optimizer.step()
+        with torch.no_grad():
+            for slow, fast in zip(m.teacher.parameters(), m.student.parameters(), strict=True):
+                slow.lerp_(fast, 0.1)
+
+    optimizer = torch.optim.AdamW(model.student.parameters())
+    return model, {"batch": batch, "loss": models.classify, "optimizer": optimizer, "step": step,
+                   "expect": {"ema": {"teacher": {"source": "student", "decay": 0.9}}}}  # fmt: skip
+
+
 def line_search() -> tuple[nn.Module, dict[str, Any]]:
     model, batch = models.mlp()
     optimizer = torch.optim.LBFGS(model.parameters(), line_search_fn="strong_wolfe")
@@ -106,7 +138,9 @@ def line_search() -> tuple[nn.Module, dict[str, Any]]:
     return model, {"batch": batch, "loss": models.classify, "optimizer": optimizer}
 
 
-@pytest.mark.parametrize("build", [gan, accumulated, batch_norm, two_optimizers, line_search], ids=lambda b: b.__name__)
+@pytest.mark.parametrize(
+    "build", [gan, accumulated, batch_norm, two_optimizers, shadow, line_search], ids=lambda b: b.__name__
+)
 def test_says_what_the_cpu_says(build: Any) -> None:
     assert failing(both(build)) == []
 
