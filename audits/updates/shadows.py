@@ -73,7 +73,10 @@ def ema_rows(subject: Subject, before: dict[str, torch.Tensor], number: int) -> 
             if weight not in subject.parameters or not now[shadow].is_floating_point():
                 continue
             start, target, moved = to_double(before[shadow]), to_double(now[weight]), to_double(now[shadow])
-            error = distance(moved, keep * start + (1.0 - keep) * target, start, now[shadow].dtype)
+            # On a device an `AveragedModel` divides 1 by its count there, an integer, in float32.
+            equal = following.decay is None and averaged_at(subject.model, following.prefix) is not None
+            slack = torch.finfo(torch.float32).eps * (1.0 - keep) * rms(target - start) if equal else 0.0
+            error = distance(moved, keep * start + (1.0 - keep) * target, start, now[shadow].dtype, slack)
             met = error <= THRESHOLD
             message = f"{shadow} moved towards {weight} with decay {keep:g} in step {number}"
             if not met:
@@ -83,10 +86,12 @@ def ema_rows(subject: Subject, before: dict[str, torch.Tensor], number: int) -> 
                       parameter=shadow if shadow in subject.parameters else None, threshold=THRESHOLD)  # fmt: skip
 
 
-def distance(moved: torch.Tensor, expected: torch.Tensor, start: torch.Tensor, dtype: torch.dtype) -> float:
-    """Return ``rms(moved - expected) / (eps (rms(expected) + rms(start)))``, eps of the shadow's dtype."""
+def distance(
+    moved: torch.Tensor, expected: torch.Tensor, start: torch.Tensor, dtype: torch.dtype, slack: float = 0.0
+) -> float:
+    """Return ``(rms(moved - expected) - slack) / (eps (rms(expected) + rms(start)))``, eps of the shadow's dtype."""
     scale = torch.finfo(dtype).eps * (rms(expected) + rms(start))
-    off = rms(moved - expected)
+    off = max(0.0, rms(moved - expected) - slack)
     return off / scale if scale else (float("inf") if off else 0.0)
 
 

@@ -124,6 +124,28 @@ def shadow() -> tuple[nn.Module, dict[str, Any]]:
                    "expect": {"ema": {"teacher": {"source": "student", "decay": 0.9}}}}  # fmt: skip
 
 
+def equal_average() -> tuple[nn.Module, dict[str, Any]]:
+    """In float64, where a share of 1 / n worked out in float32 shows."""
+    model, batch = nn.Module(), models.mlp()[1]
+    model.student = models.mlp()[0].double()
+    model.teacher = torch.optim.swa_utils.AveragedModel(model.student)
+    model.teacher.n_averaged.fill_(3)
+    model.teacher.requires_grad_(False)
+    batch = {"x": batch["x"].double(), "y": batch["y"]}
+
+    def loss(m: Any, b: Any) -> torch.Tensor:
+        return models.classify(m.student, b)
+
+    def step(m: Any, b: Any, context: Any) -> None:
+        context.optimizer.zero_grad()
+        loss(m, b).backward()
+        context.optimizer.step()
+        m.teacher.update_parameters(m.student)
+
+    optimizer = torch.optim.SGD(model.student.parameters(), lr=0.1)
+    return model, {"batch": batch, "loss": loss, "optimizer": optimizer, "step": step}
+
+
 def line_search() -> tuple[nn.Module, dict[str, Any]]:
     model, batch = models.mlp()
     optimizer = torch.optim.LBFGS(model.parameters(), line_search_fn="strong_wolfe")
@@ -139,7 +161,9 @@ def line_search() -> tuple[nn.Module, dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    "build", [gan, accumulated, batch_norm, two_optimizers, shadow, line_search], ids=lambda b: b.__name__
+    "build",
+    [gan, accumulated, batch_norm, two_optimizers, shadow, equal_average, line_search],
+    ids=lambda b: b.__name__,
 )
 def test_says_what_the_cpu_says(build: Any) -> None:
     assert failing(both(build)) == []
