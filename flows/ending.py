@@ -14,8 +14,8 @@ from types import FrameType
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-class StoppedBySignal(KeyboardInterrupt):
-    """A signal ended the command.
+class StoppedBySignal(BaseException):
+    """A signal ended the command; no `KeyboardInterrupt`, of which libraries make endings of their own.
 
     Attributes:
         number: which one.

@@ -15,6 +15,7 @@ from flows.ending import StoppedBySignal
 from flows.output import print_json
 from flows.private_folders import remove_stale
 from flows.progress import listening
+from flows.quiet_prefect import quiet_prefect
 from flows.settings import GradauditSettings
 
 #: Versions that a line names before it says how many more there are.
@@ -92,6 +93,7 @@ def sweep(settings: GradauditSettings, models: list[str], *, force: bool) -> dic
         with log_console.status("starting Prefect"):
             stack.enter_context(prefect_server())
             from flows.nightly import nightly_audit
+        stack.enter_context(quiet_prefect())
         bar = stack.enter_context(ProgressBar())
         stack.enter_context(listening(bar))
         try:

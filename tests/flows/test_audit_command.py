@@ -145,7 +145,7 @@ def test_a_corrupt_model_is_inconclusive_with_one_sentence(
         (["models:/nothing@best"], "nothing"),
         (["nowhere"], "neither models:/NAME/VERSION"),
         (["models:/x"], "write models:/NAME/VERSION"),
-        (["models:/m/1", "--tracking-uri", "http://127.0.0.1:9"], "MLflow could not answer"),
+        (["models:/m/1", "--tracking-uri", "http://127.0.0.1:9"], "the server does not answer"),
         (["models:/m/1", "--method", "guess"], "method 'guess' is none of"),
         (["models:/m/1", "--device", "cuda:7"], "no CUDA device"),
     ],
@@ -167,3 +167,53 @@ def test_names_cannot_leave_the_rerun_command() -> None:
     version = Version("a b; rm -rf $HOME {x}", 1, "", 0, None, "", {})
     command = rerun_command(version, "sqlite:///m.db").format(options="--check x")
     assert command == "gradaudit audit 'models:/a b; rm -rf $HOME {x}/1' --tracking-uri sqlite:///m.db --check x"
+
+
+def test_a_results_folder_that_cannot_be_is_said_before_the_audit(run, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+    register_linear("m")
+    (tmp_path / "file").write_text("")
+    capsys.readouterr()
+    assert run("audit", "models:/m/1", "--json", "--results", str(tmp_path / "file" / "results")) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert "a file stands where a folder must be" in told.err
+    assert "--results" in told.err
+    assert "repeat" not in told.err
+
+
+def test_an_error_of_our_own_is_no_failed_model(run, capsys, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    from flows import audit_command
+
+    def broken(*arguments: object) -> None:
+        raise ZeroDivisionError("planted")
+
+    register_linear("m")
+    monkeypatch.setattr(audit_command, "connect", broken)
+    capsys.readouterr()
+    assert run("audit", "models:/m/1", "--json") == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert "ZeroDivisionError: planted (an error of gradaudit's own; nothing was judged)" in told.err
+
+
+def test_what_libraries_print_is_no_result(run, client: MlflowClient, capsys, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
+    from flows import audit_command
+
+    connect = audit_command.connect
+
+    def chatty(uri: str) -> MlflowClient:
+        print("View run at: http://elsewhere")
+        return connect(uri)
+
+    register_linear("m")
+    monkeypatch.setattr(audit_command, "connect", chatty)
+    capsys.readouterr()
+    assert run("audit", "models:/m/1", "--json", "--no-mark") == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out)["outcome"] == "pass"
+    assert "View run at" in told.err
+
+
+def test_the_version_is_printed(run, capsys) -> None:  # type: ignore[no-untyped-def]
+    assert run("--version") == 0
+    assert capsys.readouterr().out.startswith("gradaudit 0.")
