@@ -43,6 +43,12 @@ def choose_device(device: str) -> torch.device:
     return chosen
 
 
+def mixes_devices(error: Exception) -> bool:
+    """Whether torch refused to mix tensors, or a generator and a tensor, of two devices."""
+    text = str(error)
+    return isinstance(error, RuntimeError) and ("same device" in text or "device type for generator" in text)
+
+
 def device_name(device: torch.device) -> str:
     """Return the GPU's name, or the device's type where it has none."""
     name = getattr(_module(device.type), "get_device_name", None)

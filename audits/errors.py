@@ -4,6 +4,7 @@
 GradauditError
 ├── InputError (ValueError)      the caller is wrong; the text names the field and the cure
 │   ├── RecipeError              a recipe that cannot be carried out
+│   │   └── DeviceError          its loss makes tensors on another device than the audit's
 │   ├── SettingsError            an unknown or impossible setting
 │   └── ArtifactError            model files that cannot be read, found or loaded
 └── InfrastructureError          MLflow, storage or Prefect did not answer; worth a retry
@@ -30,6 +31,10 @@ class InputError(GradauditError, ValueError):
 
 class RecipeError(InputError):
     """A recipe that cannot be carried out on this model."""
+
+
+class DeviceError(RecipeError):
+    """A loss that makes tensors of its own on the CPU, on an audit's device that does not take them."""
 
 
 class SettingsError(InputError):

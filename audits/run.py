@@ -13,6 +13,7 @@ from torch import nn
 from audits.confirming import settled, suspected
 from audits.devices import device_name
 from audits.diagnosis import diagnosed
+from audits.errors import DeviceError
 from audits.first_calls import check_first_calls, gradients_confirmed
 from audits.gradients import check_gradients
 from audits.gradients.compiled import check_compiled, compiled_limits
@@ -29,6 +30,9 @@ from audits.updates import check_registration, check_updates
 from audits.zero_start import with_one_warning
 
 _log = logging.getLogger(__name__)
+
+#: What is said of a loss that only runs on the CPU.
+AUDITED_ON_CPU = "Audited on the CPU, though there is a GPU:"
 
 #: What is said of a recipe that was captured from a model in eval mode.
 CAPTURED_IN_EVAL = (
@@ -87,6 +91,16 @@ def audit_once(
 ) -> AuditReport:
     """Do what `audit` does in this process alone: suspected first calls stay open (`audits.first_calls.suspected`)."""
     settings = settings or AuditSettings()
+    try:
+        return _audit_on(device, model, recipe, settings)
+    except DeviceError as error:
+        if device != "auto":
+            raise
+        report = _audit_on("cpu", model, recipe, settings)  # where its loss was written to run
+        return dataclasses.replace(report, limits=(*report.limits, f"{AUDITED_ON_CPU} {error}."))
+
+
+def _audit_on(device: str, model: nn.Module, recipe: Recipe, settings: AuditSettings) -> AuditReport:
     began = time.perf_counter()
     rows: list[ResultRow] = []
     with open_subject(model, recipe, settings, device) as subject:

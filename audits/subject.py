@@ -15,8 +15,8 @@ from audits.callables import as_loss
 from audits.capture import canonical_names, unwrap
 from audits.compiled_parts import compiled_parts, eager, without_wrappers
 from audits.declared_names import check_functions, check_names, declares_functions
-from audits.devices import choose_device
-from audits.errors import RecipeError, suggest
+from audits.devices import choose_device, mixes_devices
+from audits.errors import DeviceError, RecipeError, suggest
 from audits.optimizers import build_optimizer, others_refused
 from audits.overlaps import Overlap, overlaps_of
 from audits.recipe import PhaseRecipe, Recipe
@@ -232,6 +232,12 @@ def _try_losses(subject: Subject) -> None:
                 f"({str(error).splitlines()[0]})"
             ) from error
         except Exception as error:
+            if subject.device.type != "cpu" and mixes_devices(error):
+                raise DeviceError(
+                    f"the loss of phase {phase.name!r} makes tensors on another device than {subject.device}, the "
+                    "batch's: give them device=..., or audit on the CPU with device='cpu' "
+                    f"({str(error).splitlines()[0]})"
+                ) from error
             raise RecipeError(
                 f"the loss of phase {phase.name!r} ({phase.recipe.loss.describe()}) raised {type(error).__name__}: "
                 f"{error}; does the recipe's batch ({_describe(subject.recipe.batch)}) fit the model?"
