@@ -13,7 +13,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from types import CodeType, FrameType
+from types import CodeType, FrameType, FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -96,10 +96,10 @@ class Observer:
         if event != "call" or self._paused or frame.f_code not in self._codes or not torch.is_grad_enabled():
             return
         with self.paused(), torch._C.DisableTorchFunction():
-            code = frame.f_code
-            given = frame.f_locals.get(code.co_varnames[1]) if code.co_argcount > 1 else None
+            code, known = frame.f_code, self._codes[frame.f_code]
+            given = frame.f_locals.get(code.co_varnames[known.batch]) if code.co_argcount > known.batch else None
             batch = None if given is None else map_tensors(given, lambda t: t.detach().clone())
-            self.calls.append(LossCall(self._codes[code], self._start(), batch))
+            self.calls.append(LossCall(known.phases, self._start(), batch))
 
 
 class _DrawListener(TorchFunctionMode):
@@ -168,19 +168,34 @@ def matches(wanted: Sequence[Sequence[Signature]], draws: Sequence[Draw]) -> Ite
         first = begins(wanted[0], first + 1)
 
 
-def _loss_codes(subject: Subject) -> dict[CodeType, tuple[str, ...]]:
+@dataclass(frozen=True)
+class _LossCode:
+    """Whose loss a piece of code is, and which of its arguments is the batch."""
+
+    phases: tuple[str, ...]
+    batch: int
+
+
+def _loss_codes(subject: Subject) -> dict[CodeType, _LossCode]:
     """Return the code of each declared loss function ``(model, batch)``, and the phases it belongs to.
 
     The step calls none of the others: a name of `torch.nn.functional` or a loss module has other arguments.
     """
-    found: dict[CodeType, tuple[str, ...]] = {}
+    found: dict[CodeType, _LossCode] = {}
     for phase in subject.phases:
         if phase.loss_function is not phase.recipe.loss.resolve(role="loss"):
             continue
-        function = inspect.unwrap(phase.loss_function)
+        function: Any = inspect.unwrap(phase.loss_function)
+        place = 1
         while isinstance(function, functools.partial):
-            function = function.func
+            place += len(function.args)
+            function = inspect.unwrap(function.func)
+        if not isinstance(function, (FunctionType, MethodType)):
+            function = getattr(function, "__call__", None)  # noqa: B004 - an object's own code is wanted
+        if isinstance(function, MethodType):
+            place += 1
         code = getattr(getattr(function, "__func__", function), "__code__", None)
         if isinstance(code, CodeType):
-            found[code] = (*found.get(code, ()), phase.name)
+            others = found[code].phases if code in found else ()
+            found[code] = _LossCode((*others, phase.name), place)
     return found

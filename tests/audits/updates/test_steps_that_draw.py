@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -222,3 +223,31 @@ def test_open_gradients_leave_the_version_open() -> None:
     report = audit(model, recipe, device="cpu")
     assert report.outcome is Outcome.INCONCLUSIVE
     assert "step drew random numbers in another order" in report.headline
+
+
+class Losses:
+    """Losses that are no plain functions."""
+
+    def __call__(self, model: nn.Module, batch: Any) -> torch.Tensor:
+        return classify(model, batch)
+
+    def method(self, model: nn.Module, batch: Any) -> torch.Tensor:
+        return classify(model, batch)
+
+
+def weighted(weight: float, model: nn.Module, batch: Any, *, power: int = 1) -> torch.Tensor:
+    return weight * classify(model, batch) ** power
+
+
+@pytest.mark.parametrize("loss", [Losses(), Losses().method, functools.partial(weighted, 2.0, power=2)],
+                         ids=["object", "method", "partial"])  # fmt: skip
+def test_every_kind_of_callable_is_seen_with_its_batch(loss: Any) -> None:
+    def augmented(model: nn.Module, batch: Any) -> torch.Tensor:
+        return loss(model, {"x": batch["x"] + 0.1 * torch.randn_like(batch["x"]), "y": batch["y"]})
+
+    assert outcomes(judged(draw(loss), loss=loss)) == {Outcome.PASS}
+    rows = judged(augmented, loss=loss)
+    assert outcomes(rows) == {Outcome.PASS}
+    assert any("makes its batch anew" in r.message for r in of(rows, "step.gradient"))
+    rolled = judged(lambda m, b: loss(m, {"x": b["x"], "y": b["y"].roll(1)}), loss=loss)
+    assert any("moves the rows of 'y'" in r.message for r in of(rolled, "step.gradient") if r.outcome is Outcome.FAIL)
