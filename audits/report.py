@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 #: Rows about the batch's own tensors name them like this: they are no parameters.
 BATCH_PREFIX = "<batch "
 
+#: Checks with findings that a printed report shows.
+SUMMARY_LINES = 6
+
 #: Version of `AuditReport.to_dict`.
 JSON_SCHEMA = 1
 
@@ -56,6 +59,11 @@ class AuditReport:
     def outcome(self) -> Outcome:
         """The version's outcome."""
         return verdict(self.rows, self.coverage_of)
+
+    @property
+    def passed(self) -> bool:
+        """Whether the version passes, with warnings or without: what exit code 0 says."""
+        return self.outcome in (Outcome.PASS, Outcome.WARN)
 
     @property
     def coverage(self) -> float:
@@ -127,6 +135,26 @@ class AuditReport:
         unclear = [*known, *(row for row in self.rows if row.outcome is Outcome.INCONCLUSIVE)]
         return unclear[0].message if unclear else "not enough could be checked"
 
+    def __str__(self) -> str:
+        """Return the headline, the findings by check, worst first, and where the rest is: about ten lines."""
+        told = [row for row in self.findings if row.outcome is not Outcome.SKIPPED]
+        by_check: dict[tuple[str, str], list[ResultRow]] = {}
+        for row in told:
+            by_check.setdefault((str(row.outcome), row.check), []).append(row)
+        lines = [self.headline]
+        for (outcome, check), rows in list(by_check.items())[:SUMMARY_LINES]:
+            names = list(dict.fromkeys(row.parameter for row in rows if row.parameter))
+            where = f" ({_few(names)})" if len(names) > 1 else ""
+            lines.append(f"  {outcome}  {check}{where}: {_cut(rows[0].message)}")
+        if len(by_check) > SUMMARY_LINES:
+            lines.append(f"  and {len(by_check) - SUMMARY_LINES} more checks")
+        judged = {row.check for row in self.rows if row.outcome is not Outcome.SKIPPED}
+        skipped = [check for check in dict.fromkeys(left["check"] for left in self.not_checked) if check not in judged]
+        if skipped:
+            lines.append(f"  not checked: {', '.join(skipped)}")
+        lines.append(".findings has the rows that are not pass, .to_frame() all of them.")
+        return "\n".join(lines)
+
     def to_table(self) -> pa.Table:
         """Return the rows as an Arrow table with the Parquet schema."""
         return rows_table(answer_table(self.rows), self.identity)
@@ -166,6 +194,12 @@ class AuditReport:
         from audits.notebook import fragment
 
         return fragment(self)
+
+
+def _cut(text: str, limit: int = 160) -> str:
+    """Return the first line, cut where it is long."""
+    line = text.splitlines()[0] if text else ""
+    return line if len(line) <= limit else f"{line[: limit - 3]}..."
 
 
 def _failed(row: ResultRow) -> bool:
