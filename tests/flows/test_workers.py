@@ -78,7 +78,7 @@ def test_a_night_does_not_wait_for_workers_for_ever() -> None:
     now = datetime.datetime.now(datetime.UTC)
     shards = cut([due(0, 1.0)], GradauditSettings.load())
     troubles = run_on_workers(shards, occasion="tonight", chosen_at=now, at_once=2, patience=3.0)
-    assert troubles == ["no worker took up m0/1"]
+    assert troubles == ["no worker took up m0 v1"]
     with get_client(sync_client=True) as prefect:
         (run,) = (run for run in prefect.read_flow_runs() if (run.idempotency_key or "").startswith("tonight-"))
     assert run.state is not None
