@@ -73,11 +73,13 @@ def build_optimizer(
     else:
         assert recipe.kept is not None
         device = next(iter(parameters.values())).device
+        fresh = not with_state if fresh is None else fresh
         optimizer = cast_from(
             mould, tensors, place=lambda t: _placed(t, device, dtype), hooks=hooks,
-            own=hooks or recipe.kept.replaced, with_state=with_state,
-            instead=_first_values(recipe, mould) if (fresh if fresh is not None else not with_state) else {},
+            own=hooks or recipe.kept.replaced, with_state=not fresh,
+            instead=_first_values(recipe, mould) if fresh else {},
         )  # fmt: skip
+        _set_up_inside(optimizer, recipe, held, fresh=fresh)
         optimizer.defaults = dict(recipe.defaults)
         if len(optimizer.param_groups) != len(held):
             optimizer.param_groups[:] = [{"params": []} for _ in held]
@@ -127,6 +129,21 @@ def mould_of_recipe(recipe: OptimizerRecipe) -> torch.optim.Optimizer | None:
         assert kept.attributes is not None
         kept.mould = from_plain(kept.attributes, optimizer_class(recipe))
     return kept.mould
+
+
+def _set_up_inside(
+    optimizer: torch.optim.Optimizer, recipe: OptimizerRecipe, held: Sequence[Sequence[torch.Tensor]], *, fresh: bool
+) -> None:
+    """Bring the optimizers that an optimizer holds onto its parameters: they may file them in groups of their own."""
+    inside = list(_and_inside(optimizer))[1:]
+    for inner in inside if fresh else ():
+        inner.state.clear()
+    if any(group["params"] for inner in inside for group in inner.param_groups) or not inside:
+        return
+    with contextlib.suppress(RecipeError):  # on other parameters altogether: as the constructor makes them
+        for name, value in attributes_of(constructed(recipe, held)):
+            if isinstance(value, torch.optim.Optimizer):
+                object.__setattr__(optimizer, name, value)
 
 
 def _complete(
@@ -186,7 +203,9 @@ def _found_fresh(recipe: OptimizerRecipe, mould: torch.optim.Optimizer) -> dict[
             getattr(made, place).clear()
         changed = changed_by(made, lambda: type(made).step(made))
         appeared = {n for n, _ in attributes_of(made)} - {n for n, _ in attributes_of(before)}
-        return {**dict.fromkeys(appeared & private, GONE), **{n: getattr(before, n) for n in changed if n in private}}
+        values = {name: getattr(before, name) for name in changed if name in private}
+        inside = [name for name, value in values.items() if isinstance(value, torch.optim.Optimizer)]
+        return {**dict.fromkeys(appeared & private, GONE), **{n: v for n, v in values.items() if n not in inside}}
 
     try:
         constructed(recipe, [[parameter] for parameter in small])

@@ -3,8 +3,8 @@
 ```
 audit/recipe.yaml             everything but the tensors; human-readable, comments allowed
 audit/batch.safetensors       the batch's tensors, under the names that recipe.yaml's ``batch`` gives them
-audit/optimizer.safetensors   optimizer state, when there is any; its structure is in the file's metadata; tensors among the
-                              optimizer's ``attributes``, under the names that recipe.yaml gives them
+audit/optimizer.safetensors   optimizer state, when there is any; its structure is in the file's metadata; and the
+                              tensors among the optimizer's ``attributes``
 audit/code/                   modules of the loss and the step, in a recipe that was attached to a version
 ```
 """
