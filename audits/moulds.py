@@ -7,6 +7,7 @@ object, with stand-ins for its parameters; `cast_from` makes an optimizer of tha
 from __future__ import annotations
 
 import copy
+import fnmatch
 import types
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
@@ -105,6 +106,14 @@ def callable_name(function: Any) -> str:
     if not hasattr(function, "__qualname__"):
         function = type(function)
     return f"{function.__module__}.{function.__qualname__}"
+
+
+def declared_hook(hook: str, expect: Mapping[str, Any]) -> bool:
+    """Whether ``expect["step_hooks"]`` names a hook, in full or from its module's or its own name on."""
+    globs = expect.get("step_hooks") or ()
+    patterns = (globs,) if isinstance(globs, str) else tuple(globs)
+    names = {hook, hook.rpartition(".")[2], hook.replace(":", ".")}
+    return any(fnmatch.fnmatchcase(name, pattern.replace(":", ".")) for name in names for pattern in patterns)
 
 
 def hooks_of(optimizer: torch.optim.Optimizer, kinds: Mapping[str, str] = HOOKS) -> Iterator[tuple[str, Any]]:
