@@ -1,8 +1,8 @@
 """A copy of an object graph with some of its objects replaced: what stands for a parameter, and back.
 
-`copy.deepcopy` would copy the model that an optimizer refers to, stop at the first lock, and leave a closure pointing to
-the original. Here modules, classes, importable functions and what cannot be copied stay the very objects; closures are
-made anew around copies of what they hold; whatever is held twice is one object in the copy too.
+`copy.deepcopy` would copy the model that an optimizer refers to, stop at the first lock, and leave a closure pointing
+to the original. Here modules, classes, importable functions and what cannot be copied stay the very objects; closures
+are made anew around copies of what they hold; whatever is held twice is one object in the copy too.
 """
 
 from __future__ import annotations

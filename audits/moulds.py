@@ -205,7 +205,7 @@ def changed_by(optimizer: torch.optim.Optimizer, step: Callable[[], object]) -> 
     before = {name: Copier(lambda _: SAME, _clone).value(value) for name, value in _private(optimizer)}
     step()
     after = dict(_private(optimizer))
-    return {name: value for name, value in before.items() if not _alike(value, after.get(name, GONE))}
+    return {name: value for name, value in before.items() if not alike(value, after.get(name, GONE))}
 
 
 def emptied(value: Any) -> Any:
@@ -235,15 +235,16 @@ def _clone(tensor: torch.Tensor) -> torch.Tensor:
     return torch.nn.Parameter(made, tensor.requires_grad) if isinstance(tensor, torch.nn.Parameter) else made
 
 
-def _alike(one: Any, other: Any) -> bool:
+def alike(one: Any, other: Any) -> bool:
+    """Whether two values are the same to the eye: containers and objects by what they hold."""
     if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
         return one.shape == other.shape and one.dtype == other.dtype and bool(torch.equal(one, other))
     if isinstance(one, dict) and isinstance(other, dict):
-        return len(one) == len(other) and all(map(_alike, one.values(), other.values()))
+        return len(one) == len(other) and all(map(alike, one.values(), other.values()))
     if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
-        return len(one) == len(other) and all(map(_alike, one, other))
+        return len(one) == len(other) and all(map(alike, one, other))
     if hasattr(one, "__dict__") and type(one) is type(other) and not callable(one):
-        return _alike(vars(one), vars(other))
+        return alike(vars(one), vars(other))
     try:
         return bool(one == other) or (callable(one) and callable(other))
     except Exception:  # a comparison of somebody's own

@@ -17,7 +17,7 @@ from audits.attributes import from_plain
 from audits.callables import import_object
 from audits.copying import GONE, attributes_of
 from audits.errors import RecipeError
-from audits.moulds import STEP_HOOKS, TORCHS_OWN, cast_from, changed_by, emptied, mould_of
+from audits.moulds import STEP_HOOKS, TORCHS_OWN, alike, cast_from, changed_by, emptied, mould_of
 from audits.recipe import OptimizerRecipe, UnknownTensor
 from audits.state import random_state_kept
 from audits.structures import map_tensors
@@ -167,6 +167,21 @@ def _placed(tensor: torch.Tensor, device: torch.device, dtype: torch.dtype | Non
     wanted = dtype if dtype is not None and tensor.is_floating_point() and tensor.dim() else tensor.dtype
     made = tensor.detach().to(device if tensor.dim() else tensor.device, wanted, copy=True)
     return nn.Parameter(made, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else made
+
+
+def keeps_state_aside(recipe: OptimizerRecipe) -> bool:
+    """Whether an optimizer that has stepped keeps what its rule goes on from outside of ``state``: moments, a count.
+
+    No rule can start there; both are then begun anew. Torch's own classes and most others count or remember per
+    parameter in ``state``, and a counter beside that is no part of the rule.
+    """
+    mould = mould_of_recipe(recipe)
+    if mould is None:
+        return False
+    first = _first_values(recipe, mould)
+    if not any(value is GONE or not alike(value, getattr(mould, name, GONE)) for name, value in first.items()):
+        return False
+    return not recipe.state or not all({"step", "momentum_buffer"} & state.keys() for state in recipe.state.values())
 
 
 def _first_values(recipe: OptimizerRecipe, mould: torch.optim.Optimizer) -> dict[str, Any]:

@@ -24,7 +24,7 @@ UPDATE_CHECKS: tuple[Check, ...] = (
     ),
     Check(
         name="registration.optimizer-whole",
-        claim="The optimizer under audit is the one that trains: its attributes, its hooks and its own `step` included.",
+        claim="The optimizer under audit is the one that trains, with its attributes, hooks and a `step` of its own.",
         threshold="nothing missing",
         blind_to="what its functions refer to outside of themselves: global variables, files, other processes",
         where_to_look="Lambdas, functions made inside functions and objects on the optimizer cannot be stored: move "

@@ -62,7 +62,7 @@ class RuleJudge:
         self._subject = subject
         self._phase = phase
         self.rule = rule_for(subject, phase)
-        self._captured = phase.recipe.optimizer.state if with_state else {}
+        self._captured = phase.recipe.optimizer.state if with_state and not phase.starts_fresh else {}
         self._state: dict[str, State] = {}
         self._replays = Replays(phase.recipe.optimizer, self._captured)
 

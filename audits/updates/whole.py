@@ -51,8 +51,10 @@ def _whole_row(subject: Subject, phase: LivePhase) -> ResultRow:
     recipe = phase.recipe.optimizer
     missing = missing_of(recipe)
     if missing:
-        message = (f"the optimizer of phase {phase.name!r} ({recipe.class_path}) is audited without what the recipe "
-                   f"could not hold: {', '.join(missing)}; what it does with it is not judged: {_cure(recipe)}")  # fmt: skip
+        message = (
+            f"the optimizer of phase {phase.name!r} ({recipe.class_path}) is audited without what its recipe "
+            f"could not hold: {', '.join(missing)}; so its updates are not judged; {_cure(recipe)}"
+        )
         return row(subject, _CHECK, Outcome.INCONCLUSIVE, message, phase=phase.name, cause="not whole")
     message = f"the optimizer of phase {phase.name!r} is audited as it trains: class, options, state"
     mould = mould_of_recipe(recipe)
@@ -61,6 +63,8 @@ def _whole_row(subject: Subject, phase: LivePhase) -> ResultRow:
         if (step := own_step(mould)) is not None:
             around.append(f"step set on the instance {callable_name(step)}")
         message += ", attributes" + (f", {', '.join(around)}" if around else "")
+    if phase.starts_fresh:
+        message += "; it keeps moments or counts beside `state`, so its steps are judged from its beginning on"
     return row(subject, _CHECK, Outcome.PASS, message, phase=phase.name)
 
 
