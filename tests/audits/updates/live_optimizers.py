@@ -96,6 +96,10 @@ class Slotted(torch.optim.SGD):
         super().__init__(params, **options)
         self.factor = factor
 
+    @classmethod
+    def plain(cls, params: Any, **options: Any) -> Slotted:
+        return cls(params, 1.0, **options)
+
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         before = [p.clone() for p in _each(self)]
@@ -140,3 +144,17 @@ class Private(torch.optim.Optimizer):
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "private"})
         self.buffers = {p: b.clone() for p, b in zip(_each(self), buffers, strict=True) if b is not None}
         self.counts = {id(p): self.taken for p in self.buffers}
+
+
+class Lost(Private):
+    """The same, but ``state_dict`` leaves out what it keeps."""
+
+    def state_dict(self) -> Any:
+        return torch.optim.Optimizer.state_dict(self)
+
+    def load_state_dict(self, state_dict: Any) -> None:
+        torch.optim.Optimizer.load_state_dict(self, state_dict)
+
+
+class Plain(torch.optim.AdamW):
+    """A subclass that adds nothing."""
