@@ -6,6 +6,7 @@ object, with stand-ins for its parameters; `cast_from` makes an optimizer of tha
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import fnmatch
 import types
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
+import torch.optim.optimizer as torch_optimizer
 
 from audits.copying import GONE, SAME, Copier, attributes_of
 
@@ -27,6 +29,12 @@ OTHER_HOOKS = {
     "load_state_dict post-hook": "_optimizer_load_state_dict_post_hooks",
 }
 HOOKS = STEP_HOOKS | OTHER_HOOKS
+
+#: Hooks that run at the step of every optimizer of the process.
+_GLOBAL: dict[str, Any] = {
+    STEP_HOOKS["step pre-hook"]: torch_optimizer._global_optimizer_pre_hooks,
+    STEP_HOOKS["step post-hook"]: torch_optimizer._global_optimizer_post_hooks,
+}
 
 #: What torch, its schedulers and its loss scaler keep on an optimizer for themselves, or a recipe holds already.
 TORCHS_OWN = ("defaults", "param_groups", "state", "step", "_zero_grad_profile_name", "_opt_called", "grad_scale",
@@ -76,7 +84,7 @@ def is_plain(optimizer: torch.optim.Optimizer) -> bool:
     """Whether class, options and state are all there is: a class of torch's own, no hook, no ``step`` of its own."""
     own = type(optimizer)
     torchs = getattr(torch.optim, own.__name__, None) is own
-    hooked = any(getattr(optimizer, place, None) for place in HOOKS.values())
+    hooked = any(getattr(optimizer, place, None) for place in HOOKS.values()) or any(_GLOBAL.values())
     return torchs and not hooked and own_step(optimizer) is None and not list(_unheld_state(optimizer))
 
 
@@ -142,9 +150,29 @@ def mould_of(optimizer: torch.optim.Optimizer, labels: Mapping[int, str]) -> tor
     mould.state = copier.remember(optimizer.state, defaultdict(dict))
     copier.into(mould, optimizer, without=("state", "step", "_opt_called", "grad_scale", "found_inf"))
     mould.state.update({copier.value(key): copier.value(value) for key, value in _unheld_state(optimizer)})
+    for place, hooks in _GLOBAL.items():  # torch runs those of all optimizers outermost
+        others = [copier.value(hook) for hook in hooks.values()]
+        own = list(getattr(mould, place).values())
+        ordered = [*others, *own] if place == STEP_HOOKS["step pre-hook"] else [*own, *others]
+        if others:
+            setattr(mould, place, OrderedDict(enumerate(ordered)))
     if (step := own_step(optimizer)) is not None:
         vars(mould)["step"] = copier.value(step)
     return mould
+
+
+@contextlib.contextmanager
+def without_global_hooks() -> Iterator[None]:
+    """Keep hooks on all optimizers off while the body runs: a mould has them as hooks of its own."""
+    before = {place: dict(hooks) for place, hooks in _GLOBAL.items()}
+    for hooks in _GLOBAL.values():
+        hooks.clear()
+    try:
+        yield
+    finally:
+        for place, hooks in _GLOBAL.items():
+            hooks.clear()
+            hooks.update(before[place])
 
 
 def blank(cls: type[torch.optim.Optimizer]) -> torch.optim.Optimizer:

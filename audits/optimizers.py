@@ -17,7 +17,7 @@ from audits.attributes import from_plain
 from audits.callables import import_object
 from audits.copying import GONE, attributes_of
 from audits.errors import RecipeError
-from audits.moulds import STEP_HOOKS, TORCHS_OWN, alike, cast_from, changed_by, emptied, mould_of
+from audits.moulds import STEP_HOOKS, TORCHS_OWN, alike, cast_from, changed_by, emptied, mould_of, without_global_hooks
 from audits.recipe import OptimizerRecipe, UnknownTensor
 from audits.state import random_state_kept
 from audits.structures import map_tensors
@@ -263,11 +263,12 @@ def others_refused(names: Mapping[int, str]) -> Iterator[None]:
                 "use context.optimizers['PHASE'], 'step' for a single phase, also in hooks registered on the model"
             )
 
-    handle = register_optimizer_step_pre_hook(refuse)
-    try:
-        yield
-    finally:
-        handle.remove()
+    with without_global_hooks():
+        handle = register_optimizer_step_pre_hook(refuse)
+        try:
+            yield
+        finally:
+            handle.remove()
 
 
 def placed_state(state: Mapping[str, Any], parameter: torch.Tensor, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

@@ -68,6 +68,8 @@ class Call:
     @property
     def received(self) -> dict[str, torch.Tensor | None]:
         """The gradients that the training step handed over: before the hooks that are declared, after the others."""
+        if not self.writes:
+            return self.gradients
         meant = self.phase_expect
         changed = {n: [w for w in self.writes if w.what == "gradient" and w.parameter == n] for n in self.handed}
         return {
@@ -97,6 +99,9 @@ class OutsideWrite:
     hook: str | None = None
     kind: str | None = None
 
+
+#: Hooks of the recorder before a step: whatever is beside them is the user's.
+OURS = 2
 
 #: Called before the optimizer acts: ``(call) -> note``.
 BeforeCall = Callable[[Call], Any]
@@ -177,7 +182,8 @@ class Recorder:
             self._depth[phase.name] += 1
             if self._depth[phase.name] == 1:  # a subclass whose step calls super().step(): the hooks fire twice
                 self._look_outside(phase.name)
-                self._handed.setdefault(phase.name, self._gradients(optimizer))
+                if len(optimizer._optimizer_step_pre_hooks) > OURS and phase.name not in self._handed:
+                    self._handed[phase.name] = self._gradients(optimizer)
 
         return hook
 

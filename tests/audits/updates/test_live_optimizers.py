@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 from torch.optim import SGD, AdamW
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import audits
 from audits import AuditReport, Outcome, Recipe, RecipeError
@@ -243,3 +244,14 @@ def test_torchs_own_optimizers_keep_their_recipe() -> None:
         torch.optim.lr_scheduler.StepLR(optimizer, 5)
         recipe = Recipe.capture(model, batch=batch, loss=live.classify, optimizer=optimizer)
         assert recipe.phases[0].optimizer.kept is None
+
+
+def test_a_hook_on_all_optimizers_is_a_hook_of_each() -> None:
+    handle = register_optimizer_step_post_hook(live.clamps_weights)
+    try:
+        report = judged(hooked(SGD, lr=0.1), steps=0)
+        meant = judged(hooked(SGD, lr=0.1), steps=0, expect={"step_hooks": "clamps_weights"})
+    finally:
+        handle.remove()
+    assert "live_optimizers.clamps_weights" in failing(report)["update.outside-step"]
+    assert (failing(meant), meant.coverage) == ({}, 1.0)
