@@ -52,7 +52,7 @@ class CallableReference:
         if isinstance(value, nn.Module):
             return cls(_class_path(type(value)), _constructor_arguments(value), value)
         if callable(value):
-            return cls(_importable_path(value), None, value)
+            return cls(importable_path(value), None, value)
         raise RecipeError(f"{role} must be a callable, an import path or a name of torch.nn.functional, not {value!r}")
 
     @property
@@ -157,7 +157,7 @@ def import_object(path: str, *, role: str) -> Any:
     return found
 
 
-def _importable_path(function: Any) -> str | None:
+def importable_path(function: Any) -> str | None:
     """The import path under which ``function`` is found again, or None."""
     module_name = getattr(function, "__module__", None)
     qualified = getattr(function, "__qualname__", None)

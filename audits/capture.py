@@ -11,10 +11,12 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from audits.attributes import storable_option, to_plain
 from audits.callables import CallableReference
 from audits.compiled_parts import compiled_parts
 from audits.declared_names import check_names
 from audits.errors import RecipeError
+from audits.moulds import Kept, is_plain, mould_of
 from audits.optimizers import build_optimizer
 from audits.overlaps import overlaps_of
 from audits.recipe import (
@@ -179,7 +181,22 @@ def _captured(
     names = {id(parameter): name for name, parameter in parameters.items()}
     captured = _capture_optimizer(live, names, orphans)
     refuse_unbuildable(live, _place("optimizer=", phase), lambda: build_optimizer(captured, parameters))
-    return dataclasses.replace(captured, rewrap=rewrapping(phase.optimizer))
+    return dataclasses.replace(captured, kept=_kept(live, captured, names), rewrap=rewrapping(phase.optimizer))
+
+
+def _kept(live: torch.optim.Optimizer, captured: OptimizerRecipe, names: Mapping[int, str]) -> Kept | None:
+    """What the optimizer holds beyond class, options and state; None for torch's own with nothing added."""
+    options = {key: value for held in (captured.defaults, *(g.options for g in captured.groups))
+               for key, value in held.items() if not storable_option(value)}  # fmt: skip
+    if is_plain(live) and not options:
+        return None
+    held = (tensor for group in live.param_groups for tensor in group["params"])
+    known = (p for group in captured.groups for p in group.parameters)
+    labels = {id(t): p if isinstance(p, str) else p.label for t, p in zip(held, known, strict=True)}
+    mould = mould_of(live, {**names, **labels})
+    attributes, missing = to_plain(mould)
+    unplain = (f"the option {key!r} of its groups ({type(value).__name__})" for key, value in options.items())
+    return Kept(attributes, (*missing, *unplain), mould, live=True)
 
 
 def _capture_optimizer(

@@ -14,6 +14,8 @@ import torch.utils.checkpoint
 from torch import nn
 
 from audits.errors import RecipeError, suggest
+from audits.moulds import STEP_HOOKS, callable_name, declared_hook, hooks_of, own_step
+from audits.optimizers import mould_of_recipe
 from audits.recipe import Recipe
 
 #: The loss function itself, in `stop_gradient`.
@@ -48,6 +50,8 @@ def check_names(recipe: Recipe, model: nn.Module) -> None:
             names.require_parameter(glob, f"expect[{key!r}]")
     for key in _BY_GLOB:
         names.require_mapping(recipe.expect.get(key), f"expect[{key!r}]")
+    for glob in _globs(recipe.expect.get("step_hooks")):
+        _require_hook(glob, recipe)
     optimizer = recipe.expect.get("optimizer")
     for phase in optimizer if isinstance(optimizer, Mapping) else ():
         names.require_phase(phase, "expect['optimizer']")
@@ -56,6 +60,24 @@ def check_names(recipe: Recipe, model: nn.Module) -> None:
         names.require_prefix(prefix, "expect['ema']")
         if isinstance(what, Mapping):
             names.require_prefix(str(what.get("source", "")), f"expect['ema'][{prefix!r}]['source']")
+
+
+def _require_hook(glob: str, recipe: Recipe) -> None:
+    """A declared step hook is on some phase's optimizer; what a stored recipe is missing may be it."""
+    names: list[str] = []
+    for phase in recipe.phases:
+        kept = phase.optimizer.kept
+        if kept is not None and not kept.live and kept.missing:
+            return
+        mould = mould_of_recipe(phase.optimizer)
+        if mould is None:
+            continue
+        step = own_step(mould)
+        names += [callable_name(hook) for _, hook in hooks_of(mould, STEP_HOOKS)]
+        names += [] if step is None else [callable_name(step)]
+    if not any(declared_hook(name, {"step_hooks": [glob]}) for name in names):
+        found = f"; they are {', '.join(names)}" if names else ": no optimizer has any"
+        raise RecipeError(f"expect['step_hooks'] names {glob!r}, which is no step hook of an optimizer{found}")
 
 
 def declares_functions(recipe: Recipe) -> bool:

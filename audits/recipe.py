@@ -18,6 +18,7 @@ from torch import nn
 from audits.callables import CallableReference
 from audits.compiled_parts import compiled_parts
 from audits.errors import RecipeError, suggest
+from audits.moulds import Kept
 from audits.overlaps import Overlap
 
 #: What ``precision`` may be. Autocast recipes run their forward under `torch.autocast`; fp16 also scales the loss.
@@ -41,6 +42,8 @@ EXPECTATIONS = (
     "clip_grad_value",
     "writes_outside_step",
     "custom_gradient",
+    "step_hooks",
+    "optimizer_rule",
 )
 
 
@@ -97,13 +100,15 @@ class ParameterGroup:
 class OptimizerRecipe:
     """An optimizer as data: class path, constructor defaults, groups, and state by parameter name.
 
-    In the process that captured it also the class itself, and what puts the wrapper back that it was given in.
+    ``kept`` is what it holds beyond these (attributes, hooks, a ``step`` of its own), None where that is nothing. In
+    the process that captured it also the class itself, and what puts the wrapper back that it was given in.
     """
 
     class_path: str
     defaults: Mapping[str, Any]
     groups: tuple[ParameterGroup, ...]
     state: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, compare=False, repr=False)
+    kept: Kept | None = field(default=None, compare=False, repr=False)
     live_class: type[torch.optim.Optimizer] | None = field(default=None, compare=False, repr=False)
     rewrap: Callable[[torch.optim.Optimizer], Any] | None = field(default=None, compare=False, repr=False)
 

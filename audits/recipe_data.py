@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from audits.attributes import option_from_plain, option_to_plain, storable_option
 from audits.callables import CallableReference
 from audits.errors import RecipeError, suggest
+from audits.moulds import Kept
 from audits.overlaps import Overlap
 from audits.recipe import (
     OptimizerRecipe,
@@ -40,7 +42,7 @@ _RECIPE_KEYS = (
     "compiled",
 )
 _PHASE_KEYS = ("name", "loss", "optimizer", "clip_grad_norm", "accumulate", "scheduler")
-_OPTIMIZER_KEYS = ("class", "defaults", "groups")
+_OPTIMIZER_KEYS = ("class", "defaults", "groups", "attributes", "missing")
 _GROUP_KEYS = ("options", "parameters")
 _STALE_KEYS = ("stale", "shape", "dtype", "likely")
 _OVERLAP_KEYS = ("first", "second", "elements")
@@ -140,11 +142,15 @@ def _phase_to_plain(phase: PhaseRecipe, storable: bool) -> dict[str, Any]:
         },
         "optimizer": {
             "class": phase.optimizer.class_path,
-            "defaults": _plain(phase.optimizer.defaults),
+            "defaults": _options_to_plain(phase.optimizer.defaults),
             "groups": [
-                {"options": _plain(group.options), "parameters": [_held_to_plain(p) for p in group.parameters]}
+                {
+                    "options": _options_to_plain(group.options),
+                    "parameters": [_held_to_plain(p) for p in group.parameters],
+                }
                 for group in phase.optimizer.groups
             ],
+            **_kept_to_plain(phase.optimizer.kept),
         },
     }
 
@@ -158,7 +164,7 @@ def _phase_from_plain(plain: Any, place: str, state: Mapping[str, Mapping[str, A
         where = f"{place}.optimizer.groups[{index}]"
         _check_keys(group, where, _GROUP_KEYS, required=("parameters",))
         held = tuple(_held_from_plain(p, where) for p in group["parameters"])
-        groups.append(ParameterGroup(_from_plain(group.get("options") or {}), held))
+        groups.append(ParameterGroup(_options_from_plain(group.get("options")), held))
     scheduler = plain.get("scheduler")
     if scheduler is not None:
         _check_keys(scheduler, f"{place}.scheduler", ("class", "learning_rates"), required=("class", "learning_rates"))
@@ -169,14 +175,47 @@ def _phase_from_plain(plain: Any, place: str, state: Mapping[str, Mapping[str, A
         loss=_callable_from_plain(plain["loss"], f"{place}.loss"),
         optimizer=OptimizerRecipe(
             class_path=optimizer["class"],
-            defaults=_from_plain(optimizer.get("defaults") or {}),
+            defaults=_options_from_plain(optimizer.get("defaults")),
             groups=tuple(groups),
             state=state.get(plain["name"], {}),
+            kept=_kept_from_plain(optimizer, f"{place}.optimizer"),
         ),
         clip_grad_norm=plain.get("clip_grad_norm"),
         accumulate=int(plain.get("accumulate", 1)),
         scheduler=scheduler,
     )
+
+
+def _kept_to_plain(kept: Kept | None) -> dict[str, Any]:
+    """Left out for torch's own optimizers with nothing added to them: their digests stay as they were."""
+    if kept is None or kept.attributes is None:
+        return {}
+    return {"attributes": kept.attributes, **({"missing": list(kept.missing)} if kept.missing else {})}
+
+
+def _kept_from_plain(plain: Mapping[str, Any], place: str) -> Kept | None:
+    if "attributes" not in plain and "missing" not in plain:
+        return None
+    attributes = plain.get("attributes") or {}
+    if not isinstance(attributes, Mapping):
+        raise RecipeError(f"{place}.attributes must be a mapping, not {type(attributes).__name__}")
+    return Kept(attributes, tuple(str(name) for name in plain.get("missing") or ()))
+
+
+def _options_to_plain(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as plain values, without those that cannot be: the optimizer's ``missing`` names them."""
+    plain = {}
+    for key, value in options.items():
+        try:
+            plain[str(key)] = _plain(value)
+        except RecipeError:
+            if storable_option(value):
+                plain[str(key)] = _plain(option_to_plain(value))
+    return plain
+
+
+def _options_from_plain(plain: Any) -> dict[str, Any]:
+    return {key: option_from_plain(_from_plain(value)) for key, value in (plain or {}).items()}
 
 
 def _callable_to_plain(reference: CallableReference, storable: bool) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from audits.compiled_parts import compiled_parts, eager, without_wrappers
 from audits.declared_names import check_functions, check_names, declares_functions
 from audits.devices import choose_device, mixes_devices
 from audits.errors import DeviceError, RecipeError, suggest
-from audits.optimizers import build_optimizer, others_refused
+from audits.optimizers import build_optimizer, keeps_state_aside, others_refused
 from audits.overlaps import Overlap, overlaps_of
 from audits.recipe import PhaseRecipe, Recipe
 from audits.settings import AuditSettings
@@ -70,7 +71,12 @@ class LivePhase:
 
     def build_optimizer(self, *, with_state: bool = True) -> torch.optim.Optimizer:
         """Return a fresh optimizer as the recipe describes it, on the subject's parameters."""
-        return build_optimizer(self.recipe.optimizer, self._all, with_state=with_state)
+        return build_optimizer(self.recipe.optimizer, self._all, with_state=with_state and not self.starts_fresh)
+
+    @functools.cached_property
+    def starts_fresh(self) -> bool:
+        """Whether its training steps begin from fresh state, whatever was recorded: see `keeps_state_aside`."""
+        return keeps_state_aside(self.recipe.optimizer)
 
 
 class Subject:

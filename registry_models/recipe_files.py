@@ -3,7 +3,8 @@
 ```
 audit/recipe.yaml             everything but the tensors; human-readable, comments allowed
 audit/batch.safetensors       the batch's tensors, under the names that recipe.yaml's ``batch`` gives them
-audit/optimizer.safetensors   optimizer state, when there is any; its structure is in the file's metadata
+audit/optimizer.safetensors   optimizer state, when there is any; its structure is in the file's metadata; and the
+                              tensors among the optimizer's ``attributes``
 audit/code/                   modules of the loss and the step, in a recipe that was attached to a version
 ```
 """
@@ -50,6 +51,10 @@ def write_recipe(recipe: Recipe, folder: Path) -> Path:
     plain["batch"] = _encode(recipe.batch, "batch", tensors)
     save_file(tensors, target / BATCH_FILE)
     state: dict[str, torch.Tensor] = {}
+    for phase, described in zip(recipe.phases, plain["phases"], strict=True):
+        optimizer = described["optimizer"]
+        if "attributes" in optimizer:
+            optimizer["attributes"] = _encode(optimizer["attributes"], f"{phase.name} attributes", state)
     structure = {phase.name: _encode(phase.optimizer.state, phase.name, state) for phase in recipe.phases}
     if state or any(structure.values()):
         save_file(state, target / STATE_FILE, metadata={"structure": json.dumps(structure)})
@@ -72,10 +77,20 @@ def read_recipe(folder: Path) -> Recipe:
         raise RecipeError("recipe lacks the key 'batch'")
     batch = _decode(plain.pop("batch"), _read_tensors(folder / BATCH_FILE)[0])
     state: Any = {}
+    tensors: dict[str, torch.Tensor] = {}
     if (folder / STATE_FILE).exists():
         tensors, metadata = _read_tensors(folder / STATE_FILE)
         state = _decode(json.loads(metadata.get("structure", "{}")), tensors)
+    _decode_attributes(plain.get("phases"), tensors)
     return recipe_from_plain(plain, batch=batch, state=state)
+
+
+def _decode_attributes(phases: Any, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Put the tensors into the attributes of the optimizers; whatever else is wrong there is said by their reader."""
+    for phase in phases if isinstance(phases, list) else ():
+        optimizer = phase.get("optimizer") if isinstance(phase, Mapping) else None
+        if isinstance(optimizer, dict) and "attributes" in optimizer:
+            optimizer["attributes"] = _decode(optimizer["attributes"], tensors)
 
 
 def load_yaml(path: Path, *, aliases: bool = False) -> Any:

@@ -20,8 +20,10 @@ from types import ModuleType
 
 from torch import nn
 
-from audits.callables import CallableReference
+from audits.attributes import imports_in, renamed
+from audits.callables import CallableReference, import_object
 from audits.errors import RecipeError
+from audits.moulds import Kept
 from audits.recipe import Recipe
 from registry_models.loading import PROTECTED
 
@@ -131,9 +133,23 @@ class _Main:
             if optimizer.class_path.startswith(f"{_MAIN}:"):
                 path = self.rename(optimizer.class_path, optimizer.live_class, "the optimizer class")
                 optimizer = dataclasses.replace(optimizer, class_path=path)
+            optimizer = dataclasses.replace(optimizer, kept=self._kept(optimizer.kept))
             phases.append(dataclasses.replace(phase, loss=self.renamed(phase.loss, role="loss"), optimizer=optimizer))
         step = None if recipe.step is None else self.renamed(recipe.step, role="step")
         return dataclasses.replace(recipe, phases=tuple(phases), step=step)
+
+    def _kept(self, kept: Kept | None) -> Kept | None:
+        """Return an optimizer's hooks and attributes renamed; what no other process can import is then missing."""
+        if kept is None or kept.attributes is None:
+            return kept
+
+        def rename(path: str) -> str:
+            if not path.startswith(f"{_MAIN}:"):
+                return path
+            return self.rename(path, import_object(path, role="hook"), "the optimizer's")
+
+        attributes, missing = renamed(kept.attributes, rename)
+        return dataclasses.replace(kept, attributes=attributes, missing=(*kept.missing, *missing))
 
     def _find(self, target: object, what: str) -> None:
         if self._name is not None:
@@ -186,6 +202,8 @@ def _modules_of(recipe: Recipe | None, main: _Main) -> Iterable[str]:
     for phase in renamed.phases:
         yield _module_of(phase.loss.path)
         yield _module_of(phase.optimizer.class_path)
+        if phase.optimizer.kept is not None:
+            yield from map(_module_of, imports_in(phase.optimizer.kept.attributes))
     if renamed.step is not None:
         yield _module_of(renamed.step.path)
 

@@ -27,6 +27,7 @@ from torch import nn
 
 from audits.callables import CallableReference, import_object
 from audits.errors import RecipeError, suggest
+from audits.moulds import Kept
 from audits.recipe import OptimizerRecipe, ParameterGroup, Recipe
 from registry_models.recipe_files import load_yaml
 
@@ -117,6 +118,7 @@ def _optimizer(plain: Any, model: nn.Module, label: str) -> OptimizerRecipe:
             ParameterGroup({k: v for k, v in made.items() if k not in ("params", "param_names")}, held)
             for made, (held, _) in zip(built.param_groups, groups, strict=True)
         ),
+        kept=Kept(),  # what its constructor makes of these is what is meant
     )
 
 

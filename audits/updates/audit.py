@@ -28,6 +28,7 @@ from audits.updates.rows import row
 from audits.updates.shadow_buffers import shadow_buffer_rows
 from audits.updates.shadows import ema_rows, shadows_of
 from audits.updates.steps import TrainingStep, training_steps
+from audits.updates.whole import without_false_verdicts
 
 #: Added to the subject's seed for the run that confirms a failure.
 SECOND_SEED = 7919
@@ -72,7 +73,7 @@ def check_updates(subject: Subject) -> list[ResultRow]:
                     message = f"the probe of phase {phase.name!r} raised {type(error).__name__}: {error}"
                     rows.append(row(subject, "optimizer.probe", Outcome.INCONCLUSIVE, message, phase=phase.name,
                                     cause="probe raised"))  # fmt: skip
-        rows = _name_environment(rows)
+        rows = without_false_verdicts(subject, _name_environment(rows))
     finally:
         subject.reset()
     return [r for r in rows if _wanted(subject, r)]

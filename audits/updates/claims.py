@@ -23,6 +23,14 @@ UPDATE_CHECKS: tuple[Check, ...] = (
         "built?",
     ),
     Check(
+        name="registration.optimizer-whole",
+        claim="The optimizer under audit is the one that trains, with its attributes, hooks and a `step` of its own.",
+        threshold="nothing missing",
+        blind_to="what its functions refer to outside of themselves: global variables, files, other processes",
+        where_to_look="Lambdas, functions made inside functions and objects on the optimizer cannot be stored: move "
+        "functions to a module, keep plain values.",
+    ),
+    Check(
         name="registration.duplicate",
         claim="Each parameter is registered once per optimizer.",
         threshold="once",
@@ -144,8 +152,8 @@ UPDATE_CHECKS: tuple[Check, ...] = (
     ),
     Check(
         name="update.outside-step",
-        claim="No parameter is written outside `optimizer.step`.",
-        threshold="equality; declared writes (`writes_outside_step`) warn",
+        claim="No parameter is written outside `optimizer.step`, nor by a hook around its rule.",
+        threshold="equality; declared writes (`writes_outside_step`) warn, those of declared `step_hooks` pass",
         where_to_look="In-place writes to .data in hooks, forwards or the step function.",
     ),
     Check(

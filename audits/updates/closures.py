@@ -150,7 +150,7 @@ class _Lane:
     def __init__(self, recipe: OptimizerRecipe, call: Call, names: list[str], state: Any) -> None:
         self._names = names
         self._copies = {n: nn.Parameter(call.before[n].to(torch.float64, copy=True)) for n in names}
-        self._optimizer = build_optimizer(recipe, self._copies, with_state=False)
+        self._optimizer = build_optimizer(recipe, self._copies, with_state=False, fresh=not state, hooks=False)
         if state:
             placed = placed_state(state, self._copies[names[0]], self._optimizer)
             self._optimizer.state[self._copies[names[0]]] = map_tensors(placed, lambda t: t.double())
@@ -273,7 +273,7 @@ class _QuarticRun:
     def __init__(self, problem: _Quartic, recipe: OptimizerRecipe) -> None:
         pieces = problem.start[:7].clone(), problem.start[7:].clone().view(3, 4)
         self.parameters = {f"synthetic.{i}": nn.Parameter(piece) for i, piece in enumerate(pieces)}
-        self.optimizer = build_optimizer(recipe, self.parameters, with_state=False)
+        self.optimizer = build_optimizer(recipe, self.parameters, with_state=False, hooks=False)
         self._problem = problem
         self.closure: Callable[[], float] = self._evaluate
 

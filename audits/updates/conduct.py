@@ -6,8 +6,10 @@ from collections.abc import Iterator
 
 import torch
 
+from audits.moulds import declared_hook
 from audits.outcomes import Outcome, ResultRow
 from audits.subject import Subject
+from audits.updates.hook_watch import cure
 from audits.updates.recorder import Call, same_bits
 from audits.updates.registration import ema_shadows, holders, matches
 from audits.updates.rows import norm, row
@@ -65,8 +67,18 @@ def _how(step: TrainingStep, mover: str, name: str) -> str:
 
 def _outside(subject: Subject, step: TrainingStep) -> Iterator[ResultRow]:
     declared, shadows = subject.recipe.expect.get("writes_outside_step"), ema_shadows(subject)
-    written = {write.parameter: write for write in step.outside if write.parameter not in shadows}
-    for name, write in written.items():
+    written = {(w.parameter, w.hook): w for w in step.outside if w.parameter not in shadows}
+    for (name, hook), write in written.items():
+        if hook is not None:
+            message = (
+                f"the {write.kind} {hook} wrote {name} in training step {step.number}, which is no part of the rule"
+            )
+            meant = declared_hook(hook, subject.recipe.expect) or declared is True or matches(name, declared)
+            message = f"{message} (declared)" if meant else f"{message}; {cure(hook)}"
+            outcome, cause = (Outcome.PASS, None) if meant else (Outcome.FAIL, f"the {write.kind} {hook}")
+            yield row(subject, "update.outside-step", outcome, message, parameter=name, step=step.number,
+                      phase=write.before_phase, cause=cause)  # fmt: skip
+            continue
         allowed = declared is True or matches(name, declared)
         before = (
             f"before the optimizer of phase {write.before_phase!r} stepped"

@@ -36,6 +36,7 @@ class FreshState:
         optimizer, copies = self._replay.optimizer, self._replay.copies
         replayed = dataclasses.replace(
             call,
+            state_before=None,
             after={n: copy.detach().clone() for n, copy in copies.items()},
             state_after={
                 n: map_tensors(dict(optimizer.state[copy]), lambda t: t.detach().clone())

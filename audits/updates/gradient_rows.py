@@ -14,6 +14,7 @@ from audits.updates.agreement import global_rms, gradient_error
 from audits.updates.batch_use import BatchUse, batch_use
 from audits.updates.coarseness import dtype_name, gradient_threshold
 from audits.updates.compare import real_dtype, rms, to_double
+from audits.updates.hook_watch import cure
 from audits.updates.recorder import Call
 from audits.updates.reference import Reference
 from audits.updates.registration import matches
@@ -64,7 +65,7 @@ def _of_call(subject: Subject, steps: list[TrainingStep], step: TrainingStep, ca
 
 
 def _present(subject: Subject, call: Call, name: str, reference: Reference) -> ResultRow:
-    received, wanted = call.gradients.get(name), reference.gradients.get(name)
+    received, wanted = call.received.get(name), reference.gradients.get(name)
     where = f"at the optimizer of phase {call.phase.name!r} in step {call.step}"
     outcome, message = Outcome.PASS, f"{name}'s gradient arrived {where}"
     length: float | None = None
@@ -91,7 +92,7 @@ def _same(
 ) -> Iterator[ResultRow]:  # fmt: skip
     reference = before.reference
     assert reference is not None
-    received, wanted = call.gradients.get(name), reference.gradients.get(name)
+    received, wanted = call.received.get(name), reference.gradients.get(name)
     if received is None and wanted is None:
         return
     parameter = subject.parameters[name]
@@ -126,6 +127,10 @@ def _same(
         outcome = Outcome.FAIL
         if use is not None:
             cause = f"{cause}; {use.text}"
+        written = [w for w in call.writes if (w.what, w.parameter) == ("gradient", name)]
+        if written:
+            sure = True
+            cause = "; ".join(f"{w.label} {w.text}" for w in written) + f"; {cause}; {cure(written[0].hook)}"
         message = (f"{name} received another gradient than the declared loss's ({where}): norm {length:.4g} "
                    f"for {norm(meant):.4g}; {cause}")  # fmt: skip
         if reference.draws and not (reference.same_draws or reference.replayed or sure):
@@ -182,7 +187,7 @@ def _leftovers(steps: list[TrainingStep], call: Call, name: str) -> Iterator[tup
         before = earlier.note
         left: torch.Tensor | None = None
         if earlier.phase.name == call.phase.name:
-            left = earlier.gradients.get(name)
+            left = earlier.received.get(name)
             text = f"the gradient of step {earlier.step} was added (zero_grad is missing)"
         elif isinstance(before, BeforeStep) and before.reference is not None:
             left = before.reference.gradients.get(name)

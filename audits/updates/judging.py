@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from audits.moulds import callable_name, declared_hook, own_step
 from audits.outcomes import Lane, Outcome, ResultRow
 from audits.subject import LivePhase, Subject
 from audits.updates.apply import reference_state, rule_for
@@ -25,6 +26,7 @@ from audits.updates.compare import to_double as double
 from audits.updates.conditioning import judge_conditioned
 from audits.updates.diagnose import explain
 from audits.updates.expected import LOW_PRECISION, Expected, expect, state_error
+from audits.updates.hook_watch import cure
 from audits.updates.kernels import limit_beside_scalars
 from audits.updates.recorder import Call
 from audits.updates.replay import Replays, parts_of
@@ -60,7 +62,7 @@ class RuleJudge:
         self._subject = subject
         self._phase = phase
         self.rule = rule_for(subject, phase)
-        self._captured = phase.recipe.optimizer.state if with_state else {}
+        self._captured = phase.recipe.optimizer.state if with_state and not phase.starts_fresh else {}
         self._state: dict[str, State] = {}
         self._replays = Replays(phase.recipe.optimizer, self._captured)
 
@@ -75,6 +77,9 @@ class RuleJudge:
                     "update.rule", Outcome.INCONCLUSIVE, message, call, parameter, cause="no reference rule"
                 )
             return
+        if call.state_before is not None:  # a declared hook wrote there: the rule goes on from what it wrote
+            self._state, self._captured = {}, call.state_before
+            self._replays = Replays(self._phase.recipe.optimizer, self._captured)
         self._replays.history.append(call)
         for part in parts_of(wanted, {n: call.before[n].numel() for n in wanted}):
             self._replays.turn_to(part)
@@ -264,6 +269,8 @@ class RuleJudge:
                 if not finding.scaled:
                     reference = finding.reference
             because = explain(self.rule, reference.theta, gradient, reference.before, reference.options, actual, native)
+            if blamed := self._blamed(call, name):
+                because = f"{blamed}; {because}" if because else blamed
             return self._row("update.rule", Outcome.FAIL, f"{message}; {because}" if because else message, call, name,
                              cause=because or None, **numbers)  # fmt: skip
         if not length and norm(gradient) and not reference.options.get("lr"):
@@ -276,6 +283,15 @@ class RuleJudge:
         moved = "stayed" if not length else "moved"
         message = f"{name} {moved} as {self.rule.name}'s rule says ({where})"
         return self._row("update.rule", Outcome.PASS, message, call, name, **numbers)
+
+    def _blamed(self, call: Call, name: str) -> str:
+        """What of the user's own ran around the rule and may have moved the parameter."""
+        written = [w for w in call.writes if w.parameter == name and not declared_hook(w.hook, call.phase_expect)]
+        if written:
+            return "; ".join(f"{w.label} {w.text}" for w in written) + f"; {cure(written[0].hook)}"
+        kept = self._phase.recipe.optimizer.kept
+        step = None if kept is None or kept.mould is None else own_step(kept.mould)
+        return f"its step was set on the instance: {callable_name(step)}" if step is not None else ""
 
     def _without_gradient(self, call: Call, name: str) -> ResultRow:
         moved = name in call.after
@@ -308,6 +324,9 @@ class RuleJudge:
                 worst, at, threshold, met = error / limit, key, limit, error <= limit
         message = f"{name}: the optimizer's {at} after step {call.step} "
         message += "is the rule's" if met else f"is not the rule's (error {worst * threshold:.3g})"
+        hooks = [w for w in call.writes if (w.what, w.parameter) == ("state", name)]
+        if hooks and not met:
+            message += "; before it " + "; ".join(f"{w.label} {w.text}" for w in hooks) + f"; {cure(hooks[0].hook)}"
         yield self._row("update.state", Outcome.PASS if met else Outcome.FAIL, message, call, name,
                         error=worst * threshold, threshold=threshold)  # fmt: skip
 

@@ -162,9 +162,16 @@ def rounded_scalars(phase: LivePhase, synthetic: Synthetic, rule: Rule) -> tuple
 
 
 def torch_owned(phase: LivePhase) -> bool:
-    """Whether the optimizer's ``step`` is torch.optim's own code."""
-    own = next((c for c in optimizer_class(phase.recipe.optimizer).__mro__ if "step" in vars(c)), None)
-    return own is not None and getattr(torch.optim, own.__name__, None) is own
+    """Whether all that happens in the optimizer's ``step`` is torch.optim's own code."""
+    kept = phase.recipe.optimizer.kept
+    if kept is not None and kept.replaced:
+        return False
+    for cls in optimizer_class(phase.recipe.optimizer).__mro__:
+        if getattr(torch.optim, cls.__name__, None) is cls:
+            return True
+        if any(callable(value) and name != "__init__" for name, value in vars(cls).items()):
+            return False  # torch's step calls methods (`_init_group`) that a subclass may have made its own
+    return False
 
 
 def whose_fault(phase: LivePhase, synthetic: Synthetic, rule: Rule, failure: ProbeFailure) -> tuple[str | None, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,8 +11,17 @@ from typing import Any
 import torch
 from torch import nn
 
+from audits.moulds import declared_hook
 from audits.structures import map_tensors
 from audits.subject import LivePhase, Subject
+from audits.updates.hook_watch import (
+    POST,
+    WRAPPED,
+    HookWrite,
+    gradient_writes,
+    state_writes,
+    watched_hooks,
+)
 
 Tensors = dict[str, torch.Tensor]
 
@@ -31,7 +41,11 @@ class Call:
         training: mode of every module at its last forward before this call.
         evaluations: for an optimizer that calls its closure: the weights, loss and gradients of every evaluation.
         tensor_rate: whether a learning rate is kept in a tensor, in float32.
+        handed: the gradients before anything of the user's ran at the optimizer: a hook, a ``step`` of its own.
+        writes: what those wrote before the rule ran, and to the state since the rule ran last.
+        state_before: the state before it, where a declared hook wrote there; None elsewhere.
         backward: torch's number of the backward inside which it happened; -1 outside of any.
+        phase_expect: what the recipe declares (`expect`).
         note: whatever the reference side attached before it.
     """
 
@@ -44,8 +58,26 @@ class Call:
     state_after: dict[str, dict[str, Any]] = field(default_factory=dict)
     evaluations: list[tuple[Tensors, float, dict[str, torch.Tensor | None]]] = field(default_factory=list)
     note: Any = None
+    phase_expect: Mapping[str, Any] = field(default_factory=dict)
     tensor_rate: bool = False
     backward: int = -1
+    handed: dict[str, torch.Tensor | None] = field(default_factory=dict)
+    writes: list[HookWrite] = field(default_factory=list)
+    state_before: dict[str, dict[str, Any]] | None = None
+
+    @property
+    def received(self) -> dict[str, torch.Tensor | None]:
+        """The gradients that the training step handed over: before the hooks that are declared, after the others."""
+        if not self.writes:
+            return self.gradients
+        meant = self.phase_expect
+        changed = {n: [w for w in self.writes if w.what == "gradient" and w.parameter == n] for n in self.handed}
+        return {
+            name: self.handed[name]
+            if changed.get(name) and all(declared_hook(write.hook, meant) for write in changed[name])
+            else gradient
+            for name, gradient in self.gradients.items()
+        }
 
     @property
     def in_backward(self) -> bool:
@@ -59,12 +91,17 @@ class Call:
 
 @dataclass(frozen=True)
 class OutsideWrite:
-    """A parameter that changed while no optimizer was stepping."""
+    """A parameter that changed while no optimizer's rule was at work; ``hook`` is the user's that wrote it, if any."""
 
     parameter: str
     step: int
     before_phase: str | None
+    hook: str | None = None
+    kind: str | None = None
 
+
+#: Hooks of the recorder before a step: whatever is beside them is the user's.
+OURS = 2
 
 #: Called before the optimizer acts: ``(call) -> note``.
 BeforeCall = Callable[[Call], Any]
@@ -81,6 +118,13 @@ class Recorder:
         self._before_call = before_call
         self._depth = dict.fromkeys(optimizers, 0)
         self._open: dict[str, Call] = {}
+        self._handed: dict[str, dict[str, torch.Tensor | None]] = {}
+        self._writes: dict[str, list[HookWrite]] = {}
+        self._within: dict[str, tuple[str, str]] = {}
+        self._begun = dict.fromkeys(optimizers, 0)
+        self._inner: dict[str, dict[str, tuple[torch.Tensor, torch.Tensor, tuple[str, str]]]] = {
+            n: {} for n in optimizers
+        }
         self.shadow: Tensors = {}
         self.at_start: Tensors = {}
         self.step = 0
@@ -90,23 +134,26 @@ class Recorder:
     @contextlib.contextmanager
     def attached(self) -> Iterator[None]:
         """Listen while the body runs."""
-        handles = []
-        for phase in self._subject.phases:
-            optimizer = self._optimizers[phase.name]
-            handles.append(optimizer.register_step_pre_hook(self._before(phase)))
-            handles.append(optimizer.register_step_post_hook(self._after(phase)))
-        try:
+        with contextlib.ExitStack() as stack:
+            for phase in self._subject.phases:
+                optimizer = self._optimizers[phase.name]
+                stack.enter_context(watched_hooks(optimizer, functools.partial(self._around, phase, optimizer)))
+                first = optimizer.register_step_pre_hook(self._entering(phase))
+                _to_front(optimizer._optimizer_step_pre_hooks, first.id)
+                done = optimizer.register_step_post_hook(self._after(phase))
+                _to_front(optimizer._optimizer_step_post_hooks, done.id)
+                others = (optimizer.register_step_pre_hook(self._before(phase)),
+                          optimizer.register_step_post_hook(self._leaving(phase)))  # fmt: skip
+                for handle in (first, done, *others):
+                    stack.callback(handle.remove)
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def begin(self, step: int) -> None:
         """Start a training step."""
         self.step = step
         self.calls, self.outside = [], []
         self._depth = dict.fromkeys(self._depth, 0)
-        self._open = {}
+        self._open, self._handed, self._within = {}, {}, {}
         if not self.shadow:
             self.shadow = snapshot(self._subject.parameters)
         self.at_start = dict(self.shadow)
@@ -125,14 +172,91 @@ class Recorder:
 
     def _look_outside(self, before_phase: str | None) -> None:
         _, names = self._changed()
-        self.outside += [OutsideWrite(name, self.step, before_phase) for name in names]
+        kind, hook = self._within.get(before_phase or "", (None, None))
+        self.outside += [OutsideWrite(name, self.step, before_phase, hook, kind) for name in names]
+
+    def _entering(self, phase: LivePhase) -> Callable[..., None]:
+        """Ours comes first: what changed until now was written by the training step."""
+
+        def hook(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+            self._depth[phase.name] += 1
+            if self._depth[phase.name] == 1:  # a subclass whose step calls super().step(): the hooks fire twice
+                self._look_outside(phase.name)
+                if len(optimizer._optimizer_step_pre_hooks) > OURS and phase.name not in self._handed:
+                    self._handed[phase.name] = self._gradients(optimizer)
+
+        return hook
+
+    def _leaving(self, phase: LivePhase) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            self._depth[phase.name] -= 1
+
+        return hook
+
+    @contextlib.contextmanager
+    def _around(self, phase: LivePhase, optimizer: torch.optim.Optimizer, kind: str, hook: str) -> Iterator[None]:
+        """See what one of the user's hooks writes, or a ``step`` that was set on the instance."""
+        name, wraps = phase.name, kind == WRAPPED
+        nested = self._depth[name] > 1 or (wraps and self._depth[name] > 0)
+        if not nested:
+            self._look_outside(name)
+        gradients, state, begun = self._gradients(optimizer), self._state(optimizer), self._begun[name]
+        if wraps and not nested:
+            self._handed[name] = gradients
+            self._within[name] = (kind, hook)
+        before = snapshot(self._subject.parameters) if nested else dict(self.shadow)
+        options = self._options(optimizer)
+        yield
+        writes = self._writes.setdefault(name, [])
+        if not wraps:
+            if kind != POST:
+                writes += gradient_writes(kind, hook, gradients, self._gradients(optimizer))
+            writes += state_writes(kind, hook, state, self._state(optimizer))
+            for parameter, old in before.items() if nested and kind == POST else ():
+                new = self._subject.parameters[parameter]
+                if not same_bits(new, old):
+                    self._inner[name][parameter] = (old, new.detach().clone(), (kind, hook))
+        elif not nested and begun == self._begun[name]:
+            self._took_its_place(phase, optimizer, before, gradients, options)
+        if not nested:
+            around = self._within.get(name, (kind, hook))
+            self._within[name] = (kind, hook)
+            self._look_outside(name)
+            self._within[name] = around
+            if wraps or around == (kind, hook):
+                del self._within[name]
+
+    def _took_its_place(
+        self, phase: LivePhase, optimizer: torch.optim.Optimizer, before: Tensors,
+        gradients: dict[str, torch.Tensor | None], options: dict[str, dict[str, Any]],
+    ) -> None:  # fmt: skip
+        """Record a step set on the instance that never reached that of the class: it is the rule."""
+        if phase.recipe.optimizer.kept is not None:
+            phase.recipe.optimizer.kept.replaced = True
+        _, names = self._changed()
+        after = {name: self.shadow[name] for name in names}
+        call = Call(phase=phase, step=self.step, before=before, gradients=gradients, options=options, after=after,
+                    handed=gradients, phase_expect=self._subject.recipe.expect)  # fmt: skip
+        call.state_after = self._state(optimizer)
+        parameters = self._subject.parameters
+        with torch.no_grad():
+            for name in names:
+                parameters[name].copy_(before[name])
+            try:
+                call.note = self._before_call(call)
+            finally:
+                for name in names:
+                    parameters[name].copy_(after[name])
+        self._handed.pop(phase.name, None)
+        self.calls.append(call)
 
     def _before(self, phase: LivePhase) -> Callable[..., Any]:
         def hook(optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            self._depth[phase.name] += 1
-            if self._depth[phase.name] > 1:  # a subclass whose step calls super().step(): the hooks fire twice
+            if self._depth[phase.name] > 1:
                 return None
             self._look_outside(phase.name)
+            self._begun[phase.name] += 1
+            self._inner[phase.name] = {}
             call = Call(
                 phase=phase,
                 step=self.step,
@@ -141,7 +265,17 @@ class Recorder:
                 options=self._options(optimizer),
                 tensor_rate=any(isinstance(group.get("lr"), torch.Tensor) for group in optimizer.param_groups),
                 backward=torch._C._current_graph_task_id(),
+                phase_expect=self._subject.recipe.expect,
             )
+            call.handed = self._handed.pop(phase.name, call.gradients)
+            call.writes = self._writes.pop(phase.name, [])
+            if phase.name in self._within:
+                known = {w.parameter for w in call.writes if w.what == "gradient"}
+                kind, name = self._within[phase.name]
+                wrapper = gradient_writes(kind, name, call.handed, call.gradients)
+                call.writes += [write for write in wrapper if write.parameter not in known]
+            if any(w.what == "state" and declared_hook(w.hook, call.phase_expect) for w in call.writes):
+                call.state_before = self._state(optimizer)
             self._open[phase.name] = call
             if (earlier := self._earlier_part(call)) is not None:
                 call.note = earlier.note
@@ -158,13 +292,16 @@ class Recorder:
 
     def _after(self, phase: LivePhase) -> Callable[..., None]:
         def hook(optimizer: torch.optim.Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self._depth[phase.name] -= 1
-            if self._depth[phase.name]:
+            if self._depth[phase.name] > 1:
                 return
             call = self._open.pop(phase.name)
             old, names = self._changed()
             call.before |= old
             call.after = {name: self.shadow[name] for name in names}
+            for name, (moved, written, (kind, by)) in self._inner[phase.name].items():
+                if same_bits(self.shadow[name], written):  # a step inside the step ended it: the hook wrote after that
+                    call.after[name] = moved
+                    self.outside.append(OutsideWrite(name, self.step, phase.name, by, kind))
             call.state_after = self._state(optimizer)
             earlier = self._earlier_part(call)
             if earlier is None:
@@ -192,7 +329,7 @@ class Recorder:
             value = loss.detach() if isinstance(loss, torch.Tensor) else loss
             call.evaluations.append((weights, float(value), gradients))
             if first:
-                call.gradients = gradients
+                call.gradients = call.handed = gradients
                 call.note = self._before_call(call)
             return loss
 
@@ -226,6 +363,10 @@ class Recorder:
             for name, parameter, _ in self._held(optimizer)
             if optimizer.state.get(parameter)
         }
+
+
+def _to_front(hooks: Any, key: int) -> None:
+    hooks.move_to_end(key, last=False)
 
 
 def _received(call: Call) -> set[str]:

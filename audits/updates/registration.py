@@ -13,6 +13,7 @@ from audits.subject import Subject
 from audits.updates.hyperparameters import hyperparameter_rows
 from audits.updates.rows import row
 from audits.updates.shadows import shadows_of
+from audits.updates.whole import whole_rows
 
 
 def matches(name: str, globs: object) -> bool:
@@ -31,6 +32,8 @@ def registration_rows(subject: Subject) -> list[ResultRow]:
         rows += _coverage(subject)
     if wants("registration.stale"):
         rows += _stale(subject)
+    if wants("registration.optimizer-whole"):
+        rows += whole_rows(subject)
     if wants("registration.duplicate"):
         rows += _duplicate(subject)
     if wants("registration.requires-grad"):

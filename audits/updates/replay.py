@@ -50,7 +50,9 @@ class Replay:
         self.dtype = dtype
         self.native = {name: value.dtype for name, value in weights.items()}
         self.copies = {name: nn.Parameter(self._cast(value).clone()) for name, value in weights.items()}
-        self.optimizer = build_optimizer(recipe, self.copies, with_state=False)
+        self.optimizer = build_optimizer(
+            recipe, self.copies, with_state=False, fresh=not state, hooks=False, dtype=dtype
+        )
         self._overrides = dict(overrides or {})
         for group in self.optimizer.param_groups:
             group.update(self._overrides)

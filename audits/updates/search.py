@@ -103,7 +103,7 @@ class ReferenceSearch:
             scale: the loss scale in force.
         """
         limit = clipping[0].max_norm if clipping and call.phase.recipe.clip_grad_norm is None else None
-        received = {n: g for n, g in call.gradients.items() if g is not None} if call.in_backward else call.gradients
+        received = {n: g for n, g in call.received.items() if g is not None or not call.in_backward}
         names = [n for n in call.phase.parameters if n in received]
         best: tuple[float, Reference | None, bool, tuple[Any, ...] | None] = (float("inf"), None, False, None)
         problem: str | None = None

@@ -172,7 +172,7 @@ class _Runner:
         """Compute the reference gradient of the phase whose optimizer is about to step."""
         clipping = self._watch.take_clipping(call.phase.name)
         # The audit's own step does nothing at its second time that it did not do at its first.
-        if not self._reference or (self._step_function is None and call.step > 1):
+        if not self._reference or (self._step_function is None and call.step > 1 and not call.writes):
             return BeforeStep(None, None, clipping)
         not_observed = contextlib.nullcontext() if self._observer is None else self._observer.paused()
         with self._watch.paused(), self._buffers.counting(), not_observed:
