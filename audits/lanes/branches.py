@@ -82,6 +82,7 @@ def rule_for(func: Any) -> Rule | None:
 @functools.cache
 def _load() -> None:
     from audits.lanes import (  # noqa: F401 - each registers its rules
+        fake_quantization,
         rules_backward,
         rules_conventions,
         rules_distances,

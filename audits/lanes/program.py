@@ -16,7 +16,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from audits.lanes.branches import COMPARISONS, Rule, rule_for
-from audits.lanes.emulation import emulation, run
+from audits.lanes.emulation import emulation, is_emulated, run
 from audits.lanes.lifting import OperatorTraits, lift_call, lift_result, traits
 from audits.lanes.tape import Tape, TapeCursor, draws
 
@@ -100,6 +100,8 @@ class Recording(TorchDispatchMode):
             if rule is not None and rule.applies(bound):
                 result, decision = record_rule(rule, bound, known.written, func, args, kwargs)
                 program.frozen.add(known.base)
+                if emulation(func, args) is not None or is_emulated(f"{known.base}_backward"):
+                    program.lifted.add(known.name)
                 said = rule.convention(bound, decision) if rule.convention is not None else None
                 if said is not None:
                     program.conventions.append(Convention(said[0], known.base, said[1]))
@@ -243,7 +245,7 @@ def record_rule(
     """Run an operator and return its result with the decision it took; an in-place one decides on what it had."""
     if 0 in written and "self" in bound:
         bound = {**bound, "self": bound["self"].clone()}
-    result = func(*args, **kwargs)
+    result = run(func, args, kwargs)
     return result, rule.decide(bound, result)
 
 
