@@ -93,6 +93,13 @@ def per_channel(x: Tensor, scale: Tensor, zero_point: Tensor, *rest: Any) -> Any
     return torch.ops.aten.fake_quantize_per_channel_affine_cachemask(x, scale.float(), zero_point, *rest)
 
 
+def learnable_per_channel(x: Tensor, scale: Tensor, zero_point: Tensor, *rest: Any) -> Tensor:
+    """Run the learnable form of the same; its kernel wants float32 for both."""
+    operator = torch.ops.aten._fake_quantize_learnable_per_channel_affine
+    result: Tensor = operator(x.float(), scale.float(), zero_point.float(), *rest)
+    return result.to(x.dtype)
+
+
 def fused(
     x: Tensor, observing: Tensor, quantising: Tensor, low: Tensor, high: Tensor, scale: Tensor, *rest: Any
 ) -> tuple[Tensor, Tensor]:
@@ -127,6 +134,7 @@ def learnable_backward(*names: str) -> Callable[..., tuple[Tensor, Tensor, Tenso
 #: What is called in place of a kernel that takes no float64.
 EMULATED: dict[str, Callable[..., Any]] = {
     "aten::fake_quantize_per_channel_affine_cachemask": per_channel,
+    "aten::_fake_quantize_learnable_per_channel_affine": learnable_per_channel,
     "aten::_fused_moving_avg_obs_fq_helper": fused,
     "aten::_fake_quantize_learnable_per_tensor_affine_backward": learnable_backward(
         "self", "scale", "zero_point", "quant_min", "quant_max", "grad_factor"
