@@ -15,6 +15,7 @@ from torch import nn
 
 from audits.errors import RecipeError, suggest
 from audits.recipe import Recipe
+from audits.structures import tensors_in
 
 #: The loss function itself, in `stop_gradient`.
 LOSS = "loss"
@@ -48,6 +49,11 @@ def check_names(recipe: Recipe, model: nn.Module) -> None:
             names.require_parameter(glob, f"expect[{key!r}]")
     for key in _BY_GLOB:
         names.require_mapping(recipe.expect.get(key), f"expect[{key!r}]")
+    inputs = _floating_inputs(recipe.batch)
+    for glob in _globs(recipe.expect.get("input_gradients")):
+        if not _matches(glob, inputs):
+            place = f"expect['input_gradients'] names {glob!r}, and the batch has no such floating tensor"
+            raise RecipeError(place + (suggest(glob, inputs) or f"; it has {', '.join(inputs) or 'none'}"))
     optimizer = recipe.expect.get("optimizer")
     for phase in optimizer if isinstance(optimizer, Mapping) else ():
         names.require_phase(phase, "expect['optimizer']")
@@ -56,6 +62,13 @@ def check_names(recipe: Recipe, model: nn.Module) -> None:
         names.require_prefix(prefix, "expect['ema']")
         if isinstance(what, Mapping):
             names.require_prefix(str(what.get("source", "")), f"expect['ema'][{prefix!r}]['source']")
+
+
+def _floating_inputs(batch: Any) -> list[str]:
+    """Return the paths of a batch's (its micro-batches') floating tensors."""
+    batches = batch if isinstance(batch, list) else [batch]
+    found = (path for each in batches for path, t in tensors_in(each) if t.is_floating_point() or t.is_complex())
+    return list(dict.fromkeys(found))
 
 
 def declares_functions(recipe: Recipe) -> bool:

@@ -41,6 +41,7 @@ EXPECTATIONS = (
     "clip_grad_value",
     "writes_outside_step",
     "custom_gradient",
+    "input_gradients",
 )
 
 

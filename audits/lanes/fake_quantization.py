@@ -73,7 +73,8 @@ def _replay_learnable(d: Decision, a: Bound) -> Tensor:
     shape = [-1 if "axis" in a and i == a["axis"] % x.dim() else 1 for i in range(x.dim())]
     moved = {key: (a[key] - d[key]).reshape(shape) for key in ("scale", "zero_point")}
     result: Tensor = d["out"] + torch.where(inside, x - d["self"], 0.0)
-    return result + by_scale * moved["scale"] + by_zero * moved["zero_point"]
+    result = result + by_scale * moved["scale"] + by_zero * moved["zero_point"]
+    return result
 
 
 register(
@@ -123,7 +124,8 @@ def learnable_backward(*names: str) -> Callable[..., tuple[Tensor, Tensor, Tenso
         others = [d for d in range(gradient.dim()) if "axis" not in a or d != a["axis"] % gradient.dim()]
 
         def summed(slope: Tensor, like: Tensor) -> Tensor:
-            return ((gradient * slope).sum(others) if others else gradient * slope).reshape(like.shape).to(like.dtype)
+            product = gradient * slope
+            return (product.sum(others) if others else product).reshape(like.shape).to(like.dtype)
 
         passed = torch.where(inside, gradient, 0.0)
         return passed, summed(by_scale, a["scale"]), summed(by_zero, a["zero_point"])
