@@ -72,9 +72,9 @@ def _replay_learnable(d: Decision, a: Bound) -> Tensor:
     x = a["self"]
     shape = [-1 if "axis" in a and i == a["axis"] % x.dim() else 1 for i in range(x.dim())]
     moved = {key: (a[key] - d[key]).reshape(shape) for key in ("scale", "zero_point")}
-    result: Tensor = d["out"] + torch.where(inside, x - d["self"], 0.0)
-    result = result + by_scale * moved["scale"] + by_zero * moved["zero_point"]
-    return result
+    passed: Tensor = d["out"] + torch.where(inside, x - d["self"], 0.0)
+    passed += by_scale * moved["scale"] + by_zero * moved["zero_point"]
+    return passed
 
 
 register(
