@@ -50,7 +50,7 @@ HEALTH_CHECKS: tuple[Check, ...] = (
         claim="A step moves a weight by a small part of itself.",
         severity=_WARN,
         formula="norm(update) / norm(weight); rms(update) sqrt(fan in)",
-        threshold="0.3, and 0.3",
+        threshold="0.3, and 0.58",
         where_to_look="The learning rate; freshly zero-initialised weights are not judged.",
     ),
     Check(
@@ -80,9 +80,9 @@ LAYER_SHARE = 0.5
 #: Distance from an end of a sigmoid's or tanh's range within which its slope is below 1e-3 (sigmoid), 2e-3 (tanh).
 SATURATED = 1e-3
 #: What a step may do to a layer's output, in standard deviations of inputs of variance 1: rms(update) sqrt(fan in). A
-#: freshly initialised layer (rms 1 / sqrt(fan in)) gives 1. Adam's first steps move small weights by much of themselves
-#: and the output by lr sqrt(fan in), 0.03 at 1e-3 and a fan of 1,000.
-OUTPUT_SHARE = 0.3
+#: layer as torch initialises it gives 1 / sqrt(3): a step beyond that outweighs what the whole layer does. Fresh Adam
+#: at 1e-3 gives 0.03 at a fan of 1,000, fresh RMSprop at its default rate 0.35 at 12.
+OUTPUT_SHARE = 3**-0.5
 #: Share of itself by which a step moves a weight where a large gradient does harm: 30 times the 1e-3 of usual training.
 HARMFUL_MOVE = 0.03
 #: Optimizers whose step is proportional to the gradient; of others a large norm says nothing.
