@@ -17,6 +17,7 @@ from audits.errors import RecipeError, suggest
 from audits.moulds import STEP_HOOKS, callable_name, declared_hook, hooks_of, own_step
 from audits.optimizers import mould_of_recipe
 from audits.recipe import Recipe
+from audits.structures import tensors_in
 
 #: The loss function itself, in `stop_gradient`.
 LOSS = "loss"
@@ -52,6 +53,11 @@ def check_names(recipe: Recipe, model: nn.Module) -> None:
         names.require_mapping(recipe.expect.get(key), f"expect[{key!r}]")
     for glob in _globs(recipe.expect.get("step_hooks")):
         _require_hook(glob, recipe)
+    inputs = _floating_inputs(recipe.batch)
+    for glob in _globs(recipe.expect.get("input_gradients")):
+        if not _matches(glob, inputs):
+            place = f"expect['input_gradients'] names {glob!r}, and the batch has no such floating tensor"
+            raise RecipeError(place + (suggest(glob, inputs) or f"; it has {', '.join(inputs) or 'none'}"))
     optimizer = recipe.expect.get("optimizer")
     for phase in optimizer if isinstance(optimizer, Mapping) else ():
         names.require_phase(phase, "expect['optimizer']")
@@ -78,6 +84,13 @@ def _require_hook(glob: str, recipe: Recipe) -> None:
     if not any(declared_hook(name, {"step_hooks": [glob]}) for name in names):
         found = f"; they are {', '.join(names)}" if names else ": no optimizer has any"
         raise RecipeError(f"expect['step_hooks'] names {glob!r}, which is no step hook of an optimizer{found}")
+
+
+def _floating_inputs(batch: Any) -> list[str]:
+    """Return the paths of a batch's (its micro-batches') floating tensors."""
+    batches = batch if isinstance(batch, list) else [batch]
+    found = (path for each in batches for path, t in tensors_in(each) if t.is_floating_point() or t.is_complex())
+    return list(dict.fromkeys(found))
 
 
 def declares_functions(recipe: Recipe) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+import math
+import statistics
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -21,16 +23,19 @@ HEALTH_CHECKS: tuple[Check, ...] = (
         name="health.vanishing",
         claim="The gradient does not vanish on its way to the first layers.",
         severity=_WARN,
-        formula="norm(first) / norm(last) over weights in forward order; mean |g|",
-        threshold="ratio 1e-3 with a first norm below 1e-4; or mean |g| below 1e-7 everywhere",
+        formula="norm(first) / norm(last) over weights in the order of the forward; mean |g|",
+        threshold=(
+            "ratio 1e-3 with a first norm below 1e-4, the first half's median norm below the second's; or mean |g| "
+            "below 1e-7 everywhere"
+        ),
         where_to_look="Initialisation, normalisation, residual paths; a converged model has small gradients too.",
     ),
     Check(
         name="health.exploding",
         claim="The gradient does not explode.",
         severity=_WARN,
-        formula="norm of the parameter's gradient",
-        threshold="70, or not finite",
+        formula="norm of the parameter's gradient; norm(update) / norm(weight)",
+        threshold="not finite; or 70 where the step scales with it, nothing clips and it moves the weight by 3 %",
         where_to_look="Learning rate, initialisation, clipping.",
     ),
     Check(
@@ -44,8 +49,8 @@ HEALTH_CHECKS: tuple[Check, ...] = (
         name="health.update-ratio",
         claim="A step moves a weight by a small part of itself.",
         severity=_WARN,
-        formula="norm(update) / norm(weight)",
-        threshold="0.3",
+        formula="norm(update) / norm(weight); rms(update) sqrt(fan in)",
+        threshold="0.3, and 0.58",
         where_to_look="The learning rate; freshly zero-initialised weights are not judged.",
     ),
     Check(
@@ -74,6 +79,14 @@ VANISHING_MEAN = 1e-7
 LAYER_SHARE = 0.5
 #: Distance from an end of a sigmoid's or tanh's range within which its slope is below 1e-3 (sigmoid), 2e-3 (tanh).
 SATURATED = 1e-3
+#: What a step may do to a layer's output, in standard deviations of inputs of variance 1: rms(update) sqrt(fan in). A
+#: layer as torch initialises it gives 1 / sqrt(3): a step beyond that outweighs what the whole layer does. Fresh Adam
+#: at 1e-3 gives 0.03 at a fan of 1,000, fresh RMSprop at its default rate 0.35 at 12.
+OUTPUT_SHARE = 3**-0.5
+#: Share of itself by which a step moves a weight where a large gradient does harm: 30 times the 1e-3 of usual training.
+HARMFUL_MOVE = 0.03
+#: Optimizers whose step is proportional to the gradient; of others a large norm says nothing.
+PROPORTIONAL = (torch.optim.SGD, torch.optim.ASGD)
 #: Weights of a smaller rms (zero-initialised scales and factors) have no meaningful update ratio.
 TINY_WEIGHT = 1e-3
 
@@ -100,9 +113,10 @@ def check_health(subject: Subject) -> list[ResultRow]:
         for phase in subject.phases:
             activity = _Listener(subject)
             gradients = by_grad_or_backward(functools.partial(_evaluate, subject, phase, activity))
-            rows += _gradients(subject, phase, gradients)
+            moves = _moves(phase, gradients)
+            rows += _gradients(subject, phase, gradients, moves, activity.order)
             rows += activity.rows(phase)
-            rows += _updates(subject, phase, gradients)
+            rows += _updates(subject, phase, moves)
     finally:
         subject.reset()
     return [
@@ -120,7 +134,13 @@ def _evaluate(subject: Subject, phase: LivePhase, activity: _Listener, plain: bo
     return dict(zip(phase.parameters, found, strict=True))
 
 
-def _gradients(subject: Subject, phase: LivePhase, gradients: dict[str, torch.Tensor | None]) -> Iterator[ResultRow]:
+def _gradients(
+    subject: Subject,
+    phase: LivePhase,
+    gradients: dict[str, torch.Tensor | None],
+    moves: dict[str, _Move],
+    order: Iterable[str],
+) -> Iterator[ResultRow]:
     norms = {}
     for name, gradient in gradients.items():
         if gradient is None:
@@ -129,17 +149,26 @@ def _gradients(subject: Subject, phase: LivePhase, gradients: dict[str, torch.Te
         size = float(torch.linalg.vector_norm(to_double(values).reshape(-1))) if values.numel() else 0.0
         norms[name] = size
         limit = subject.settings.exploding_norm
-        bad = finite(size) is None or size > limit
-        yield _row(subject, "health.exploding", bad, f"{name}: gradient norm {size:.3g}", phase=phase.name,
+        bad = finite(size) is None or (size > limit and _harms(phase, moves.get(name)))
+        message = f"{name}: gradient norm {size:.3g}"
+        if bad and finite(size) is not None:
+            message += f", and a step moves it by {moves[name].ratio:.1%} of itself: clip the norm, or lower the rate"
+        yield _row(subject, "health.exploding", bad, message, phase=phase.name,
                    parameter=name, measured=finite(size), threshold=limit, gradient_norm=finite(size))  # fmt: skip
         zero = bool(values.numel()) and not size
         yield _row(subject, "health.all-zero", zero, f"{name}: gradient {'all zero' if zero else 'not all zero'}",
                    phase=phase.name, parameter=name, gradient_norm=finite(size))  # fmt: skip
-    weights = [n for n in norms if subject.parameters[n].dim() > 1]
+    weights = [n for n in order if n in norms and subject.parameters[n].dim() > 1]
     if len(weights) > 1 and norms[weights[-1]]:
         first, last = weights[0], weights[-1]
         ratio = norms[first] / norms[last]
-        bad = ratio < subject.settings.vanishing_ratio and norms[first] < subject.settings.vanishing_norm
+        middle = len(weights) // 2
+        before, after = (statistics.median(norms[n] for n in half) for half in (weights[:middle], weights[middle:]))
+        bad = (
+            before < after
+            and ratio < subject.settings.vanishing_ratio
+            and norms[first] < subject.settings.vanishing_norm
+        )
         message = f"the gradient's norm is {norms[first]:.3g} at {first} and {norms[last]:.3g} at {last}"
         yield _row(subject, "health.vanishing", bad, message, phase=phase.name, parameter=first, measured=ratio,
                    threshold=subject.settings.vanishing_ratio, gradient_norm=norms[first])  # fmt: skip
@@ -151,9 +180,36 @@ def _gradients(subject: Subject, phase: LivePhase, gradients: dict[str, torch.Te
                    threshold=VANISHING_MEAN)  # fmt: skip
 
 
-def _updates(subject: Subject, phase: LivePhase, gradients: dict[str, torch.Tensor | None]) -> Iterator[ResultRow]:
-    if isinstance(optimizer := phase.build_optimizer(), torch.optim.LBFGS):
-        return
+@dataclass(frozen=True)
+class _Move:
+    """What one step does to a weight: both norms, and its effect on the output of a layer of this shape."""
+
+    weight: float
+    change: float
+    output: float
+    tiny: bool
+    proportional: bool
+
+    @property
+    def ratio(self) -> float:
+        return self.change / self.weight if self.weight else math.inf
+
+
+def _harms(phase: LivePhase, move: _Move | None) -> bool:
+    """Whether a large gradient does harm: nothing bounds the step, and the step is large."""
+    if move is None or move.tiny or not move.proportional or phase.recipe.clip_grad_norm is not None:
+        return False
+    return move.ratio > HARMFUL_MOVE
+
+
+def _moves(phase: LivePhase, gradients: dict[str, torch.Tensor | None]) -> dict[str, _Move]:
+    """Return what one step of the phase's optimizer on these gradients does to each weight; nothing if it cannot step.
+
+    Of an optimizer that normalises its step (Adam and its kin) a large gradient tells nothing about it.
+    """
+    optimizer = phase.build_optimizer()
+    if isinstance(optimizer, torch.optim.LBFGS):
+        return {}
     before = {name: parameter.detach().clone() for name, parameter in phase.parameters.items()}
     for name, parameter in phase.parameters.items():
         gradient = gradients[name]
@@ -161,18 +217,30 @@ def _updates(subject: Subject, phase: LivePhase, gradients: dict[str, torch.Tens
     try:
         optimizer.step()
     except (RuntimeError, TypeError, ValueError):
-        return
-    limit = subject.settings.update_ratio
+        return {}
+    found, proportional = {}, isinstance(optimizer, PROPORTIONAL)
     for name, parameter in phase.parameters.items():
+        count = max(parameter.numel(), 1) ** 0.5
         weight = float(before[name].abs().double().square().sum() ** 0.5)
-        if parameter.dim() < 2 or not parameter.numel() or weight < TINY_WEIGHT * parameter.numel() ** 0.5:
-            continue
         change = float((parameter.detach() - before[name]).abs().double().square().sum() ** 0.5)
-        ratio = change / weight
-        yield _row(subject, "health.update-ratio", ratio > limit or finite(ratio) is None,
-                   f"{name}: a step moves it by {ratio:.3g} of itself", phase=phase.name, parameter=name,
-                   measured=finite(ratio), threshold=limit, parameter_norm=finite(weight),
-                   update_norm=finite(change))  # fmt: skip
+        fan = max(parameter[0].numel(), 1) if parameter.dim() > 1 and parameter.numel() else 1
+        found[name] = _Move(weight, change, change / count * fan**0.5, weight < TINY_WEIGHT * count, proportional)
+    return found
+
+
+def _updates(subject: Subject, phase: LivePhase, moves: dict[str, _Move]) -> Iterator[ResultRow]:
+    limit = subject.settings.update_ratio
+    for name, move in moves.items():
+        parameter = phase.parameters[name]
+        if parameter.dim() < 2 or not parameter.numel() or move.tiny:
+            continue
+        bad = finite(move.ratio) is None or (move.ratio > limit and move.output > OUTPUT_SHARE)
+        message = f"{name}: a step moves it by {move.ratio:.3g} of itself"
+        if bad:
+            message += f" and the outputs of unit inputs by {move.output:.3g}: lower the learning rate, or warm it up"
+        yield _row(subject, "health.update-ratio", bad, message, phase=phase.name, parameter=name,
+                   measured=finite(move.ratio), threshold=limit, parameter_norm=finite(move.weight),
+                   update_norm=finite(move.change))  # fmt: skip
 
 
 class _Listener:
@@ -181,13 +249,26 @@ class _Listener:
     def __init__(self, subject: Subject) -> None:
         self._subject = subject
         self._found: dict[str, _Activity] = {}
+        #: Parameters by the order in which the forward enters the modules that own them.
+        self.order: dict[str, None] = {}
 
     def listening(self) -> _Handles:
         handles = _Handles()
+        self.order = {}
+        names = {id(p): name for name, p in self._subject.parameters.items()}
         for path, module in self._subject.model.named_modules():
+            owned = [names[id(p)] for p in module.parameters(recurse=False) if id(p) in names]
+            if owned:
+                handles.append(module.register_forward_pre_hook(self._entered(owned)))
             if isinstance(module, (nn.ReLU, nn.ReLU6, nn.Sigmoid, nn.Tanh)):
                 handles.append(module.register_forward_hook(self._hook(path)))
         return handles
+
+    def _entered(self, owned: list[str]):  # type: ignore[no-untyped-def]
+        def hook(module: nn.Module, _: object) -> None:
+            self.order.update(dict.fromkeys(owned))
+
+        return hook
 
     def _hook(self, path: str):  # type: ignore[no-untyped-def]
         def hook(module: nn.Module, _: object, output: torch.Tensor) -> None:

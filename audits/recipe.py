@@ -44,6 +44,7 @@ EXPECTATIONS = (
     "custom_gradient",
     "step_hooks",
     "optimizer_rule",
+    "input_gradients",
 )
 
 

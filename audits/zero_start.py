@@ -1,4 +1,4 @@
-"""Gradients that are zero only because another parameter starts at zero, LoRA's B say: one warning for all of them."""
+"""Gradients that are zero only because another parameter starts at zero, LoRA's B say: one note for all of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from audits.backward import by_grad_or_backward, gradients_of
 from audits.outcomes import Outcome, ResultRow
 from audits.subject import LivePhase, Subject
 
-#: The checks that notice an all-zero gradient, the one that keeps its warning first.
+#: The checks that notice an all-zero gradient, the one that says it first.
 _NOTICING = ("health.all-zero", "step.gradient-present", "health.vanishing")
 
 CAUSE = "zero at the start"
@@ -20,8 +20,8 @@ CAUSE = "zero at the start"
 MOVED = 1e-2
 
 
-def with_one_warning(rows: Sequence[ResultRow], subject: Subject) -> list[ResultRow]:
-    """Return the rows with all warnings of zero gradients that the initialisation explains told once.
+def with_one_note(rows: Sequence[ResultRow], subject: Subject) -> list[ResultRow]:
+    """Return the rows with all warnings of zero gradients that the initialisation explains told once, as a note.
 
     Args:
         rows: the audit's rows.
@@ -43,7 +43,10 @@ def with_one_warning(rows: Sequence[ResultRow], subject: Subject) -> list[Result
     for r in rows:
         if r is speaking:
             text = f"{_listed(explained)}: gradient all zero only because {_listed(starting)} start at zero"
-            told.append(dataclasses.replace(r, cause=CAUSE, message=f"{text}; the first step ends that"))
+            text += "; the first step ends that, nothing needs doing"
+            told.append(
+                dataclasses.replace(r, outcome=Outcome.SKIPPED, cause=CAUSE, message=text, where_to_look=None)
+            )  # fmt: skip
         elif r.check in _NOTICING and r.outcome is Outcome.WARN and r.parameter in explained:
             text = f"{r.message}; that is because {_listed(starting)} start at zero, and ends with the first step"
             silent = dataclasses.replace(r, outcome=Outcome.SKIPPED, cause=CAUSE, message=text, where_to_look=None)

@@ -47,7 +47,7 @@ CHECKS = {
     "update.rule": ("{p} moved as AdamW's rule says (step 1)",
                     ("measured", "expected", "error", "detection_limit", "parameter_norm", "update_norm")),
     "update.state": ("{p}: the optimizer's exp_avg_sq after step 1 is the rule's", ("error",)),
-    "update.lost-to-rounding": ("{p}: 0% of the elements that step 1 should move did not", ()),
+    "update.lost-to-rounding": ("{p}: 0% of the norm of step 1's update was lost", ()),
     "step.gradient-present": ("{p}'s gradient arrived at the optimizer of phase 'step' in step 1", ()),
     "step.gradient": ("{p} received the declared loss's gradient (step 1, phase 'step')", ("measured", "expected")),
     "update.finite": ("{p} is finite after step 1", ()),

@@ -7,6 +7,7 @@ import logging
 from audits.gradients.batched import vmap_holds
 from audits.gradients.certify import Certifier
 from audits.gradients.claims import FINITE_DIFFERENCE, INPUT, NATIVE_DTYPE
+from audits.gradients.conventions import with_conventions
 from audits.gradients.each_function import judge_each_function
 from audits.gradients.elementwise import check_elements
 from audits.gradients.exact import check_exactly
@@ -68,6 +69,7 @@ def _finite_differences(subject: Subject, phase: LivePhase) -> list[ResultRow]:
                     ours = subject.settings.method != "gradcheck"
                     if ours:
                         verdicts = explain(subject, phase, problem, point, verdicts)
+                        verdicts = with_conventions(problem, point, verdicts)
                     rows = [parameter_row(subject, phase, n, verdicts[n], point, lane, dtypes[n]) for n in judged]
                     if ours and not subject.settings.parameters:
                         alone = _functions_alone(subject, phase, problem, verdicts)

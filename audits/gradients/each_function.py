@@ -22,6 +22,7 @@ from audits.gradients.domains import domain_of, is_special, varied
 from audits.gradients.function_record import RecordedCall, record_calls
 from audits.gradients.functions import declared_custom, function_name
 from audits.gradients.graph import LossGraph
+from audits.gradients.layouts import Layout, handed
 from audits.gradients.variation import off_special_case
 from audits.gradients.verdicts import Verdict, number
 from audits.lanes.problem import Problem
@@ -176,11 +177,24 @@ def _same(first: list[Any], second: list[Any]) -> bool:
 
 def _judge(made: RecordedCall, problem: Problem, seed: int) -> tuple[int, Verdict] | None:
     """Return the worst argument and its verdict; None when the call cannot be judged by itself."""
+    generator = torch.Generator().manual_seed(seed + 61)
+    cotangents = {i: _incoming(gradient, generator) for i, gradient in made.incoming.items()}
+    found = _certified(made, problem, seed, cotangents)
+    layouts = {i: layout for i, g in made.incoming.items() if (layout := Layout.of(g)) is not None}
+    if found is None or found[1].outcome is not Outcome.PASS or not layouts:
+        return found
+    laid = {i: layouts[i].lay_out(c) if i in layouts else c for i, c in cotangents.items()}
+    other = _certified(made, problem, seed, laid)
+    return other if other is not None and other[1].outcome is Outcome.FAIL else found
+
+
+def _certified(
+    made: RecordedCall, problem: Problem, seed: int, cotangents: Mapping[int, torch.Tensor]
+) -> tuple[int, Verdict] | None:
+    """Judge a call with some incoming gradients."""
     call = made.call
     domains = {i: domain_of(call.args[i].detach()) for i in made.leading}
     leaves = {i: domain.free.detach().clone().requires_grad_() for i, domain in domains.items()}
-    generator = torch.Generator().manual_seed(seed + 61)
-    cotangents = {i: _incoming(gradient, generator) for i, gradient in made.incoming.items()}
 
     def argument(position: int, value: Any) -> Any:
         if position in leaves:
@@ -190,7 +204,7 @@ def _judge(made: RecordedCall, problem: Problem, seed: int) -> tuple[int, Verdic
     def loss() -> torch.Tensor:
         result = call.function.apply(*(argument(i, a) for i, a in enumerate(call.args)))  # type: ignore[attr-defined]
         outputs = result if isinstance(result, (tuple, list)) else [result]
-        parts = [(outputs[i] * c.to(outputs[i].dtype)).sum() for i, c in cotangents.items()]
+        parts = [handed(outputs[i], c.to(outputs[i].dtype)) for i, c in cotangents.items()]
         return torch.stack([torch.real(part) if part.is_complex() else part for part in parts]).sum()
 
     names = {str(i): leaf for i, leaf in leaves.items()}

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from audits.devices import Draws
 from audits.gradients.certify import Certifier
+from audits.gradients.layouts import Layout, handed
 from audits.lanes.problem import LaneError, Problem, quiet
 from audits.lanes.program import BranchMismatchError, Free
 from audits.lanes.tape import Tape
@@ -29,12 +31,14 @@ class FunctionCall:
         path: the module it ran in.
         label: the same for people.
         args: its arguments; tensors detached and copied.
+        layouts: position of an output -> the layout its gradient arrives in, where that is not the plain one.
     """
 
     function: type
     path: str
     label: str
     args: tuple[Any, ...]
+    layouts: dict[int, Layout] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -71,10 +75,13 @@ def declared_custom(subject: Subject) -> set[str]:
 
 
 def recorded_calls(problem: Problem, stack: ModuleStack) -> list[FunctionCall]:
-    """Evaluate the loss once and return the calls of custom Functions, in order."""
+    """Run the loss forward and backward once and return the calls of custom Functions, in order."""
     calls: list[FunctionCall] = []
+    observed = False
 
     def observe(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        nonlocal observed
+        observed = not cls.__module__.startswith("torch.")
         if not cls.__module__.startswith("torch."):
             copied = tuple(a.detach().clone() if isinstance(a, torch.Tensor) else a for a in args)
             for copy, argument in zip(copied, args, strict=True):
@@ -82,10 +89,31 @@ def recorded_calls(problem: Problem, stack: ModuleStack) -> list[FunctionCall]:
                     copy.requires_grad_()
             calls.append(FunctionCall(cls, stack.path, stack.label(stack.path), copied))
 
+    def returned(result: Any) -> None:
+        for position, output in enumerate(_outputs(result)) if observed else ():
+            if output.requires_grad and not output.is_leaf:
+                layouts = calls[-1].layouts
+                output.register_hook(lambda g, position=position, layouts=layouts: _note(layouts, position, g))
+
     problem.before()
-    with quiet(), stack.watching(), FunctionDepth().watching(observe), Free(problem.tape.cursor(), lift=problem.lifts):
-        problem.loss()
+    cursor = problem.tape.cursor()
+    with quiet(), stack.watching(), Free(cursor, lift=problem.lifts):
+        with FunctionDepth().watching(observe, returned):
+            loss = problem.loss()
+        if calls and loss.requires_grad:
+            cursor.by_state_only = True
+            torch.autograd.grad(loss, list(problem.tensors.values()), allow_unused=True)
     return calls
+
+
+def _note(layouts: dict[int, Layout], position: int, gradient: torch.Tensor) -> None:
+    found = Layout.of(gradient)
+    if found is not None:
+        layouts[position] = found
+
+
+def _outputs(result: Any) -> list[torch.Tensor]:
+    return [o for o in (result if isinstance(result, (tuple, list)) else [result]) if _differentiable(o)]
 
 
 def wrong_functions(problem: Problem, stack: ModuleStack, *, seed: int) -> list[WrongFunction]:
@@ -111,8 +139,7 @@ def _judge(call: FunctionCall, problem: Problem, seed: int) -> WrongFunction | N
     draws = Draws(seed + 41)
 
     def outputs_of() -> list[torch.Tensor]:
-        result = call.function.apply(*call.args)  # type: ignore[attr-defined]
-        return [o for o in (result if isinstance(result, (tuple, list)) else [result]) if _differentiable(o)]
+        return _outputs(call.function.apply(*call.args))  # type: ignore[attr-defined]
 
     problem.before()
     try:
@@ -120,9 +147,23 @@ def _judge(call: FunctionCall, problem: Problem, seed: int) -> WrongFunction | N
     except (RuntimeError, TypeError, ValueError):
         return None
 
+    found = _certified(call, problem, tensors, outputs_of, cotangents, seed)
+    if found is None and call.layouts:
+        laid = [call.layouts[i].lay_out(c) if i in call.layouts else c for i, c in enumerate(cotangents)]
+        found = _certified(call, problem, tensors, outputs_of, laid, seed)
+    return found
+
+
+def _certified(
+    call: FunctionCall,
+    problem: Problem,
+    tensors: dict[str, torch.Tensor],
+    outputs_of: Callable[[], list[torch.Tensor]],
+    cotangents: list[torch.Tensor],
+    seed: int,
+) -> WrongFunction | None:
     def loss() -> torch.Tensor:
-        outputs = outputs_of()
-        total = sum((o * c).sum() for o, c in zip(outputs, cotangents, strict=True))
+        total = sum(handed(o, c) for o, c in zip(outputs_of(), cotangents, strict=True))
         assert isinstance(total, torch.Tensor)
         return torch.real(total) if total.is_complex() else total
 

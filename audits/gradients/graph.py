@@ -36,6 +36,14 @@ class LossGraph:
                 found |= self._reached(node)
         return found
 
+    def upstream_of_nodes(self, prefix: str) -> set[str]:
+        """Return the tensors whose gradient passes through any node whose name begins so."""
+        found: set[str] = set()
+        for node in self._nodes:
+            if type(node).__name__.startswith(prefix):
+                found |= self._reached(node)
+        return found
+
     def _walk(self) -> None:
         start = self._loss.grad_fn
         if start is None:

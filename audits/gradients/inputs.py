@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fnmatch
 from dataclasses import replace
+
+import torch
 
 from audits.gradients.certify import Certifier
 from audits.gradients.claims import INPUT
@@ -11,15 +14,22 @@ from audits.gradients.verdicts import Verdict, describe
 from audits.lanes.arithmetic import norm
 from audits.lanes.evaluation import Point
 from audits.lanes.float64 import float64_lane
-from audits.outcomes import Lane, Outcome, ResultRow, finite
+from audits.lanes.problem import Problem
+from audits.outcomes import Lane, Outcome, ResultRow, Severity, finite
 from audits.subject import LivePhase, Subject
+
+#: How a batch tensor's gradient is asked for.
+ASK = (
+    "Whoever uses it marks the tensor with requires_grad in the batch, or names it in expect={'input_gradients': [...]}"
+)
 
 
 def check_inputs(subject: Subject, phase: LivePhase) -> list[ResultRow]:
     """Check the gradient of one phase's loss with respect to every floating tensor of the batch.
 
-    A stop-gradient between a batch tensor and the model (preprocessing under `no_grad`, a detached target) is only a
-    failure where the batch asks for that tensor's gradient (``requires_grad``); elsewhere the row is ``skipped``.
+    Only a tensor whose gradient is asked for can fail: ``requires_grad`` in the batch, or its path in
+    ``expect["input_gradients"]``. For others (targets, masks, weights) a wrong gradient is a warning, and an absent one
+    (a stop-gradient before the model, a Function that returns None) is ``skipped``.
 
     Args:
         subject: the open subject.
@@ -39,14 +49,14 @@ def check_inputs(subject: Subject, phase: LivePhase) -> list[ResultRow]:
             names = [n for n, t in problem.tensors.items() if t.numel() and subject.settings.wants_parameter(n)]
             if not names:
                 return []
-            asked = problem.asked
+            asked = _asked(subject, problem, names)
             certifier = Certifier(
                 problem, seed=subject.seed, probes=subject.settings.probes,
                 detection_limit=subject.settings.detection_limit,
             )  # fmt: skip
             point = certifier.run(names)
             verdicts = explain(subject, phase, problem, point, certifier.verdicts)
-            return [_row(subject, phase, name, _lenient(verdicts[name], name in asked), point) for name in names]
+            return [_row(subject, phase, name, verdicts[name], point, asked=name in asked) for name in names]
     except Exception as error:  # the model's own code runs here: whatever it raises is its answer
         text = " ".join(str(error).split())[:300]
         return [ResultRow(check=INPUT.name, outcome=Outcome.INCONCLUSIVE, severity=INPUT.severity, phase=phase.name,
@@ -56,14 +66,38 @@ def check_inputs(subject: Subject, phase: LivePhase) -> list[ResultRow]:
         subject.reset()
 
 
-def _lenient(verdict: Verdict, asked: bool) -> Verdict:
-    stopped = verdict.outcome is Outcome.FAIL and (verdict.cause or "").startswith("stop-gradient")
-    return replace(verdict, outcome=Outcome.SKIPPED) if stopped and not asked else verdict
+def _asked(subject: Subject, problem: Problem, names: list[str]) -> set[str]:
+    """Return the tensors whose gradient somebody wants: marked in the batch, or declared."""
+    declared = subject.recipe.expect.get("input_gradients", ())
+    globs = [declared] if isinstance(declared, str) else list(declared)
+    return {
+        name for name in names
+        if name in problem.asked or any(fnmatch.fnmatchcase(problem.paths[name], glob) for glob in globs)
+    }  # fmt: skip
 
 
-def _row(subject: Subject, phase: LivePhase, name: str, verdict: Verdict, point: Point) -> ResultRow:
+def _unasked(name: str, verdict: Verdict, gradient: torch.Tensor | None) -> Verdict:
+    """Judge a gradient that nobody asked for: an absent one is a note, a wrong one a warning."""
+    if verdict.outcome is not Outcome.FAIL:
+        return verdict
+    if (verdict.cause or "").startswith("stop-gradient"):
+        return replace(verdict, outcome=Outcome.SKIPPED)
+    if norm(gradient) == 0.0:
+        return replace(
+            verdict, outcome=Outcome.SKIPPED, cause="no gradient, and none asked for",
+            message=f"the loss depends on {name} and gives it no gradient, as losses do for targets, masks and "
+            f"weights; nothing needs doing. {ASK}",
+        )  # fmt: skip
+    message = verdict.message or describe(name, verdict)
+    return replace(verdict, outcome=Outcome.WARN, message=f"{message}. Nothing in the step uses this gradient. {ASK}")
+
+
+def _row(subject: Subject, phase: LivePhase, name: str, verdict: Verdict, point: Point, *, asked: bool) -> ResultRow:
+    if not asked:
+        verdict = _unasked(name, verdict, point.gradients[name])
     return ResultRow(
-        check=INPUT.name, outcome=verdict.outcome, severity=INPUT.severity, phase=phase.name, lane=point.problem.lane,
+        check=INPUT.name, outcome=verdict.outcome, severity=INPUT.severity if asked else Severity.WARN,
+        phase=phase.name, lane=point.problem.lane,
         parameter=name, numel=point.theta(name).numel(), dtype=point.problem.dtypes.get(name),
         measured=finite(verdict.measured), expected=finite(verdict.expected), error=finite(verdict.error),
         threshold=finite(verdict.threshold), detection_limit=finite(verdict.limit),

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from audits.gradients.aliases import called_under_two_names
 from audits.gradients.cancelled import Cancellation, cancellations
 from audits.gradients.certify import Certifier
+from audits.gradients.conventions import CONVENTION
 from audits.gradients.verdicts import Verdict, number
 from audits.lanes.arithmetic import norm
 from audits.lanes.evaluation import Point
@@ -24,6 +25,9 @@ from audits.subject import Subject
 
 #: Places a stop-gradient's cause is narrowed to one of, when there are no more than so many.
 NARROWED_PLACES = 8
+
+#: Stop-gradients that are meant, in words: by the recipe, by torch's own module, by their structure.
+DECLARED, BUILT_IN, STRAIGHT = "declared stop-gradient", "built-in stop-gradient", "straight-through estimate"
 
 Chosen = Callable[[StopSite], bool]
 
@@ -50,18 +54,18 @@ def explain_stops(
             del remaining[name]
 
     def is_meant(site: StopSite) -> bool:
-        return site.built_in or site.declared(scopes)
+        return site.built_in or site.straight or site.declared(scopes)
 
     meant = [site for site in sites if is_meant(site)]
     if meant:
         agreeing = _agreeing(subject, problem, list(remaining), is_meant)
-        declared = any(site.declared(scopes) for site in meant)
-        cancelled = cancellations(subject, problem, list(agreeing)) if agreeing and declared else []
+        kind = _kind(meant, scopes)
+        cancelled = cancellations(subject, problem, list(agreeing)) if agreeing and kind != BUILT_IN else []
         settle(
             {
-                name: _cancelled(name, remaining[name], cancelled, _places(meant))
+                name: _cancelled(name, remaining[name], cancelled, f"{kind} at {_places(meant)}")
                 if cancelled and any(name in c.tensors for c in cancelled)
-                else _meant(name, verdict, _places(meant), declared=declared, stopped=norm(point.gradients[name]) == 0)
+                else _meant(name, verdict, kind, meant, stopped=norm(point.gradients[name]) == 0)
                 for name, verdict in agreeing.items()
             }
         )
@@ -70,7 +74,8 @@ def explain_stops(
         agreeing = _agreeing(subject, problem, list(remaining), lambda site: site.kind != FIRST_ORDER)
         if agreeing:
             culprits = _narrowed(subject, problem, list(agreeing), ordinary, is_meant)
-            advice = _advice(subject, problem, point, list(agreeing), culprits)
+            straight = [site for site in sites if site.straight]
+            advice = _advice(subject, problem, point, list(agreeing), [*culprits, *straight])
             settle({name: _unmeant(name, remaining[name], culprits, advice) for name in agreeing})
     first_order = [site for site in sites if site.kind == FIRST_ORDER]
     if remaining and first_order:
@@ -83,17 +88,22 @@ def explain_stops(
     return explained
 
 
-def _meant(name: str, verdict: Verdict, places: str, *, declared: bool, stopped: bool) -> Verdict:
-    word = "declared" if declared else "built-in"
-    if declared and stopped:
+def _kind(meant: list[StopSite], scopes: tuple[str, ...]) -> str:
+    if any(site.declared(scopes) for site in meant):
+        return DECLARED
+    return STRAIGHT if any(site.straight for site in meant) else BUILT_IN
+
+
+def _meant(name: str, verdict: Verdict, kind: str, meant: list[StopSite], *, stopped: bool) -> Verdict:
+    places = _places([site for site in meant if site.straight] if kind == STRAIGHT else meant)
+    if kind == DECLARED and stopped:
         return replace(
-            verdict, outcome=Outcome.SKIPPED, cause=f"declared stop-gradient at {places}",
-            message=f"{name!r} gets no gradient because of the declared stop-gradient at {places}",
+            verdict, outcome=Outcome.SKIPPED, cause=f"{kind} at {places}",
+            message=f"{name!r} gets no gradient because of the {kind} at {places}",
         )  # fmt: skip
     return replace(
-        verdict, outcome=Outcome.PASS, cause=f"{word} stop-gradient at {places}",
-        message=f"the gradient of {name!r} is the loss's derivative with the {word} stop-gradient at {places} held "
-        "constant",
+        verdict, outcome=Outcome.PASS, cause=CONVENTION if kind == STRAIGHT else f"{kind} at {places}",
+        message=f"the gradient of {name!r} is the loss's derivative with the {kind} at {places} held constant",
     )  # fmt: skip
 
 
@@ -102,8 +112,7 @@ def _cancelled(name: str, verdict: Verdict, found: list[Cancellation], places: s
     return replace(
         verdict,
         cause=f"cancelled gradient at {first.label}",
-        message=f"{_numbers(name, verdict)} The declared stop-gradient at {places} explains the difference, but "
-        f"{first.describe()}",
+        message=f"{_numbers(name, verdict)} The {places} explains the difference, but {first.describe()}",
         where_to_look=f"{first.label}, {first.source}",
     )
 

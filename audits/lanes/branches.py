@@ -42,12 +42,15 @@ class Rule:
         replay: ``(decision, arguments) -> result``, run anywhere.
         applies: ``(arguments) -> bool``; a rule is for floating inputs and some options only.
         tie: torch's convention at the tie, for the table in the docs.
+        convention: ``(arguments, decision) -> (the tensor concerned, what torch does instead of the derivative)``,
+            where torch documents such a thing; the tensor is None where it is everything upstream of the operator.
     """
 
     decide: Callable[[Bound, Any], Any]
     replay: Callable[[Any, Bound], Any]
     applies: Callable[[Bound], bool] = _self_is_real
     tie: str = ""
+    convention: Callable[[Bound, Any], tuple[torch.Tensor | None, str] | None] | None = None
 
 
 _RULES: dict[str, Rule] = {}
@@ -79,7 +82,9 @@ def rule_for(func: Any) -> Rule | None:
 @functools.cache
 def _load() -> None:
     from audits.lanes import (  # noqa: F401 - each registers its rules
+        fake_quantization,
         rules_backward,
+        rules_conventions,
         rules_distances,
         rules_elementwise,
         rules_grid,

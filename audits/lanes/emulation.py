@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from audits.lanes.fake_quantization import EMULATED
 from audits.lanes.lifting import traits
 
 
@@ -48,7 +49,7 @@ def grouped_mm(
     return result.to(dtype)
 
 
-_EMULATED: dict[str, Callable[..., Any]] = {"aten::_grouped_mm": grouped_mm}
+_EMULATED: dict[str, Callable[..., Any]] = {"aten::_grouped_mm": grouped_mm, **EMULATED}
 
 
 def is_emulated(name: str) -> bool:

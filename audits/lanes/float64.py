@@ -60,10 +60,12 @@ def float64_lane(
 
         tensors: dict[str, torch.Tensor] = dict(phase.parameters)
         asked: frozenset[str] = frozenset()
+        paths: dict[str, str] = {}
         if inputs:
             native = subject.micro_batches(phase)
             dtypes = {_input_name(i, p, len(native)): str(t.dtype) for i, p, t in _inputs(native)}
             asked = frozenset(_input_name(i, p, len(native)) for i, p, t in _inputs(native) if t.requires_grad)
+            paths = {_input_name(i, p, len(native)): p for i, p, _ in _inputs(native)}
             batches = [(weight, map_tensors(batch, _leaf)) for weight, batch in batches]
             tensors = {_input_name(i, p, len(batches)): t for i, p, t in _inputs(batches)}
 
@@ -85,6 +87,7 @@ def float64_lane(
                 lane,
                 dtypes=dtypes,
                 asked=asked,
+                paths=paths,
                 model=None if inputs else subject.model,
                 hooked=may_step(subject.model),
                 batches=batches,

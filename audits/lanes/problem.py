@@ -38,6 +38,7 @@ class Problem:
         at_point: called before the first evaluation at a new theta.
         dtypes: the tensors' dtypes before the lane lifted them.
         asked: names of batch tensors whose gradient the recipe's batch asks for (``requires_grad``).
+        paths: batch tensors' paths in the batch, by name.
         model: the module the tensors are parameters of, where they are.
         hooked: whether hooks of the model's parameters may step an optimizer inside a backward.
         batches: the micro-batches the loss is computed on, each with its weight; another one may take a place.
@@ -51,6 +52,7 @@ class Problem:
     at_point: Callable[[], None] | None = None
     dtypes: Mapping[str, str] = field(default_factory=dict)
     asked: frozenset[str] = frozenset()
+    paths: Mapping[str, str] = field(default_factory=dict)
     model: nn.Module | None = None
     hooked: bool = False
     batches: list[tuple[float, Any]] = field(default_factory=list)

@@ -16,7 +16,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from audits.lanes.branches import COMPARISONS, Rule, rule_for
-from audits.lanes.emulation import emulation, run
+from audits.lanes.emulation import emulation, is_emulated, run
 from audits.lanes.lifting import OperatorTraits, lift_call, lift_result, traits
 from audits.lanes.tape import Tape, TapeCursor, draws
 
@@ -39,6 +39,21 @@ class BranchMismatchError(Exception):
     """The replay met another sequence of operators than the recording: Python branched on a value."""
 
 
+@dataclass(frozen=True)
+class Convention:
+    """One call whose gradient torch documents to be something else than the derivative.
+
+    Attributes:
+        tensor: the leaf it concerns; None where it is everything upstream.
+        operator: the operator's name.
+        text: what torch does there.
+    """
+
+    tensor: torch.Tensor | None
+    operator: str
+    text: str
+
+
 @dataclass
 class Program:
     """What one forward did, in order."""
@@ -46,6 +61,7 @@ class Program:
     steps: list[tuple[Any, Action | None]] = field(default_factory=list)
     lifted: set[str] = field(default_factory=set)
     frozen: set[str] = field(default_factory=set)
+    conventions: list[Convention] = field(default_factory=list)
     leaves_torch: bool = False
     random: bool = False
 
@@ -84,6 +100,11 @@ class Recording(TorchDispatchMode):
             if rule is not None and rule.applies(bound):
                 result, decision = record_rule(rule, bound, known.written, func, args, kwargs)
                 program.frozen.add(known.base)
+                if emulation(func, args) is not None or is_emulated(f"{known.base}_backward"):
+                    program.lifted.add(known.name)
+                said = rule.convention(bound, decision) if rule.convention is not None else None
+                if said is not None:
+                    program.conventions.append(Convention(said[0], known.base, said[1]))
                 action = ReplayRule(rule, decision, lift)
             else:
                 if emulation(func, args) is not None:
@@ -224,7 +245,7 @@ def record_rule(
     """Run an operator and return its result with the decision it took; an in-place one decides on what it had."""
     if 0 in written and "self" in bound:
         bound = {**bound, "self": bound["self"].clone()}
-    result = func(*args, **kwargs)
+    result = run(func, args, kwargs)
     return result, rule.decide(bound, result)
 
 

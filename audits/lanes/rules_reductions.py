@@ -166,23 +166,6 @@ register("scatter_reduce", "index_reduce", rule=Rule(
 ))  # fmt: skip
 
 
-def _decide_bag(a: Bound, out: Any) -> Any:
-    return tuple(t.clone() for t in out[1:])
-
-
-def _replay_bag(decision: Any, a: Bound) -> Any:
-    picked = decision[2]  # max_indices[bag, d]: which row of the weight gave the maximum; -1 for an empty bag
-    values = a["weight"].gather(0, picked.clamp_min(0))
-    return (torch.where(picked >= 0, values, 0.0), *(t.clone() for t in decision))
-
-
-register("_embedding_bag", rule=Rule(
-    _decide_bag, _replay_bag,
-    applies=lambda a: a["mode"] == 2 and a["weight"].is_floating_point(),
-    tie="the index that is returned",
-))  # fmt: skip
-
-
 def _norms(a: Bound) -> Tensor:
     others = [d for d in range(a["self"].dim()) if d != a["dim"] % a["self"].dim()]
     result: Tensor = torch.linalg.vector_norm(a["self"], float(a["p"]), others, keepdim=True)

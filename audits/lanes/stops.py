@@ -12,7 +12,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
+from audits.lanes.straight_through import SignedTerms
 from audits.lanes.watching import LOSS_PATH, FunctionDepth, ModuleStack
 
 _DETACH: frozenset[Any] = frozenset(
@@ -57,6 +58,7 @@ class StopSite:
         label: where, for people.
         built_in: whether torch's own module does it (spectral_norm's power iteration).
         source: ``file.py:line`` that does it.
+        straight: whether it makes a straight-through estimate: it meets what it stops, with the other sign, in a sum.
     """
 
     kind: str
@@ -65,6 +67,7 @@ class StopSite:
     label: str
     built_in: bool
     source: str
+    straight: bool = False
 
     def declared(self, scopes: tuple[str, ...]) -> bool:
         """Whether the recipe declares this place, or a module around it.
@@ -86,6 +89,7 @@ class StopGradients:
         self._stack = ModuleStack(model)
         self._functions = FunctionDepth()
         self._recording = True
+        self.terms = SignedTerms(self._is_straight)
 
     def at_point(self) -> None:
         """Record in the next evaluation."""
@@ -97,6 +101,7 @@ class StopGradients:
         recording, self._recording = self._recording, False
         if recording:
             self.sites, self._values = [], []
+            self.terms = SignedTerms(self._is_straight)
         with self._stack.watching(), self._functions.watching(), _Mode(self, recording):
             yield
 
@@ -122,6 +127,9 @@ class StopGradients:
             return target
         return held
 
+    def _is_straight(self, position: int) -> None:
+        self.sites[position] = replace(self.sites[position], straight=True)
+
     @property
     def inside_function(self) -> bool:
         """Whether an autograd.Function's forward is running."""
@@ -142,6 +150,8 @@ class _Mode(TorchFunctionMode):
         result = func(*args, **kwargs)
         if self._stops.inside_function:
             return result
+        if self._recording:
+            self._stops.terms.see(func, args, kwargs, result)
         target = None
         if func in _GIVES_GRADIENT:
             if not _is_floating(result) or _requires_grad(result):
@@ -163,7 +173,10 @@ class _Mode(TorchFunctionMode):
         position, self._position = self._position, self._position + 1
         # what is copied here is no part of the forward: the dispatch modes must not see it
         with torch.no_grad(), _disable_current_modes():
-            return self._stops.met(position, kind, result, target, self._recording)
+            held = self._stops.met(position, kind, result, target, self._recording)
+        if self._recording:
+            self._stops.terms.stop(args[0] if kind == "detach" else result, held, position)
+        return held
 
     def _gumbel_softmax(
         self, logits: torch.Tensor, tau: float = 1.0, hard: bool = False, eps: float = 1e-10, dim: int = -1
@@ -174,8 +187,7 @@ class _Mode(TorchFunctionMode):
             return soft
         sample = torch.zeros_like(logits).scatter_(dim, soft.max(dim, keepdim=True)[1], 1.0)
         with self:
-            constant = soft.detach()
-        return sample - constant + soft
+            return sample - soft.detach() + soft
 
 
 def _is_floating(value: Any) -> bool:

@@ -19,6 +19,8 @@ from audits.updates.steps import TrainingStep
 #: Gradients of two phases with a cosine below this are said to oppose each other; nothing is judged by it.
 OPPOSED = -0.5
 
+_RENORMED = "the forward rescales the rows it uses to max_norm, in place and without gradient, as torch documents"
+
 
 def conduct_rows(subject: Subject, step: TrainingStep, start: dict[str, torch.Tensor]) -> Iterator[ResultRow]:
     """Yield rows of one training step.
@@ -44,6 +46,12 @@ def _frozen(subject: Subject, step: TrainingStep, start: dict[str, torch.Tensor]
         if same_bits(parameter, start[name]):
             yield row(subject, "update.frozen", Outcome.PASS, f"{name} is {why} and stayed as it was", parameter=name,
                       step=step.number, measured=0.0, expected=0.0)  # fmt: skip
+            continue
+        written = any(write.parameter == name for write in step.outside)
+        if name in step.renormed and not written and not any(name in c.after for c in step.calls):
+            message = f"{name} is {why}; {_RENORMED}"
+            yield row(subject, "update.frozen", Outcome.PASS, message, parameter=name, step=step.number,
+                      cause="torch's convention")  # fmt: skip
             continue
         distance = norm(parameter.detach().double() - start[name].double())
         mover = next((c.phase.name for c in step.calls if name in c.after), None)
@@ -89,6 +97,9 @@ def _outside(subject: Subject, step: TrainingStep) -> Iterator[ResultRow]:
         outcome = Outcome.WARN if allowed else Outcome.FAIL
         yield row(subject, "update.outside-step", outcome, message + (" (declared)" if allowed else ""), parameter=name,
                   step=step.number, phase=write.before_phase)  # fmt: skip
+    for name in sorted(step.renormed - written.keys()):
+        yield row(subject, "update.outside-step", Outcome.PASS, f"{name}: {_RENORMED}", parameter=name,
+                  step=step.number, cause="torch's convention")  # fmt: skip
     if not written:
         yield row(subject, "update.outside-step", Outcome.PASS, "no parameter was written outside optimizer.step",
                   step=step.number)  # fmt: skip

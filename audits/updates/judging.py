@@ -28,14 +28,12 @@ from audits.updates.diagnose import explain
 from audits.updates.expected import LOW_PRECISION, Expected, expect, state_error
 from audits.updates.hook_watch import cure
 from audits.updates.kernels import limit_beside_scalars
+from audits.updates.lost import LOST_SHARE, largest_gradient, lost_share
 from audits.updates.recorder import Call
 from audits.updates.replay import Replays, parts_of
 from audits.updates.rows import norm, row, wide
 from audits.updates.rules import Rule, State
 from audits.updates.rules.base import SCALARS
-
-#: Share of vanished updates above which `update.lost-to-rounding` warns.
-LOST_SHARE = 0.5
 
 
 @dataclass
@@ -64,6 +62,7 @@ class RuleJudge:
         self.rule = rule_for(subject, phase)
         self._captured = phase.recipe.optimizer.state if with_state and not phase.starts_fresh else {}
         self._state: dict[str, State] = {}
+        self._largest = 0.0
         self._replays = Replays(phase.recipe.optimizer, self._captured)
 
     def rows(self, call: Call) -> Iterator[ResultRow]:
@@ -81,6 +80,7 @@ class RuleJudge:
             self._state, self._captured = {}, call.state_before
             self._replays = Replays(self._phase.recipe.optimizer, self._captured)
         self._replays.history.append(call)
+        self._largest = largest_gradient(call)
         for part in parts_of(wanted, {n: call.before[n].numel() for n in wanted}):
             self._replays.turn_to(part)
             yield from self._rows_of(call, part)
@@ -331,14 +331,16 @@ class RuleJudge:
                         error=worst * threshold, threshold=threshold)  # fmt: skip
 
     def _rounding_row(self, call: Call, name: str, reference: Expected) -> ResultRow:
-        meant, stayed = reference.update != 0, call.moved(name) == call.before[name]
-        if stayed.dim() < meant.dim():  # complex weights: pairs of reals on the rule's side
-            meant = meant.any(-1)
-        count = int(torch.count_nonzero(meant))
-        share = int(torch.count_nonzero(meant.logical_and_(stayed))) / count if count else 0.0
+        share = lost_share(call, name, reference.update, self._largest)
         lost = share > LOST_SHARE
-        message = f"{name}: {share:.0%} of the elements that step {call.step} should move did not"
-        message += f": the updates are below the spacing of {call.before[name].dtype}" if lost else ""
+        dtype = call.before[name].dtype
+        message = f"{name}: {share:.0%} of the norm of step {call.step}'s update was lost"
+        if lost:
+            message += f": most of it is below the spacing of {dtype}"
+            message += (
+                "; keep float32 master weights, or round stochastically" if dtype in LOW_PRECISION
+                else "; the learning rate is too small for these weights"
+            )  # fmt: skip
         return self._row("update.lost-to-rounding", Outcome.WARN if lost else Outcome.PASS, message, call, name,
                          error=share, threshold=LOST_SHARE)  # fmt: skip
 

@@ -16,6 +16,7 @@ from audits.updates.canonical import canonical_step
 from audits.updates.context import INITIAL_SCALE, StepContext, build_context, handed
 from audits.updates.observed import Observer
 from audits.updates.recorder import Call, OutsideWrite, Recorder
+from audits.updates.renorms import Renorms
 from audits.updates.search import BeforeStep, ReferenceSearch
 from audits.updates.shadows import shadows_of, tensors_of
 from audits.updates.watch import ClippingCall, Watch
@@ -41,6 +42,7 @@ class TrainingStep:
         before: parameters and buffers before the step, where shadows are declared.
         modes: modules that ran in a mode other than the declared one: path -> mode.
         overflowed: the loss scaler met an overflow and skipped a step.
+        renormed: parameters whose rows an embedding's ``max_norm`` rescaled in this run's forwards so far.
         error: what the step function raised.
     """
 
@@ -54,6 +56,7 @@ class TrainingStep:
     buffers: BufferWatch | None = None
     reference_forwards: dict[str, int] = field(default_factory=dict)
     before: dict[str, torch.Tensor] = field(default_factory=dict)
+    renormed: frozenset[str] = frozenset()
 
     def of(self, phase: LivePhase) -> list[Call]:
         """Return the calls of one phase."""
@@ -133,6 +136,7 @@ class _Runner:
         self._observer = observer
         self._step_function = None if subject.recipe.step is None else subject.recipe.step.resolve(role="step")
         self.recorder = Recorder(subject, context.optimizers, self._before_step)
+        self._renorms = Renorms(subject, self.recorder)
         self._search = ReferenceSearch(
             subject, self.recorder, self._watch, self._buffers, own_step=self._step_function is not None,
             observer=observer,
@@ -145,7 +149,7 @@ class _Runner:
         scale = self.context.scaler.get_scale()
         step.before = tensors_of(self.subject.model) if shadows_of(self.subject) else {}
         observed = contextlib.nullcontext() if self._observer is None else self._observer.listening()
-        with self._watch.listening(), self._buffers.listening(), torch.enable_grad():
+        with self._watch.listening(), self._buffers.listening(), self._renorms.listening(), torch.enable_grad():
             try:
                 if self._step_function is not None:
                     batch = self._batch()
@@ -157,6 +161,7 @@ class _Runner:
                 step.error = error
         self.recorder.end()
         step.calls, step.outside = self.recorder.calls, self.recorder.outside
+        step.renormed = frozenset(self._renorms.found)
         step.modes = dict(self._watch.wrong_modes)
         step.clipping = self._watch.clipping
         step.buffers, step.reference_forwards = self._buffers, self._buffers.declared
@@ -175,7 +180,7 @@ class _Runner:
         if not self._reference or (self._step_function is None and call.step > 1 and not call.writes):
             return BeforeStep(None, None, clipping)
         not_observed = contextlib.nullcontext() if self._observer is None else self._observer.paused()
-        with self._watch.paused(), self._buffers.counting(), not_observed:
+        with self._watch.paused(), self._buffers.counting(), self._renorms.paused(), not_observed:
             found = self._search.at(call, clipping, self.context.scaler.get_scale())
             self._search.stepped()
         return found

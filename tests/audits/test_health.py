@@ -16,9 +16,19 @@ from audits.subject import open_subject
 from tests.wrong_on_purpose.updates import models
 
 
-def health(model: nn.Module, batch: Any, *, lr: float = 1e-3, settings: AuditSettings | None = None) -> list[ResultRow]:
-    optimizer = torch.optim.SGD(model.parameters(), lr=lr)
-    recipe = Recipe.capture(model, batch=batch, loss=models.classify, optimizer=optimizer)
+def health(
+    model: nn.Module,
+    batch: Any,
+    *,
+    lr: float = 1e-3,
+    settings: AuditSettings | None = None,
+    optimizer: type[torch.optim.Optimizer] = torch.optim.SGD,
+    clip_grad_norm: float | None = None,
+) -> list[ResultRow]:
+    held = optimizer(model.parameters(), lr=lr)
+    recipe = Recipe.capture(
+        model, batch=batch, loss=models.classify, optimizer=held, clip_grad_norm=clip_grad_norm
+    )  # fmt: skip
     with open_subject(model, recipe, settings, device="cpu") as subject:
         return check_health(subject)
 
@@ -47,16 +57,68 @@ def test_vanishing_gradient_warns_of_the_first_layer() -> None:
     assert ("health.vanishing", "0.weight") in warned(rows)
 
 
-def test_exploding_gradient_warns() -> None:
+def test_vanishing_goes_by_the_order_of_the_forward() -> None:
+    class Backwards(nn.Module):
+        """Registered last to first."""
+
+        def __init__(self, layers: list[nn.Module]) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(reversed(layers))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for layer in reversed(self.layers):
+                x = layer(x)
+            return x
+
+    torch.manual_seed(0)
+    layers: list[nn.Module] = [nn.Linear(8, 8)]
+    for _ in range(12):
+        layers += [nn.Sigmoid(), nn.Linear(8, 8)]
+    layers.append(nn.Linear(8, 3))
+    _, batch = chain()
+    found = warned(health(Backwards(layers), batch))
+    assert ("health.vanishing", f"layers.{len(layers) - 1}.weight") in found
+
+
+@pytest.mark.parametrize(("lr", "clip", "warns"), [(0.1, None, True), (0.1, 1.0, False), (1e-4, None, False)])
+def test_exploding_gradient_warns_where_nothing_bounds_the_step(lr: float, clip: float | None, warns: bool) -> None:
     torch.manual_seed(0)
     model, batch = chain(nn.Linear(8, 8), nn.Linear(8, 3))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(200)
-    assert ("health.exploding", "0.weight") in warned(health(model, batch))
-    assert ("health.exploding", "0.weight") not in warned(
-        health(model, batch, settings=AuditSettings(exploding_norm=1e9))
-    )
+    found = warned(health(model, batch, lr=lr, clip_grad_norm=clip))
+    assert (("health.exploding", "0.weight") in found) is warns
+    allowed = AuditSettings(exploding_norm=1e9)
+    assert ("health.exploding", "0.weight") not in warned(health(model, batch, lr=lr, settings=allowed))
+
+
+def test_a_large_gradient_before_a_normalised_step_is_no_warning() -> None:
+    torch.manual_seed(0)
+    model, batch = chain(nn.Linear(8, 8), nn.Linear(8, 3))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(200)
+    rows = health(model, batch, lr=1e-3, optimizer=torch.optim.Adam)
+    assert not {r for r in warned(rows) if r[0] in ("health.exploding", "health.update-ratio")}
+
+
+def test_a_gradient_that_is_not_finite_warns_whatever_the_optimizer() -> None:
+    torch.manual_seed(0)
+    model, batch = chain(nn.Linear(8, 8), nn.Linear(8, 3))
+    batch["x"][0, 0] = torch.inf
+    found = warned(health(model, batch, optimizer=torch.optim.Adam))
+    assert ("health.exploding", "0.weight") in found
+
+
+def test_adams_first_step_on_small_weights_is_no_warning_and_a_large_rate_is() -> None:
+    torch.manual_seed(0)
+    model, batch = chain(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 3))
+    with torch.no_grad():
+        model[2].weight.mul_(0.01)  # moved by half of itself at 1e-3
+    for lr, expected in ((1e-3, False), (0.3, True)):
+        found = {check for check, _ in warned(health(model, batch, lr=lr, optimizer=torch.optim.Adam))}
+        assert ("health.update-ratio" in found) is expected
 
 
 def test_dead_relu_and_all_zero_gradient_warn() -> None:

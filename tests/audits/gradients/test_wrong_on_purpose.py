@@ -9,7 +9,6 @@ from torch.nn import functional as F
 
 from audits.outcomes import Outcome
 from tests.audits.gradients.cases import (
-    INPUT,
     Activation,
     BiasOnly,
     FlippedSwish,
@@ -197,24 +196,6 @@ def test_nan_gradients_fail() -> None:
     rows = audit(nn.Linear(8, 3), classes(), loss, method="probe")
     assert failing(rows) == {"weight", "bias"}
     assert rows[0].cause == "non-finite gradient"
-
-
-def test_inputs() -> None:
-    batch = classes()
-    assert outcomes(audit(net(nn.Tanh()), batch, checks=(INPUT,)), INPUT) == {"<batch x>": Outcome.PASS}
-    assert failing(audit(net(Activation(ScaledSwish)), batch, checks=(INPUT,)), INPUT) == {"<batch x>"}
-
-    class Normalising(nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            with torch.no_grad():
-                return (x - x.mean()) / x.std()
-
-    model = nn.Sequential(Normalising(), net(nn.Tanh()))
-    assert outcomes(audit(model, batch, checks=(INPUT,)), INPUT) == {"<batch x>": Outcome.SKIPPED}
-    asked = {"x": batch["x"].clone().requires_grad_(), "y": batch["y"]}
-    assert failing(audit(model, asked, checks=(INPUT,)), INPUT) == {"<batch x>"}
-    large = audit(net(nn.Tanh()), batch, checks=(INPUT,), input_gradient_limit=10)
-    assert [row.outcome for row in large] == [Outcome.SKIPPED]
 
 
 def test_gan_phases_know_their_own_parameters() -> None:

@@ -167,6 +167,40 @@ CASES: dict[str, Function] = {
     "index_reduce": lambda x: torch.zeros(3, dtype=x.dtype).index_reduce(0, SEGMENTS, x, "amax"),
     "segment_reduce": lambda x: torch.segment_reduce(x, "max", lengths=torch.tensor([5, 7, 12])),
     "embedding_bag max": lambda x: F.embedding_bag(SEGMENTS.reshape(4, 6) + 1, x.reshape(6, 4), mode="max"),
+    "embedding padded": lambda x: F.embedding(SEGMENTS + 1, x.reshape(6, 4), padding_idx=1),
+    "embedding by frequency": lambda x: F.embedding(SEGMENTS + 1, x.reshape(6, 4), 2, scale_grad_by_freq=True),
+    "embedding_bag by frequency": lambda x: F.embedding_bag(
+        SEGMENTS.reshape(4, 6) + 1, x.reshape(6, 4), scale_grad_by_freq=True
+    ),
+    "embedding_bag sum padded": lambda x: F.embedding_bag(
+        SEGMENTS.reshape(4, 6) + 1, x.reshape(6, 4), mode="sum", scale_grad_by_freq=True, padding_idx=2
+    ),
+    "fake_quantize": lambda x: torch.fake_quantize_per_tensor_affine(x, 0.3, 1, -8, 7),
+    "fake_quantize tensors": lambda x: torch.fake_quantize_per_tensor_affine(
+        x, torch.full((1,), 0.3), torch.ones(1, dtype=torch.int32), -8, 7
+    ),
+    "fake_quantize channels": lambda x: torch.fake_quantize_per_channel_affine(
+        rows(x), 0.1 + torch.arange(4, dtype=torch.float32), torch.zeros(4, dtype=torch.int32), 0, -8, 7
+    ),
+    "fake_quantize fused": lambda x: torch.fused_moving_avg_obs_fake_quant(
+        x,
+        torch.ones(1, dtype=torch.int64),
+        torch.ones(1, dtype=torch.int64),
+        torch.tensor(-2.0),
+        torch.tensor(3.0),
+        torch.ones(1),
+        torch.zeros(1, dtype=torch.int32),
+        0.01,
+        0,
+        255,
+        -1,
+    ),
+    "fake_quantize learnable": lambda x: torch._fake_quantize_learnable_per_tensor_affine(
+        x, 0.3 + x[:2].square().mean().reshape(1) / 100, x[3:4] / 7, -8, 7, 0.7
+    ),
+    "fake_quantize learnable channels": lambda x: torch._fake_quantize_learnable_per_channel_affine(
+        rows(x), 0.3 + x[:4].square() / 100, x[4:8] / 7, 0, -8, 7, 0.7
+    ),
     "renorm": lambda x: torch.renorm(rows(x), 2, 0, 9.0),
     "l1": lambda x: F.l1_loss(x, OTHER.to(x)),
     "huber": lambda x: F.huber_loss(x, OTHER.to(x)),
@@ -263,6 +297,7 @@ def test_gradient_penalty_freezes_the_backward_too(name: str) -> None:
 def test_every_rule_is_exercised() -> None:
     from torch.utils._python_dispatch import TorchDispatchMode
 
+    from audits.lanes.emulation import run
     from audits.lanes.lifting import traits
 
     seen: set[str] = set()
@@ -272,7 +307,7 @@ def test_every_rule_is_exercised() -> None:
     class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
             seen.add(traits(func).base)
-            return func(*args, **(kwargs or {}))
+            return run(func, args, kwargs or {})
 
     for function in [*CASES.values(), *PENALISED.values()]:
         x = (TIES + 0.01).double().requires_grad_()
