@@ -1,0 +1,257 @@
+"""One optimizer on tensors of our own: built, fed gradients, stepped, as often and in as many ways as a relation needs.
+
+Every tensor has a loss of its own, ``sum(c_t * p) + 1/2 sum(h * p^2)`` with ``h > 0``: its gradient ``c_t + h * p``
+follows the weights (what a rule that moves them elsewhere first is told, is right there), the Hessian is there for
+those that ask, and no tensor hears of another, so that whatever one does to another is the optimizer's.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import inspect
+import io
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from audits.optimizers import build_optimizer, optimizer_class
+from audits.recipe import OptimizerRecipe, ParameterGroup
+from audits.state import random_state_kept, seed_everything
+
+#: Sizes of ``c_t``: unit, flipped, large after small and small after large (amsgrad shows only there), zero, unit.
+PULLS = (1.0, -0.5, 1e-2, 30.0, 0.0, 1e-2, 1.0, -1.0)
+
+#: Steps of most runs: the state is saved after the third, and three more follow.
+STEPS = 6
+SAVED_AFTER = 3
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A tensor, float64: where it starts, ``c_t`` for every step (steps first), and ``h``."""
+
+    start: torch.Tensor
+    pull: torch.Tensor
+    curve: torch.Tensor
+
+    def reshaped(self, *shape: int) -> Leaf:
+        """Return the same numbers in another shape."""
+        return Leaf(self.start.reshape(shape), self.pull.reshape(-1, *shape), self.curve.reshape(shape))
+
+    def rows(self, begin: int, end: int) -> Leaf:
+        """Return a range of the first dimension."""
+        return Leaf(self.start[begin:end], self.pull[:, begin:end], self.curve[begin:end])
+
+
+def leaf(shape: tuple[int, ...], generator: torch.Generator, steps: int = len(PULLS)) -> Leaf:
+    """Draw a tensor's problem; gradients are of the sizes of `PULLS`, over and over."""
+    scales = torch.tensor([PULLS[i % len(PULLS)] for i in range(steps)], dtype=torch.float64)
+    draw = torch.randn((steps, *shape), dtype=torch.float64, generator=generator)
+    curve = 0.05 + 0.1 * torch.rand(shape, dtype=torch.float64, generator=generator)
+    start = torch.randn(shape, dtype=torch.float64, generator=generator)
+    return Leaf(start, draw * scales.reshape(-1, *(1 for _ in shape)), curve)
+
+
+@dataclass(frozen=True)
+class Group:
+    """A param group: its options and its tensors' names, in order."""
+
+    options: Mapping[str, Any]
+    names: tuple[str, ...]
+
+
+#: Weights by name at the start and after each step, in float64.
+Path = list[dict[str, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run gave: the weights after each step, the optimizer at the end, and its tensors."""
+
+    path: Path
+    optimizer: torch.optim.Optimizer
+    parameters: dict[str, nn.Parameter]
+    losses: list[float] = field(default_factory=list)
+    drew: bool = False
+
+
+@dataclass(frozen=True)
+class Way:
+    """How an optimizer is asked for a step: with a closure, with gradients that can be differentiated again."""
+
+    closure: bool = False
+    graph: bool = False
+
+    @property
+    def told(self) -> str:
+        """Half a sentence for the report; empty for a plain step."""
+        if self.closure:
+            return "stepped with a closure" + (" under create_graph" if self.graph else "")
+        return "given gradients under create_graph" if self.graph else ""
+
+
+class Bench:
+    """Builds and runs one class of optimizer.
+
+    Args:
+        recipe: the optimizer; its class and constructor defaults are used, groups are each run's own.
+        device: where it trains.
+        dtype: of the tensors.
+        way: how it is asked for a step.
+        seed: set before every run, for torch, NumPy and Python.
+    """
+
+    def __init__(
+        self, recipe: OptimizerRecipe, device: torch.device, dtype: torch.dtype, way: Way, seed: int
+    ) -> None:  # fmt: skip
+        self.recipe = recipe
+        self.device = device
+        self.dtype = dtype
+        self.way = way
+        self.seed = seed
+        self.name = optimizer_class(recipe).__name__
+
+    def using(self, **changes: Any) -> Bench:
+        """Return a bench with another dtype or way."""
+        kept = {"dtype": self.dtype, "way": self.way, **changes}
+        return Bench(self.recipe, self.device, kept["dtype"], kept["way"], self.seed)
+
+    def build(
+        self, groups: tuple[Group, ...], parameters: Mapping[str, nn.Parameter], defaults: Mapping[str, Any] | None = None
+    ) -> torch.optim.Optimizer:  # fmt: skip
+        """Return a fresh optimizer, in train mode where it has modes of its own."""
+        recipe = dataclasses.replace(
+            self.recipe,
+            groups=tuple(ParameterGroup(dict(g.options), g.names) for g in groups),
+            defaults={**self.recipe.defaults, **(defaults or {})},
+            state={},
+        )
+        optimizer = build_optimizer(recipe, parameters, with_state=False)
+        if callable(train := getattr(optimizer, "train", None)):
+            train()  # Schedule-Free's: its weights while it trains are others than those it is judged by
+        return optimizer
+
+    def run(
+        self,
+        groups: tuple[Group, ...],
+        leaves: Mapping[str, Leaf],
+        *,
+        steps: int = STEPS,
+        defaults: Mapping[str, Any] | None = None,
+        sign: float = 1.0,
+        silent: Mapping[str, int] | None = None,
+        frozen: tuple[str, ...] = (),
+        resume: str = "",
+    ) -> Run:
+        """Take ``steps`` steps and return the way that the weights took.
+
+        Args:
+            groups: the param groups.
+            leaves: the tensors, by name; those in no group are left out.
+            steps: how many.
+            defaults: constructor arguments that differ from the recipe's.
+            sign: of the loss; -1 for ``maximize``.
+            silent: tensors without gradient from a step on: name -> step, from 0.
+            frozen: tensors that do not require gradients, and get none.
+            resume: after `SAVED_AFTER` steps go on in another optimizer: ``"state_dict"`` or ``"copy"``.
+        """
+        names = [name for group in groups for name in group.names]
+        with random_state_kept(), warnings.catch_warnings(), torch.enable_grad():
+            warnings.simplefilter("ignore")
+            seed_everything(self.seed)
+            parameters = {
+                n: nn.Parameter(leaves[n].start.to(self.device, self.dtype, copy=True), requires_grad=n not in frozen)
+                for n in names
+            }
+            optimizer = self.build(groups, parameters, defaults)
+            problem = _Problem(leaves, self.device, self.dtype, sign, self.way.graph)
+            before = torch.get_rng_state()
+            path: Path = [_values(parameters)]
+            for step in range(steps):
+                if resume and step == SAVED_AFTER:
+                    optimizer, parameters = self._resumed(resume, optimizer, parameters, groups, defaults)
+                loud = {
+                    n: p for n, p in parameters.items() if n not in frozen and step < (silent or {}).get(n, steps)
+                }
+                self._step(optimizer, parameters, loud, problem, step)
+                path.append(_values(parameters))
+            drew = not torch.equal(before, torch.get_rng_state())
+        return Run(path, optimizer, parameters, problem.losses, drew)
+
+    def _step(
+        self, optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Parameter], loud: dict[str, nn.Parameter],
+        problem: _Problem, step: int,
+    ) -> None:  # fmt: skip
+        def evaluate() -> torch.Tensor:
+            with torch.enable_grad():
+                for parameter in parameters.values():
+                    parameter.grad = None
+                return problem.differentiate(loud, step)
+
+        if self.way.closure:
+            optimizer.step(evaluate)  # type: ignore[arg-type]
+        else:
+            evaluate()
+            optimizer.step()
+        for parameter in parameters.values():
+            parameter.grad = None
+
+    def _resumed(
+        self, how: str, optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Parameter],
+        groups: tuple[Group, ...], defaults: Mapping[str, Any] | None,
+    ) -> tuple[torch.optim.Optimizer, dict[str, nn.Parameter]]:  # fmt: skip
+        if how == "copy":
+            # Everything that the object holds: torch's own __getstate__ leaves out what a subclass sets in __init__.
+            copied, held = copy.deepcopy((parameters, optimizer.__dict__))
+            twin = optimizer.__class__.__new__(optimizer.__class__)
+            twin.__dict__.update(held)
+            return twin, copied
+        fresh = {n: nn.Parameter(p.detach().clone(), requires_grad=p.requires_grad) for n, p in parameters.items()}
+        loaded = self.build(groups, fresh, defaults)
+        with io.BytesIO() as file:
+            torch.save(optimizer.state_dict(), file)
+            file.seek(0)
+            loaded.load_state_dict(torch.load(file, weights_only=False))
+        return loaded, fresh
+
+
+def _values(parameters: Mapping[str, nn.Parameter]) -> dict[str, torch.Tensor]:
+    return {n: p.detach().to(torch.float64, copy=True) for n, p in parameters.items()}
+
+
+class _Problem:
+    """The loss of a run, and its gradients where the weights are."""
+
+    def __init__(
+        self, leaves: Mapping[str, Leaf], device: torch.device, dtype: torch.dtype, sign: float, graph: bool
+    ) -> None:  # fmt: skip
+        self._leaves = leaves
+        self._device, self._dtype, self._sign, self._graph = device, dtype, sign, graph
+        self.losses: list[float] = []
+
+    def differentiate(self, loud: Mapping[str, nn.Parameter], step: int) -> torch.Tensor:
+        total = torch.zeros((), dtype=torch.float64, device=self._device)
+        for name, parameter in loud.items():
+            pull = self._leaves[name].pull[step].to(self._device, self._dtype)
+            curve = self._leaves[name].curve.to(self._device, self._dtype)
+            if self._graph:
+                loss = self._sign * (pull * parameter + 0.5 * curve * parameter * parameter).sum()
+                (parameter.grad,) = torch.autograd.grad(loss, parameter, create_graph=True)
+                total = total + loss.detach()
+            else:
+                value = parameter.detach()
+                parameter.grad = self._sign * (pull + curve * value)
+                total = total + self._sign * ((pull + 0.5 * curve * value) * value).sum()
+        self.losses.append(float(total))
+        return total
+
+
+def way_of(recipe: OptimizerRecipe) -> Way:
+    """Return how the class asks for its step, by its signature: a closure without a default is needed."""
+    closure = inspect.signature(optimizer_class(recipe).step).parameters.get("closure")
+    return Way(closure=closure is not None and closure.default is inspect.Parameter.empty)

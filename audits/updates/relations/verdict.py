@@ -1,0 +1,148 @@
+"""All relations of one optimizer, and what they make of it: `optimizer.invariants` and the rows of `update.rule`."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from audits.outcomes import Lane, Outcome, ResultRow
+from audits.subject import LivePhase, Subject
+from audits.updates.relations import contract, descent, elements, numbers, options
+from audits.updates.relations.bench import Bench, Run, Way, way_of
+from audits.updates.relations.layout import Layout, layout
+from audits.updates.relations.relation import Held, Relation, does_not_apply
+from audits.updates.rows import row
+
+#: Cause of what relations judged: the version is held to no formula.
+RELATIONS = "relations, no reference rule"
+
+CHECK = "optimizer.invariants"
+
+_KNOWN: weakref.WeakKeyDictionary[LivePhase, Verdict] = weakref.WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the relations say of a phase's optimizer.
+
+    Attributes:
+        relations: each one.
+        unable: why none could be tried; empty where they were.
+        how: how the optimizer was stepped, where it takes more than a plain step.
+    """
+
+    relations: tuple[Relation, ...]
+    unable: str = ""
+    how: str = ""
+
+    @property
+    def outcome(self) -> Outcome:
+        """Pass, warn for a broken relation, fail for one of torch's contract, inconclusive where none was tried."""
+        if self.unable:
+            return Outcome.INCONCLUSIVE
+        gone = self.broken
+        return Outcome.FAIL if any(r.contract for r in gone) else Outcome.WARN if gone else Outcome.PASS
+
+    @property
+    def broken(self) -> list[Relation]:
+        """The relations that do not hold, torch's contract first."""
+        return sorted((r for r in self.relations if r.held is Held.NO), key=lambda r: not r.contract)
+
+    def message(self, name: str) -> str:
+        """Return one sentence for each relation."""
+        if self.unable:
+            return f"{name} has no reference rule, and the relations could not be tried: {self.unable}"
+        told = [f"BROKEN: {r.claim}: {r.told}" for r in self.broken]
+        kept = [r.claim + (f" ({r.told})" if r.told else "") for r in self.relations if r.held is Held.YES]
+        left = [f"{r.claim} ({r.told})" for r in self.relations if r.held is Held.OPEN]
+        text = f"{name} has no reference rule and was held to what every optimizer keeps"
+        text += f", {self.how}" if self.how else ""
+        return "; ".join([text, *told]) + f". {len(kept)} hold: {'; '.join(kept)}" + (
+            f". Not applicable: {'; '.join(left)}" if left else ""
+        )
+
+
+def verdict_of(subject: Subject, phase: LivePhase) -> Verdict:
+    """Return the verdict at the subject's seed; worked out once for a phase."""
+    if phase not in _KNOWN:
+        _KNOWN[phase] = judge(subject, phase, subject.seed)
+    return _KNOWN[phase]
+
+
+def relation_rows(subject: Subject, phase: LivePhase, seed: int) -> list[ResultRow]:
+    """Return the ``optimizer.invariants`` row of a phase whose optimizer has no reference rule.
+
+    Args:
+        subject: the model under audit; it is not touched.
+        phase: whose optimizer.
+        seed: of the synthetic tensors and of every run.
+    """
+    found = verdict_of(subject, phase) if seed == subject.seed else judge(subject, phase, seed)
+    name = phase.recipe.optimizer.class_path
+    gone = found.broken
+    cause = "could not step" if found.unable else "; ".join(r.claim for r in gone) if gone else RELATIONS
+    fields: dict[str, Any] = {"phase": phase.name, "lane": Lane.SYNTHETIC, "cause": cause}
+    return [row(subject, CHECK, found.outcome, found.message(name), **fields)]
+
+
+def judge(subject: Subject, phase: LivePhase, seed: int) -> Verdict:
+    """Try every relation on a phase's optimizer.
+
+    Args:
+        subject: for the device and the kinds of tensors.
+        phase: whose optimizer.
+        seed: of the tensors and of every run.
+    """
+    chosen = layout(subject, phase, seed)
+    if not chosen.names:
+        return Verdict((), unable="it holds no parameter of the model")
+    found = _able(subject, phase, chosen, seed)
+    if isinstance(found, str):
+        return Verdict((), unable=found)
+    bench, base = found
+    held = {n for g in phase.recipe.optimizer.groups[:1] for n in g.parameters if isinstance(n, str)}
+    shapes = [tuple(subject.parameters[n].shape) for n in held]
+    relations: list[Relation] = []
+    for claim, run in _all(bench, chosen, base, shapes, seed):
+        try:
+            found_here = run()
+            relations += [found_here] if isinstance(found_here, Relation) else list(found_here)
+        except Exception as error:  # the class is the user's: what it cannot do is no relation broken
+            told = f"it raised {type(error).__name__}: {' '.join(str(error).split())[:160]}"
+            relations.append(does_not_apply(claim, told))
+    return Verdict(tuple(relations), how=bench.way.told)
+
+
+def _all(
+    bench: Bench, chosen: Layout, base: Run, shapes: list[tuple[int, ...]], seed: int
+) -> Iterator[tuple[str, Callable[[], Relation | Iterable[Relation]]]]:
+    yield contract.REPEATS, lambda: contract.repeats(bench, chosen, base)
+    yield contract.UNTOUCHED, lambda: contract.untouched(bench, chosen)
+    yield contract.GROUPS, lambda: contract.groups(bench, chosen, base)
+    yield contract.ORDER, lambda: contract.order(bench, chosen, base)
+    yield contract.RESUMES, lambda: list(contract.resumes(bench, chosen, base))
+    yield elements.PIECES, lambda: elements.pieces(bench, chosen, shapes, seed, drew=base.drew)
+    yield options.STILL, lambda: options.still(bench, chosen)
+    yield options.USED, lambda: options.used(bench, chosen)
+    yield options.MAXIMIZE, lambda: options.maximize(bench, chosen)
+    yield numbers.KERNELS, lambda: numbers.kernels(bench, chosen)
+    yield numbers.FLOAT32, lambda: list(numbers.precision(bench, chosen, base))
+    yield descent.FALLS, lambda: descent.falls(bench, chosen)
+
+
+def _able(subject: Subject, phase: LivePhase, chosen: Layout, seed: int) -> tuple[Bench, Run] | str:
+    """Return a bench on which the optimizer steps, float64 where it does, and its run; or why there is none."""
+    first: Exception | None = None
+    plain = way_of(phase.recipe.optimizer)
+    for way in dict.fromkeys((plain, Way(graph=True), Way(closure=True), Way(closure=True, graph=True))):
+        for dtype in (torch.float64, torch.float32):
+            bench = Bench(phase.recipe.optimizer, subject.device, dtype, way, seed)
+            try:
+                return bench, bench.run(chosen.groups, chosen.leaves)
+            except Exception as error:
+                first = first or error
+    return f"its step raises {type(first).__name__}: {' '.join(str(first).split())[:200]}"
