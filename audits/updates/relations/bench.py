@@ -175,9 +175,7 @@ class Bench:
             for step in range(steps):
                 if resume and step == SAVED_AFTER:
                     optimizer, parameters = self._resumed(resume, optimizer, parameters, groups, defaults)
-                loud = {
-                    n: p for n, p in parameters.items() if n not in frozen and step < (silent or {}).get(n, steps)
-                }
+                loud = {n: p for n, p in parameters.items() if n not in frozen and step < (silent or {}).get(n, steps)}
                 self._step(optimizer, parameters, loud, problem, step)
                 path.append(_values(parameters))
             drew = not torch.equal(before, torch.get_rng_state())

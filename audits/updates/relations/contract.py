@@ -177,5 +177,3 @@ def _kind(name: str) -> str:
 def _short(error: Exception) -> str:
     text = " ".join(str(error).split())
     return text[:160] + ("..." if len(text) > 160 else "")
-
-

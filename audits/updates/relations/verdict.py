@@ -61,8 +61,10 @@ class Verdict:
         left = [f"{r.claim} ({r.told})" for r in self.relations if r.held is Held.OPEN]
         text = f"{name} has no reference rule and was held to what every optimizer keeps"
         text += f", {self.how}" if self.how else ""
-        return "; ".join([text, *told]) + f". {len(kept)} hold: {'; '.join(kept)}" + (
-            f". Not applicable: {'; '.join(left)}" if left else ""
+        return (
+            "; ".join([text, *told])
+            + f". {len(kept)} hold: {'; '.join(kept)}"
+            + (f". Not applicable: {'; '.join(left)}" if left else "")
         )
 
 
@@ -87,6 +89,18 @@ def relation_rows(subject: Subject, phase: LivePhase, seed: int) -> list[ResultR
     cause = "could not step" if found.unable else "; ".join(r.claim for r in gone) if gone else RELATIONS
     fields: dict[str, Any] = {"phase": phase.name, "lane": Lane.SYNTHETIC, "cause": cause}
     return [row(subject, CHECK, found.outcome, found.message(name), **fields)]
+
+
+def relation_limits(subject: Subject, rows: Iterable[ResultRow]) -> tuple[str, ...]:
+    """Return the sentence a report ends its headline with when an optimizer was judged by relations."""
+    judged = {r.phase for r in rows if r.check == CHECK and r.outcome.resolved}
+    names = [p.recipe.optimizer.class_path.rpartition(":")[2] for p in subject.phases if p.name in judged]
+    if not names:
+        return ()
+    return (
+        f"Judged by relations: {', '.join(dict.fromkeys(names))} has no reference rule, and was held to what every "
+        "optimizer keeps, not to a formula.",
+    )
 
 
 def judge(subject: Subject, phase: LivePhase, seed: int) -> Verdict:
