@@ -7,17 +7,19 @@ those that ask, and no tensor hears of another, so that whatever one does to ano
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import inspect
 import io
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from audits.optimizers import build_optimizer, optimizer_class
 from audits.recipe import OptimizerRecipe, ParameterGroup
@@ -26,9 +28,14 @@ from audits.state import random_state_kept, seed_everything
 #: Sizes of ``c_t``: unit, flipped, large after small and small after large (amsgrad shows only there), zero, unit.
 PULLS = (1.0, -0.5, 1e-2, 30.0, 0.0, 1e-2, 1.0, -1.0)
 
-#: Steps of most runs: the state is saved after the third, and three more follow.
+#: Steps of most runs; the state is saved half-way.
 STEPS = 6
-SAVED_AFTER = 3
+
+#: Steps where fewer move nothing: rules that first gather gradients (AdaShift, ten of them).
+LATE = 24
+
+#: Every so manieth element starts so much smaller: rules that train only small weights (SaRA) have some.
+SMALL_EVERY, SMALL = 5, 1e-4
 
 
 @dataclass(frozen=True)
@@ -39,21 +46,27 @@ class Leaf:
     pull: torch.Tensor
     curve: torch.Tensor
 
-    def reshaped(self, *shape: int) -> Leaf:
-        """Return the same numbers in another shape."""
-        return Leaf(self.start.reshape(shape), self.pull.reshape(-1, *shape), self.curve.reshape(shape))
+    def flat(self) -> Leaf:
+        """Return the same numbers in one dimension."""
+        return Leaf(self.start.reshape(-1), self.pull.reshape(len(self.pull), -1), self.curve.reshape(-1))
 
-    def rows(self, begin: int, end: int) -> Leaf:
-        """Return a range of the first dimension."""
-        return Leaf(self.start[begin:end], self.pull[:, begin:end], self.curve[begin:end])
+    def part(self, dimension: int, begin: int, end: int) -> Leaf:
+        """Return a range along the first (0) or the last (-1) dimension."""
+        width = end - begin
+        return Leaf(
+            self.start.narrow(dimension, begin, width),
+            self.pull.narrow(1 if dimension == 0 else -1, begin, width),
+            self.curve.narrow(dimension, begin, width),
+        )
 
 
-def leaf(shape: tuple[int, ...], generator: torch.Generator, steps: int = len(PULLS)) -> Leaf:
+def leaf(shape: tuple[int, ...], generator: torch.Generator, steps: int = LATE) -> Leaf:
     """Draw a tensor's problem; gradients are of the sizes of `PULLS`, over and over."""
     scales = torch.tensor([PULLS[i % len(PULLS)] for i in range(steps)], dtype=torch.float64)
     draw = torch.randn((steps, *shape), dtype=torch.float64, generator=generator)
     curve = 0.05 + 0.1 * torch.rand(shape, dtype=torch.float64, generator=generator)
     start = torch.randn(shape, dtype=torch.float64, generator=generator)
+    start.reshape(-1)[::SMALL_EVERY] *= SMALL
     return Leaf(start, draw * scales.reshape(-1, *(1 for _ in shape)), curve)
 
 
@@ -76,8 +89,8 @@ class Run:
     path: Path
     optimizer: torch.optim.Optimizer
     parameters: dict[str, nn.Parameter]
-    losses: list[float] = field(default_factory=list)
     drew: bool = False
+    dtypes: frozenset[torch.dtype] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -104,26 +117,35 @@ class Bench:
         dtype: of the tensors.
         way: how it is asked for a step.
         seed: set before every run, for torch, NumPy and Python.
+        steps: of most runs.
     """
 
     def __init__(
-        self, recipe: OptimizerRecipe, device: torch.device, dtype: torch.dtype, way: Way, seed: int
+        self, recipe: OptimizerRecipe, device: torch.device, dtype: torch.dtype, way: Way, seed: int, steps: int = STEPS
     ) -> None:  # fmt: skip
         self.recipe = recipe
         self.device = device
         self.dtype = dtype
         self.way = way
         self.seed = seed
+        self.steps = steps
         self.name = optimizer_class(recipe).__name__
 
-    def using(self, **changes: Any) -> Bench:
-        """Return a bench with another dtype or way."""
-        kept = {"dtype": self.dtype, "way": self.way, **changes}
-        return Bench(self.recipe, self.device, kept["dtype"], kept["way"], self.seed)
+    def using(self, *, dtype: torch.dtype | None = None, steps: int | None = None) -> Bench:
+        """Return a bench with another dtype, or with other steps."""
+        return Bench(self.recipe, self.device, dtype or self.dtype, self.way, self.seed, steps or self.steps)
+
+    @property
+    def saved_after(self) -> int:
+        """Step after which the state is saved, and a gradient goes missing."""
+        return self.steps // 2
 
     def build(
-        self, groups: tuple[Group, ...], parameters: Mapping[str, nn.Parameter], defaults: Mapping[str, Any] | None = None
-    ) -> torch.optim.Optimizer:  # fmt: skip
+        self,
+        groups: tuple[Group, ...],
+        parameters: Mapping[str, nn.Parameter],
+        defaults: Mapping[str, Any] | None = None,
+    ) -> torch.optim.Optimizer:
         """Return a fresh optimizer, in train mode where it has modes of its own."""
         recipe = dataclasses.replace(
             self.recipe,
@@ -141,25 +163,28 @@ class Bench:
         groups: tuple[Group, ...],
         leaves: Mapping[str, Leaf],
         *,
-        steps: int = STEPS,
+        steps: int | None = None,
         defaults: Mapping[str, Any] | None = None,
         sign: float = 1.0,
         silent: Mapping[str, int] | None = None,
         frozen: tuple[str, ...] = (),
         resume: str = "",
+        watched: bool = False,
     ) -> Run:
         """Take ``steps`` steps and return the way that the weights took.
 
         Args:
             groups: the param groups.
             leaves: the tensors, by name; those in no group are left out.
-            steps: how many.
+            steps: how many; the bench's by default.
             defaults: constructor arguments that differ from the recipe's.
             sign: of the loss; -1 for ``maximize``.
             silent: tensors without gradient from a step on: name -> step, from 0.
             frozen: tensors that do not require gradients, and get none.
-            resume: after `SAVED_AFTER` steps go on in another optimizer: ``"state_dict"`` or ``"copy"``.
+            resume: half-way go on in another optimizer: ``"state_dict"`` or ``"copy"``.
+            watched: tell the dtypes that the optimizer computes in.
         """
+        steps = steps or self.steps
         names = [name for group in groups for name in group.names]
         with random_state_kept(), warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore")
@@ -170,16 +195,17 @@ class Bench:
             }
             optimizer = self.build(groups, parameters, defaults)
             problem = _Problem(leaves, self.device, self.dtype, sign, self.way.graph)
-            before = torch.get_rng_state()
+            before, watch = torch.get_rng_state(), _Watch()
             path: Path = [_values(parameters)]
             for step in range(steps):
-                if resume and step == SAVED_AFTER:
+                if resume and step == self.saved_after:
                     optimizer, parameters = self._resumed(resume, optimizer, parameters, groups, defaults)
                 loud = {n: p for n, p in parameters.items() if n not in frozen and step < (silent or {}).get(n, steps)}
-                self._step(optimizer, parameters, loud, problem, step)
+                with watch if watched else contextlib.nullcontext():
+                    self._step(optimizer, parameters, loud, problem, step)
                 path.append(_values(parameters))
             drew = not torch.equal(before, torch.get_rng_state())
-        return Run(path, optimizer, parameters, problem.losses, drew)
+        return Run(path, optimizer, parameters, drew, frozenset(watch.dtypes))
 
     def _step(
         self, optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Parameter], loud: dict[str, nn.Parameter],
@@ -222,6 +248,21 @@ def _values(parameters: Mapping[str, nn.Parameter]) -> dict[str, torch.Tensor]:
     return {n: p.detach().to(torch.float64, copy=True) for n, p in parameters.items()}
 
 
+class _Watch(TorchDispatchMode):
+    """Notes the floating dtypes of what is computed, single numbers apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dtypes: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        for value in found if isinstance(found, (tuple, list)) else (found,):
+            if isinstance(value, torch.Tensor) and value.numel() > 1 and value.is_floating_point():
+                self.dtypes.add(value.dtype)
+        return found
+
+
 class _Problem:
     """The loss of a run, and its gradients where the weights are."""
 
@@ -230,7 +271,6 @@ class _Problem:
     ) -> None:  # fmt: skip
         self._leaves = leaves
         self._device, self._dtype, self._sign, self._graph = device, dtype, sign, graph
-        self.losses: list[float] = []
 
     def differentiate(self, loud: Mapping[str, nn.Parameter], step: int) -> torch.Tensor:
         total = torch.zeros((), dtype=torch.float64, device=self._device)
@@ -245,7 +285,6 @@ class _Problem:
                 value = parameter.detach()
                 parameter.grad = self._sign * (pull + curve * value)
                 total = total + self._sign * ((pull + 0.5 * curve * value) * value).sum()
-        self.losses.append(float(total))
         return total
 
 

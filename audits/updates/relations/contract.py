@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from audits.updates.compare import rms
-from audits.updates.relations.bench import SAVED_AFTER, Bench, Group, Path, Run
+from audits.updates.relations.bench import Bench, Group, Run
 from audits.updates.relations.layout import Layout
 from audits.updates.relations.options import variant
 from audits.updates.relations.relation import (
@@ -27,9 +26,6 @@ RESUMES = "saved and loaded, it goes on as if it never stopped"
 COPIES = "a copy goes on as the original"
 ORDER = "the order of the tensors does not matter"
 GROUPS = "each param group is stepped with its own options"
-
-#: Largest departure of the elements' ratios from their common factor, relative: a factor that is a sum over tensors.
-COMMON = 1e-4
 
 
 def repeats(bench: Bench, layout: Layout, base: Run) -> Relation:
@@ -57,7 +53,7 @@ def untouched(bench: Bench, layout: Layout) -> Relation:
         first, last = group.names[0], group.names[-1]
         for what, silent, frozen, since in (
             ("never had a gradient", {first: 0}, (), 0),
-            ("has no gradient any more", {last: SAVED_AFTER}, (), SAVED_AFTER),
+            ("has no gradient any more", {last: bench.saved_after}, (), bench.saved_after),
             ("is frozen", {}, (last,), 0),
         ):
             try:
@@ -73,8 +69,9 @@ def untouched(bench: Bench, layout: Layout) -> Relation:
     return holds(UNTOUCHED, contract=True)
 
 
-def resumes(bench: Bench, layout: Layout, base: Run) -> Iterator[Relation]:
+def resumes(bench: Bench, layout: Layout) -> Iterator[Relation]:
     """Go on in a fresh optimizer that loaded the state, and in a copy."""
+    base = bench.run(layout.groups, layout.leaves, watched=True)  # in the model's own dtype, which loading may cast to
     for how, claim in (("state_dict", RESUMES), ("copy", COPIES)):
         try:
             run = bench.run(layout.groups, layout.leaves, resume=how)
@@ -85,7 +82,7 @@ def resumes(bench: Bench, layout: Layout, base: Run) -> Iterator[Relation]:
         arithmetic = arithmetic_of(base, bench.dtype)
         if apart := first_apart(base.path, run.path, layout.names, bench.dtype, arithmetic):
             where = "state_dict() and load_state_dict() do not carry" if how == "state_dict" else "a copy does not have"
-            told = f"saved after step {SAVED_AFTER}, step {apart[1]} goes another way: it depends on state that {where}"
+            told = f"saved after step {bench.saved_after}, step {apart[1]} goes another way: it depends on state that {where}"
             yield broken(claim, told, contract=how == "state_dict")
         else:
             yield holds(claim, contract=how == "state_dict")
@@ -98,7 +95,7 @@ def order(bench: Bench, layout: Layout, base: Run) -> Relation:
     turned = tuple(Group(g.options, g.names[::-1]) for g in layout.groups)
     run = bench.run(turned, layout.leaves)
     if apart := first_apart(base.path, run.path, layout.names, bench.dtype, arithmetic_of(base, bench.dtype)):
-        told = f"handed over in the opposite order, the {_kind(apart[0])} goes another way at step {apart[1]}"
+        told = f"handed over in the opposite order, the {_kind(apart[0])} goes another way at step {apart[1]}, by {apart[2]:.2g} of a step"
         return broken(ORDER, f"{told}: state or scalars of one tensor reach another", contract=True)
     return holds(ORDER, contract=True)
 
@@ -116,58 +113,66 @@ def groups(bench: Bench, layout: Layout, base: Run) -> Relation:
         a for run, names in zip(alone, kept, strict=True)
         if (a := first_apart(run.path, together.path, names, bench.dtype, arithmetic))
     ]  # fmt: skip
+    shared = sorted(_estimates(together)) if coupled else []
     told: list[str] = []
     for key, value in variant(own.options, bench.recipe.defaults).items():
         try:
-            problem = _ignored(bench, layout, own, kept, key, value, coupled=bool(coupled))
+            problem = _ignored(bench, layout, own, kept, key, value, arithmetic, coupled=bool(coupled))
         except Exception as error:
             if key == "lr":
                 return does_not_apply(GROUPS, f"it refuses groups of different lr ({_short(error)})")
             continue
         if problem:
             told.append(problem)
+    if told and shared:
+        return does_not_apply(GROUPS, f"it estimates {' and '.join(shared)} for all groups together; {'; '.join(told)}")
     if told:
         return broken(GROUPS, "; ".join(told), contract=True)
     if coupled:
-        return holds(GROUPS, "its tensors share a factor, as a norm of all gradients: only told apart by their "
-                     "options", contract=True)  # fmt: skip
+        told_apart = "a tensor's step depends on the other tensors, as by a norm of all gradients"
+        return holds(GROUPS, told_apart, contract=True)
     return holds(GROUPS, contract=True)
 
 
 def _ignored(
-    bench: Bench, layout: Layout, own: Group, kept: tuple[tuple[str, ...], ...], key: str, value: Any, *, coupled: bool
+    bench: Bench, layout: Layout, own: Group, kept: tuple[tuple[str, ...], ...], key: str, value: Any,
+    arithmetic: torch.dtype, *, coupled: bool,
 ) -> str:  # fmt: skip
     """Return how the second group's option is ignored, or nothing."""
+    first, plain = Group(own.options, kept[0]), Group(own.options, kept[1])
     other = Group({**own.options, key: value}, kept[1])
-    arithmetic = bench.dtype
+
+    def apart(one: Run, two: Run, names: tuple[str, ...]) -> bool:
+        return first_apart(one.path, two.path, names, bench.dtype, arithmetic) is not None
+
     meant = bench.run((other,), layout.leaves, defaults={key: value})
-    plain = bench.run((Group(own.options, kept[1]),), layout.leaves)
-    if first_apart(meant.path, plain.path, kept[1], bench.dtype, arithmetic) is None:
+    if not apart(meant, bench.run((plain,), layout.leaves), kept[1]):
         return ""  # an option that changes nothing, even given to the constructor, is another relation's
-    both = bench.run((Group(own.options, kept[0]), other), layout.leaves)
-    turned = bench.run((other, Group(own.options, kept[0])), layout.leaves)
-    arithmetic = arithmetic_of(both, bench.dtype)
+    both = bench.run((first, other), layout.leaves)
     what = f"{key}={value!r} of the second group"
-    if first_apart(both.path, turned.path, [*kept[0], *kept[1]], bench.dtype, arithmetic):
-        return f"{what} is lost when the groups change places: one group's {key} is used for all"
-    if coupled:
-        as_first = bench.run((Group(own.options, kept[0]), Group(own.options, kept[1])), layout.leaves)
-        if first_apart(both.path, as_first.path, kept[1], bench.dtype, arithmetic) is None:
-            return f"{what} is ignored: the group moves as without it"
+    if not apart(both, bench.run((first, plain), layout.leaves), kept[1]):
+        return f"{what} is ignored: it moves as without it"
+    if coupled:  # what it would do alone is not known
         return ""
-    if first_apart(both.path, meant.path, kept[1], bench.dtype, arithmetic):
+    if apart(both, meant, kept[1]):
         return f"{what} is not what it is stepped with: in an optimizer of its own with that {key} it goes another way"
+    if apart(both, bench.run((first,), layout.leaves), kept[0]):
+        return f"{what} changes what the first group does"
     return ""
 
 
-def common_factor(alone: Path, together: Path, name: str) -> bool:
-    """Whether company changes a tensor's first step by one factor, as a norm over all tensors does."""
-    one, other = alone[1][name] - alone[0][name], together[1][name] - together[0][name]
-    size = rms(one)
-    if not size:
-        return True
-    factor = float((one * other).sum() / (one * one).sum())
-    return rms(other - factor * one) <= COMMON * max(rms(other), size)
+def _estimates(run: Run) -> set[str]:
+    """Return the options that the steps themselves set, alike in all groups: an estimate for all tensors together."""
+    groups = run.optimizer.param_groups
+    return {
+        key
+        for key, value in groups[0].items()
+        if isinstance(value, (float, torch.Tensor))
+        and key not in ("lr", "params")
+        and key in run.optimizer.defaults
+        and float(value) != run.optimizer.defaults[key]
+        and all(float(g.get(key, 0.0)) == float(value) for g in groups)
+    }
 
 
 def _kind(name: str) -> str:

@@ -24,16 +24,17 @@ def falls(bench: Bench, layout: Layout) -> Relation:
     results = [_lowers(bench, layout, condition) for condition in (1.0, 100.0)]
     if all(r is None for r in results):
         return does_not_apply(FALLS, "it does not take fifty steps")
+    where = "at its lr, a hundredth of it or a hundred times it"
+    if all(r is not False for r in results):
+        return holds(FALLS)
     if any(results):
-        return holds(FALLS) if all(r is not False for r in results) else broken(
-            FALLS, "on one of them the loss does not fall, at its lr, a hundredth of it or a hundred times it")  # fmt: skip
-    return broken(FALLS, "the loss rises or stays, at its lr, at a hundredth of it and at a hundred times it",
-                  contract=True)  # fmt: skip
+        return broken(FALLS, f"on one of them the loss does not fall, {where}")
+    return broken(FALLS, f"on neither of them the loss falls, {where}", contract=True)
 
 
 def _lowers(bench: Bench, layout: Layout, condition: float) -> bool | None:
     """Whether the loss falls at one of the rates; None where no run ended."""
-    names = tuple(n for g in layout.groups for n in g.names[-2:])
+    names = tuple(n for g in layout.groups for n in g.names[::2])
     leaves = {n: _bowl(layout.leaves[n], condition) for n in names}
     ended = False
     for rate in RATES:
@@ -44,9 +45,9 @@ def _lowers(bench: Bench, layout: Layout, condition: float) -> bool | None:
                 options["lr"] *= rate
             groups.append(Group(options, tuple(n for n in group.names if n in leaves)))
         up = bool(layout.groups[0].options.get("maximize"))
+        rates = {"lr": groups[0].options["lr"]} if "lr" in groups[0].options else None
         try:
-            run = bench.run(tuple(groups), leaves, steps=STEPS, sign=-1.0 if up else 1.0,
-                            defaults={"lr": groups[0].options["lr"]} if "lr" in groups[0].options else None)  # fmt: skip
+            run = bench.run(tuple(groups), leaves, steps=STEPS, sign=-1.0 if up else 1.0, defaults=rates)
         except Exception:
             continue
         ended = True

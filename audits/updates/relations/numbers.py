@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 
+from audits.optimizers import optimizer_class
 from audits.updates.compare import rms
 from audits.updates.relations.bench import Bench, Group, Leaf, Run
 from audits.updates.relations.layout import Layout
-from audits.updates.relations.relation import Relation, broken, does_not_apply, first_apart, holds, tolerance
+from audits.updates.relations.relation import (
+    Relation,
+    arithmetic_of,
+    broken,
+    does_not_apply,
+    first_apart,
+    holds,
+    tolerance,
+)
 
 FLOAT32 = "float32 weights go as float64 weights do, but for rounding"
 STATE = "the state is kept as finely as the weights"
@@ -74,7 +84,8 @@ def _rounded(layout: Layout, draw: int) -> dict[str, Leaf]:
 
 
 def _state(bench: Bench, run: Run, layout: Layout) -> Relation:
-    words = [bench.name, *layout.groups[0].options, *bench.recipe.defaults]
+    arguments = inspect.signature(optimizer_class(bench.recipe).__init__).parameters
+    words = [bench.name, *layout.groups[0].options, *bench.recipe.defaults, *arguments]
     if any(word in str(name).lower() for name in words for word in _DECLARES):
         return does_not_apply(STATE, "its name or an option declares the state's precision")
     for state in run.optimizer.state.values():
@@ -95,7 +106,7 @@ def _coarse(value: torch.Tensor) -> bool:
     return many and torch.equal(some.to(torch.bfloat16).to(torch.float32), some)
 
 
-def kernels(bench: Bench, layout: Layout) -> Relation:
+def kernels(bench: Bench, layout: Layout, base: Run) -> Relation:
     """Choose each implementation that the options offer."""
     offered = [key for key in ("foreach", "fused") if all(key in g.options for g in layout.groups)]
     if not offered:
@@ -108,7 +119,7 @@ def kernels(bench: Bench, layout: Layout) -> Relation:
             run = bench.run(_choosing(layout, chosen), layout.leaves, defaults=chosen)
         except Exception:  # what it does not have on this device
             continue
-        if apart := first_apart(loop.path, run.path, layout.names, bench.dtype):
+        if apart := first_apart(loop.path, run.path, layout.names, bench.dtype, arithmetic_of(base, bench.dtype)):
             return broken(KERNELS, f"{key}=True leaves the plain loop at step {apart[1]} by {apart[2]:.2g} of a step")
     return holds(KERNELS)
 

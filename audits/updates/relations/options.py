@@ -68,12 +68,13 @@ def still(bench: Bench, layout: Layout) -> Relation:
 
 def used(bench: Bench, layout: Layout) -> Relation:
     """Change each option that was set back to what it is by default, and lr by half; the way must change."""
-    base = bench.run(layout.groups, layout.leaves, steps=STEPS)
+    steps = max(STEPS, bench.steps)
+    base = bench.run(layout.groups, layout.leaves, steps=steps)
     silent: list[str] = []
     noted: list[str] = []
     for key, other in _changes(bench, layout.groups[0].options).items():
         try:
-            run = bench.run(_with(layout, {key: other}), layout.leaves, steps=STEPS, defaults={key: other})
+            run = bench.run(_with(layout, {key: other}), layout.leaves, steps=steps, defaults={key: other})
         except Exception:  # the other value is not valid beside the rest
             continue
         if all((a[n] == b[n]).all() for a, b in zip(base.path, run.path, strict=True) for n in layout.names):
@@ -92,7 +93,7 @@ def _changes(bench: Bench, options: Mapping[str, Any]) -> dict[str, Any]:
         if key in IMPLEMENTATION or not isinstance(value, (bool, int, float, tuple, list)):
             continue
         default = arguments[key].default if key in arguments else inspect.Parameter.empty
-        if key == "lr":
+        if key == "lr" and isinstance(value, (int, float)):
             found[key] = 0.5 * value
         elif key == "weight_decay" and value:
             found[key] = 0.0

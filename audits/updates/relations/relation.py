@@ -8,6 +8,7 @@ from enum import StrEnum
 
 import torch
 
+from audits.updates.apply import FOREIGN_TOLERANCE
 from audits.updates.compare import rms
 from audits.updates.relations.bench import Path, Run
 
@@ -55,18 +56,15 @@ def does_not_apply(claim: str, told: str) -> Relation:
 def tolerance(dtype: torch.dtype) -> float:
     """Return the relative difference, of the way a tensor went, that two orders of one arithmetic may make.
 
-    ``sqrt(eps)``: a few steps of sums and products lose far fewer than half of the digits.
+    ``sqrt(eps)``: a few steps of sums and products lose far fewer than half of the digits. Code that is
+    not torch's may compute its scalars in float32.
     """
-    return float(torch.finfo(dtype).eps) ** 0.5
+    return max(float(torch.finfo(dtype).eps ** 0.5), FOREIGN_TOLERANCE)
 
 
 def arithmetic_of(run: Run, dtype: torch.dtype) -> torch.dtype:
-    """Return the coarsest dtype that the optimizer keeps numbers in: its sums are no finer."""
-    kept = {dtype}
-    for state in run.optimizer.state.values():
-        values = state.values() if isinstance(state, dict) else ()
-        kept |= {v.dtype for v in values if isinstance(v, torch.Tensor) and v.is_floating_point() and v.numel() > 1}
-    known = [d for d in kept if d in (torch.float64, torch.float32, torch.bfloat16, torch.float16)]
+    """Return the coarsest dtype that a watched run computed in: its sums are no finer."""
+    known = [d for d in {dtype, *run.dtypes} if d in (torch.float64, torch.float32, torch.bfloat16, torch.float16)]
     return max(known, key=lambda d: torch.finfo(d).eps)
 
 

@@ -11,10 +11,11 @@ import torch
 
 from audits.outcomes import Lane, Outcome, ResultRow
 from audits.subject import LivePhase, Subject
+from audits.updates.compare import real_dtype
 from audits.updates.relations import contract, descent, elements, numbers, options
-from audits.updates.relations.bench import Bench, Run, Way, way_of
+from audits.updates.relations.bench import LATE, Bench, Run, Way, way_of
 from audits.updates.relations.layout import Layout, layout
-from audits.updates.relations.relation import Held, Relation, does_not_apply
+from audits.updates.relations.relation import Held, Relation, does_not_apply, moved
 from audits.updates.rows import row
 
 #: Cause of what relations judged: the version is held to no formula.
@@ -120,8 +121,9 @@ def judge(subject: Subject, phase: LivePhase, seed: int) -> Verdict:
     bench, base = found
     held = {n for g in phase.recipe.optimizer.groups[:1] for n in g.parameters if isinstance(n, str)}
     shapes = [tuple(subject.parameters[n].shape) for n in held]
+    native = real_dtype(next(iter(phase.parameters.values())).dtype) if phase.parameters else bench.dtype
     relations: list[Relation] = []
-    for claim, run in _all(bench, chosen, base, shapes, seed):
+    for claim, run in _all(bench, chosen, base, shapes, seed, native):
         try:
             found_here = run()
             relations += [found_here] if isinstance(found_here, Relation) else list(found_here)
@@ -132,18 +134,18 @@ def judge(subject: Subject, phase: LivePhase, seed: int) -> Verdict:
 
 
 def _all(
-    bench: Bench, chosen: Layout, base: Run, shapes: list[tuple[int, ...]], seed: int
+    bench: Bench, chosen: Layout, base: Run, shapes: list[tuple[int, ...]], seed: int, native: torch.dtype
 ) -> Iterator[tuple[str, Callable[[], Relation | Iterable[Relation]]]]:
     yield contract.REPEATS, lambda: contract.repeats(bench, chosen, base)
     yield contract.UNTOUCHED, lambda: contract.untouched(bench, chosen)
     yield contract.GROUPS, lambda: contract.groups(bench, chosen, base)
     yield contract.ORDER, lambda: contract.order(bench, chosen, base)
-    yield contract.RESUMES, lambda: list(contract.resumes(bench, chosen, base))
+    yield contract.RESUMES, lambda: list(contract.resumes(bench.using(dtype=native), chosen))
     yield elements.PIECES, lambda: elements.pieces(bench, chosen, shapes, seed, drew=base.drew)
     yield options.STILL, lambda: options.still(bench, chosen)
     yield options.USED, lambda: options.used(bench, chosen)
     yield options.MAXIMIZE, lambda: options.maximize(bench, chosen)
-    yield numbers.KERNELS, lambda: numbers.kernels(bench, chosen)
+    yield numbers.KERNELS, lambda: numbers.kernels(bench, chosen, base)
     yield numbers.FLOAT32, lambda: list(numbers.precision(bench, chosen, base))
     yield descent.FALLS, lambda: descent.falls(bench, chosen)
 
@@ -156,7 +158,11 @@ def _able(subject: Subject, phase: LivePhase, chosen: Layout, seed: int) -> tupl
         for dtype in (torch.float64, torch.float32):
             bench = Bench(phase.recipe.optimizer, subject.device, dtype, way, seed)
             try:
-                return bench, bench.run(chosen.groups, chosen.leaves)
+                base = bench.run(chosen.groups, chosen.leaves, watched=True)
+                if not any(moved(base.path, name) for name in chosen.names):
+                    bench = bench.using(steps=LATE)
+                    base = bench.run(chosen.groups, chosen.leaves, watched=True)
+                return bench, base
             except Exception as error:
                 first = first or error
     return f"its step raises {type(first).__name__}: {' '.join(str(first).split())[:200]}"
