@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -31,14 +32,15 @@ GROUPS = "each param group is stepped with its own options"
 def repeats(bench: Bench, layout: Layout, base: Run) -> Relation:
     """Run the same again, with memory that nobody wrote filled with NaN."""
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    fill = torch.utils.deterministic.fill_uninitialized_memory
+    filling: Any = torch.utils.deterministic
+    fill = filling.fill_uninitialized_memory
     try:
         torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = True
+        filling.fill_uninitialized_memory = True
         again = bench.run(layout.groups, layout.leaves)
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-        torch.utils.deterministic.fill_uninitialized_memory = fill
+        filling.fill_uninitialized_memory = fill
     other = bench.run(layout.groups, layout.leaves)
     for run, why in ((other, ""), (again, " where unwritten memory holds NaN: it reads memory that it never wrote")):
         if apart := first_apart(base.path, run.path, layout.names, bench.dtype, arithmetic_of(base, bench.dtype)):
@@ -82,7 +84,7 @@ def resumes(bench: Bench, layout: Layout) -> Iterator[Relation]:
         arithmetic = arithmetic_of(base, bench.dtype)
         if apart := first_apart(base.path, run.path, layout.names, bench.dtype, arithmetic):
             where = "state_dict() and load_state_dict() do not carry" if how == "state_dict" else "a copy does not have"
-            told = f"saved after step {bench.saved_after}, step {apart[1]} goes another way: it depends on state that {where}"
+            told = f"saved after step {bench.saved_after}, step {apart[1]} goes another way: it has state that {where}"
             yield broken(claim, told, contract=how == "state_dict")
         else:
             yield holds(claim, contract=how == "state_dict")
@@ -95,7 +97,9 @@ def order(bench: Bench, layout: Layout, base: Run) -> Relation:
     turned = tuple(Group(g.options, g.names[::-1]) for g in layout.groups)
     run = bench.run(turned, layout.leaves)
     if apart := first_apart(base.path, run.path, layout.names, bench.dtype, arithmetic_of(base, bench.dtype)):
-        told = f"handed over in the opposite order, the {_kind(apart[0])} goes another way at step {apart[1]}, by {apart[2]:.2g} of a step"
+        told = (
+            f"in the opposite order the {_kind(apart[0])} goes elsewhere at step {apart[1]}, {apart[2]:.2g} of a step"
+        )
         return broken(ORDER, f"{told}: state or scalars of one tensor reach another", contract=True)
     return holds(ORDER, contract=True)
 
@@ -113,17 +117,45 @@ def groups(bench: Bench, layout: Layout, base: Run) -> Relation:
         a for run, names in zip(alone, kept, strict=True)
         if (a := first_apart(run.path, together.path, names, bench.dtype, arithmetic))
     ]  # fmt: skip
-    shared = sorted(_estimates(together)) if coupled else []
+    first = Group(own.options, kept[0])
+
+    def ignored(changes: dict[str, Any]) -> str:
+        """Return how the second group's options are ignored, or nothing."""
+
+        def apart(one: Run, other: Run, names: tuple[str, ...]) -> bool:
+            return first_apart(one.path, other.path, names, bench.dtype, arithmetic) is not None
+
+        other = Group({**own.options, **changes}, kept[1])
+        meant = bench.run((other,), layout.leaves, defaults=changes)
+        if not apart(meant, alone[1], kept[1]):
+            return ""  # an option that changes nothing, even given to the constructor, is another relation's
+        both = bench.run((first, other), layout.leaves)
+        what = f"{', '.join(f'{k}={v!r}' for k, v in changes.items())} of the second group"
+        if not apart(both, together, kept[1]):
+            return f"{what} is ignored: it moves as without it"
+        if coupled:  # what it would do alone is not known
+            return ""
+        if apart(both, meant, kept[1]):
+            return f"{what} is not what it is stepped with: alone in an optimizer with it the group goes another way"
+        if apart(both, alone[0], kept[0]):
+            return f"{what} changes what the first group does"
+        return ""
+
+    changes = variant(own.options, bench.recipe.defaults)
+    with contextlib.suppress(Exception):
+        if not coupled and not ignored(changes):  # all at once; one by one only to name the wrong one
+            changes = {}
     told: list[str] = []
-    for key, value in variant(own.options, bench.recipe.defaults).items():
+    for key, value in changes.items():
         try:
-            problem = _ignored(bench, layout, own, kept, key, value, arithmetic, coupled=bool(coupled))
+            problem = ignored({key: value})
         except Exception as error:
             if key == "lr":
                 return does_not_apply(GROUPS, f"it refuses groups of different lr ({_short(error)})")
             continue
         if problem:
             told.append(problem)
+    shared = sorted(_estimates(together, alone))
     if told and shared:
         return does_not_apply(GROUPS, f"it estimates {' and '.join(shared)} for all groups together; {'; '.join(told)}")
     if told:
@@ -134,45 +166,23 @@ def groups(bench: Bench, layout: Layout, base: Run) -> Relation:
     return holds(GROUPS, contract=True)
 
 
-def _ignored(
-    bench: Bench, layout: Layout, own: Group, kept: tuple[tuple[str, ...], ...], key: str, value: Any,
-    arithmetic: torch.dtype, *, coupled: bool,
-) -> str:  # fmt: skip
-    """Return how the second group's option is ignored, or nothing."""
-    first, plain = Group(own.options, kept[0]), Group(own.options, kept[1])
-    other = Group({**own.options, key: value}, kept[1])
+def _estimates(run: Run, alone: tuple[Run, ...]) -> set[str]:
+    """Return what the steps keep in the groups, alike in all and other than in each alone: estimates from all tensors.
 
-    def apart(one: Run, two: Run, names: tuple[str, ...]) -> bool:
-        return first_apart(one.path, two.path, names, bench.dtype, arithmetic) is not None
-
-    meant = bench.run((other,), layout.leaves, defaults={key: value})
-    if not apart(meant, bench.run((plain,), layout.leaves), kept[1]):
-        return ""  # an option that changes nothing, even given to the constructor, is another relation's
-    both = bench.run((first, other), layout.leaves)
-    what = f"{key}={value!r} of the second group"
-    if not apart(both, bench.run((first, plain), layout.leaves), kept[1]):
-        return f"{what} is ignored: it moves as without it"
-    if coupled:  # what it would do alone is not known
-        return ""
-    if apart(both, meant, kept[1]):
-        return f"{what} is not what it is stepped with: in an optimizer of its own with that {key} it goes another way"
-    if apart(both, bench.run((first,), layout.leaves), kept[0]):
-        return f"{what} changes what the first group does"
-    return ""
-
-
-def _estimates(run: Run) -> set[str]:
-    """Return the options that the steps themselves set, alike in all groups: an estimate for all tensors together."""
+    Prodigy and D-Adaptation sum over all groups for the one step size of them all.
+    """
     groups = run.optimizer.param_groups
-    return {
-        key
-        for key, value in groups[0].items()
-        if isinstance(value, (float, torch.Tensor))
-        and key not in ("lr", "params")
-        and key in run.optimizer.defaults
-        and float(value) != run.optimizer.defaults[key]
-        and all(float(g.get(key, 0.0)) == float(value) for g in groups)
-    }
+    found: set[str] = set()
+    for key, value in groups[0].items():
+        if key in ("lr", "params") or not isinstance(value, (float, torch.Tensor)):
+            continue
+        if isinstance(value, torch.Tensor) and value.numel() != 1:
+            continue
+        number, alike = float(value), all(float(g.get(key, 0.0)) == float(value) for g in groups)
+        other = all(float(a.optimizer.param_groups[0].get(key, number)) != number for a in alone)
+        if alike and other:
+            found.add(key)
+    return found
 
 
 def _kind(name: str) -> str:
