@@ -4,6 +4,13 @@
 hold the relations, `verdict` makes rows of them.
 """
 
-from audits.updates.relations.verdict import RELATIONS, relation_limits, relation_rows, verdict_of
+from audits.updates.relations.verdict import (
+    RELATIONS,
+    relation_limits,
+    relation_rows,
+    round_trip_rows,
+    verdict_of,
+    way_to_step,
+)
 
-__all__ = ["RELATIONS", "relation_limits", "relation_rows", "verdict_of"]
+__all__ = ["RELATIONS", "relation_limits", "relation_rows", "round_trip_rows", "verdict_of", "way_to_step"]

@@ -24,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from audits.optimizers import build_optimizer, optimizer_class
 from audits.recipe import OptimizerRecipe, ParameterGroup
 from audits.state import random_state_kept, seed_everything
+from audits.updates.modes import in_train_mode
 
 #: Sizes of ``c_t``: unit, flipped, large after small and small after large (amsgrad shows only there), zero, unit.
 PULLS = (1.0, -0.5, 1e-2, 30.0, 0.0, 1e-2, 1.0, -1.0)
@@ -108,6 +109,10 @@ class Way:
         return "given gradients under create_graph" if self.graph else ""
 
 
+#: A plain step.
+PLAIN = Way()
+
+
 class Bench:
     """Builds and runs one class of optimizer.
 
@@ -154,9 +159,7 @@ class Bench:
             state={},
         )
         optimizer = build_optimizer(recipe, parameters, with_state=False)
-        if callable(train := getattr(optimizer, "train", None)):
-            train()  # Schedule-Free's: its weights while it trains are others than those it is judged by
-        return optimizer
+        return in_train_mode(optimizer)
 
     def run(
         self,

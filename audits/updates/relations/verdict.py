@@ -13,7 +13,7 @@ from audits.outcomes import Lane, Outcome, ResultRow
 from audits.subject import LivePhase, Subject
 from audits.updates.compare import real_dtype
 from audits.updates.relations import contract, descent, elements, numbers, options
-from audits.updates.relations.bench import LATE, Bench, Run, Way, way_of
+from audits.updates.relations.bench import LATE, PLAIN, Bench, Run, Way, way_of
 from audits.updates.relations.layout import Layout, layout
 from audits.updates.relations.relation import Held, Relation, does_not_apply, moved
 from audits.updates.rows import row
@@ -33,12 +33,12 @@ class Verdict:
     Attributes:
         relations: each one.
         unable: why none could be tried; empty where they were.
-        how: how the optimizer was stepped, where it takes more than a plain step.
+        way: how the optimizer was stepped.
     """
 
     relations: tuple[Relation, ...]
     unable: str = ""
-    how: str = ""
+    way: Way = PLAIN
 
     @property
     def outcome(self) -> Outcome:
@@ -61,7 +61,7 @@ class Verdict:
         kept = [r.claim + (f" ({r.told})" if r.told else "") for r in self.relations if r.held is Held.YES]
         left = [f"{r.claim} ({r.told})" for r in self.relations if r.held is Held.OPEN]
         text = f"{name} has no reference rule and was held to what every optimizer keeps"
-        text += f", {self.how}" if self.how else ""
+        text += f", {self.way.told}" if self.way.told else ""
         return (
             "; ".join([text, *told])
             + f". {len(kept)} hold: {'; '.join(kept)}"
@@ -90,6 +90,30 @@ def relation_rows(subject: Subject, phase: LivePhase, seed: int) -> list[ResultR
     cause = "could not step" if found.unable else "; ".join(r.claim for r in gone) if gone else RELATIONS
     fields: dict[str, Any] = {"phase": phase.name, "lane": Lane.SYNTHETIC, "cause": cause}
     return [row(subject, CHECK, found.outcome, found.message(name), **fields)]
+
+
+def round_trip_rows(subject: Subject, phase: LivePhase, seed: int) -> list[ResultRow]:
+    """Return the ``registration.state-round-trip`` row: what the relation of saving and loading says.
+
+    Args:
+        subject: the model under audit; it is not touched.
+        phase: whose optimizer.
+        seed: as `relation_rows` takes it.
+    """
+    found = verdict_of(subject, phase) if seed == subject.seed else judge(subject, phase, seed)
+    relation = next((r for r in found.relations if r.claim == contract.RESUMES), None)
+    held = Held.OPEN if relation is None else relation.held
+    told = found.unable if relation is None else relation.told
+    outcome = {Held.YES: Outcome.PASS, Held.NO: Outcome.FAIL, Held.OPEN: Outcome.INCONCLUSIVE}[held]
+    message = f"the optimizer of phase {phase.name!r}: {contract.RESUMES}" + (f": {told}" if told else "")
+    cause = "could not step" if held is Held.OPEN else None
+    return [row(subject, "registration.state-round-trip", outcome, message, phase=phase.name, lane=Lane.SYNTHETIC,
+                cause=cause)]  # fmt: skip
+
+
+def way_to_step(subject: Subject, phase: LivePhase) -> Way:
+    """Return how a class that no rule is known for is asked for a step."""
+    return verdict_of(subject, phase).way
 
 
 def relation_limits(subject: Subject, rows: Iterable[ResultRow]) -> tuple[str, ...]:
@@ -130,7 +154,7 @@ def judge(subject: Subject, phase: LivePhase, seed: int) -> Verdict:
         except Exception as error:  # the class is the user's: what it cannot do is no relation broken
             told = f"it raised {type(error).__name__}: {' '.join(str(error).split())[:160]}"
             relations.append(does_not_apply(claim, told))
-    return Verdict(tuple(relations), how=bench.way.told)
+    return Verdict(tuple(relations), way=bench.way)
 
 
 def _all(

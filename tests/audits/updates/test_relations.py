@@ -164,3 +164,11 @@ def test_shapes_of_the_model_are_tried() -> None:
     assert [(r.claim, "(37, 11)" in r.told, "330 to 406" in r.told) for r in found.broken] == [
         (elements.PIECES, True, True)
     ]
+
+
+@pytest.mark.parametrize("own", [foreign.Closured, foreign.Curved, foreign.Averaging], ids=lambda c: c.__name__)
+def test_steps_that_ask_for_more_are_taken(own: type[Any]) -> None:
+    model, batch = models.mlp()
+    rows = audited(model, batch=batch, loss=models.classify, optimizer=own(model.parameters()))
+    assert failed(rows) == []
+    assert {r.outcome for r in of(rows, "update.rule")} == {Outcome.PASS}
