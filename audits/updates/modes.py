@@ -1,4 +1,4 @@
-"""Optimizers that have modes of their own, as Schedule-Free's: the weights they train are not those they are judged by."""
+"""Optimizers with modes of their own, as Schedule-Free's: the weights they train are not those they are judged by."""
 
 from __future__ import annotations
 

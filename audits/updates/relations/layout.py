@@ -16,6 +16,9 @@ from audits.updates.relations.bench import Group, Leaf, leaf
 #: Distinct option sets that are run: layer-wise rates repeat the same code.
 MAX_GROUPS = 3
 
+#: Elements of a model whose own tensors are run where the small ones cannot be.
+LARGEST_OWN = 2**16
+
 #: One small shape for each number of dimensions; no dimension divides another, so that none passes for another.
 SHAPES: dict[int, tuple[int, ...]] = {0: (), 1: (7,), 2: (6, 4), 3: (3, 4, 2), 4: (3, 2, 2, 3), 5: (2, 3, 2, 2, 2)}
 
@@ -48,6 +51,17 @@ def fresh_options(recipe: OptimizerRecipe, options: dict[str, Any]) -> dict[str,
         for key, value in options.items()
         if key in arguments or (key not in _COUNTS and (open_ended or key not in recipe.defaults))
     }
+
+
+def own_layout(subject: Subject, phase: LivePhase, seed: int) -> Layout | None:
+    """Return tensors of the model's own shapes in their own order, for rules that pair them; None for large models."""
+    generator = torch.Generator().manual_seed(seed)
+    recipe = phase.recipe.optimizer
+    if sum(subject.parameters[n].numel() for n in recipe.names) > LARGEST_OWN:
+        return None
+    held = [(dict(g.options), tuple(n for n in g.parameters if isinstance(n, str))) for g in recipe.groups]
+    groups = tuple(Group(fresh_options(recipe, options), names) for options, names in held if names)
+    return Layout(groups, {n: leaf(tuple(subject.parameters[n].shape), generator) for g in groups for n in g.names})
 
 
 def layout(subject: Subject, phase: LivePhase, seed: int) -> Layout:

@@ -14,7 +14,7 @@ from audits.subject import LivePhase, Subject
 from audits.updates.compare import real_dtype
 from audits.updates.relations import contract, descent, elements, numbers, options
 from audits.updates.relations.bench import LATE, PLAIN, Bench, Run, Way, way_of
-from audits.updates.relations.layout import Layout, layout
+from audits.updates.relations.layout import Layout, layout, own_layout
 from audits.updates.relations.relation import Held, Relation, does_not_apply, moved
 from audits.updates.rows import row
 
@@ -140,6 +140,10 @@ def judge(subject: Subject, phase: LivePhase, seed: int) -> Verdict:
     if not chosen.names:
         return Verdict((), unable="it holds no parameter of the model")
     found = _able(subject, phase, chosen, seed)
+    if isinstance(found, str) and (own := own_layout(subject, phase, seed)) is not None:
+        again = _able(subject, phase, own, seed)
+        if not isinstance(again, str):
+            found, chosen = again, own
     if isinstance(found, str):
         return Verdict((), unable=found)
     bench, base = found
