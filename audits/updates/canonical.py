@@ -38,7 +38,7 @@ def _evaluate(subject: Subject, context: StepContext, phase: LivePhase, *, graph
     context.optimizers[phase.name].zero_grad()
     total: torch.Tensor | None = None
     for weight, batch in subject.micro_batches(phase):
-        with subject.autocast():
+        with torch.enable_grad(), subject.autocast():  # some optimizers call their closure under no_grad
             loss = phase.call_loss(subject.model, batch)
         loss = loss if weight == 1.0 else loss * weight
         context.scaler.scale(loss).backward(create_graph=graph)  # type: ignore[no-untyped-call]
