@@ -21,7 +21,8 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from audits.optimizers import build_optimizer, optimizer_class
+from audits.errors import RecipeError
+from audits.optimizers import build_optimizer, constructed, optimizer_class
 from audits.recipe import OptimizerRecipe, ParameterGroup
 from audits.state import random_state_kept, seed_everything
 from audits.updates.modes import in_train_mode
@@ -34,6 +35,9 @@ STEPS = 6
 
 #: Steps where fewer move nothing: rules that first gather gradients (AdaShift, ten of them).
 LATE = 24
+
+#: Counters that a live optimizer keeps in its groups and that no constructor takes.
+COUNTS = ("step", "k", "n", "t", "step_count", "_step_count")
 
 #: Every so manieth element starts so much smaller: rules that train only small weights (SaRA) have some.
 SMALL_EVERY, SMALL = 5, 1e-4
@@ -123,6 +127,10 @@ class Bench:
         way: how it is asked for a step.
         seed: set before every run, for torch, NumPy and Python.
         steps: of most runs.
+
+    Attributes:
+        faithful: whether what the constructor makes of the recorded options goes as the live object does; then options
+            that differ are given to the constructor too.
     """
 
     def __init__(
@@ -134,11 +142,14 @@ class Bench:
         self.way = way
         self.seed = seed
         self.steps = steps
+        self.faithful = False
         self.name = optimizer_class(recipe).__name__
 
     def using(self, *, dtype: torch.dtype | None = None, steps: int | None = None) -> Bench:
         """Return a bench with another dtype, or with other steps."""
-        return Bench(self.recipe, self.device, dtype or self.dtype, self.way, self.seed, steps or self.steps)
+        other = Bench(self.recipe, self.device, dtype or self.dtype, self.way, self.seed, steps or self.steps)
+        other.faithful = self.faithful
+        return other
 
     @property
     def saved_after(self) -> int:
@@ -158,8 +169,28 @@ class Bench:
             defaults={**self.recipe.defaults, **(defaults or {})},
             state={},
         )
-        optimizer = build_optimizer(recipe, parameters, with_state=False)
+        if defaults is not None and self.faithful:
+            recipe = dataclasses.replace(recipe, kept=None)
+        optimizer = build_optimizer(recipe, parameters, with_state=False, hooks=False, dtype=self.dtype)
+        if recipe.kept is not None:
+            self._begin_counts(optimizer, recipe, parameters)
         return in_train_mode(optimizer)
+
+    def _begin_counts(
+        self, optimizer: torch.optim.Optimizer, recipe: OptimizerRecipe, parameters: Mapping[str, nn.Parameter]
+    ) -> None:
+        """Put what the live optimizer counts in its groups back to what a constructor begins with."""
+        made: list[dict[str, Any]] = []
+        with contextlib.suppress(RecipeError):
+            held = [[parameters[str(n)] for n in group.parameters] for group in recipe.groups]
+            made = constructed(recipe, held).param_groups
+        for number, (group, chosen) in enumerate(zip(optimizer.param_groups, recipe.groups, strict=True)):
+            first = made[number] if made else recipe.defaults
+            for key in {*group, *first} - {"params", *chosen.options}:
+                if key in first:
+                    group[key] = copy.copy(first[key])
+                elif key in COUNTS:
+                    group.pop(key, None)
 
     def run(
         self,

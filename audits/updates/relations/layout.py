@@ -11,7 +11,7 @@ import torch
 from audits.optimizers import optimizer_class
 from audits.recipe import OptimizerRecipe
 from audits.subject import LivePhase, Subject
-from audits.updates.relations.bench import Group, Leaf, leaf
+from audits.updates.relations.bench import COUNTS, Group, Leaf, leaf
 
 #: Distinct option sets that are run: layer-wise rates repeat the same code.
 MAX_GROUPS = 3
@@ -21,9 +21,6 @@ LARGEST_OWN = 2**16
 
 #: One small shape for each number of dimensions; no dimension divides another, so that none passes for another.
 SHAPES: dict[int, tuple[int, ...]] = {0: (), 1: (7,), 2: (6, 4), 3: (3, 4, 2), 4: (3, 2, 2, 3), 5: (2, 3, 2, 2, 2)}
-
-#: Counters that a live optimizer keeps in its groups and that no constructor takes.
-_COUNTS = ("step", "k", "n", "t", "step_count", "_step_count")
 
 
 @dataclass(frozen=True)
@@ -49,7 +46,7 @@ def fresh_options(recipe: OptimizerRecipe, options: dict[str, Any]) -> dict[str,
     return {
         key: value
         for key, value in options.items()
-        if key in arguments or (key not in _COUNTS and (open_ended or key not in recipe.defaults))
+        if key in arguments or (key not in COUNTS and (open_ended or key not in recipe.defaults))
     }
 
 

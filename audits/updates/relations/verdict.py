@@ -15,7 +15,7 @@ from audits.updates.compare import real_dtype
 from audits.updates.relations import contract, descent, elements, numbers, options
 from audits.updates.relations.bench import LATE, PLAIN, Bench, Run, Way, way_of
 from audits.updates.relations.layout import Layout, layout, own_layout
-from audits.updates.relations.relation import Held, Relation, does_not_apply, moved
+from audits.updates.relations.relation import Held, Relation, does_not_apply, first_apart, moved
 from audits.updates.rows import row
 
 #: Cause of what relations judged: the version is held to no formula.
@@ -147,6 +147,7 @@ def judge(subject: Subject, phase: LivePhase, seed: int) -> Verdict:
     if isinstance(found, str):
         return Verdict((), unable=found)
     bench, base = found
+    bench.faithful = _faithful(bench, chosen, base)
     held = {n for g in phase.recipe.optimizer.groups[:1] for n in g.parameters if isinstance(n, str)}
     shapes = [tuple(subject.parameters[n].shape) for n in held]
     native = real_dtype(next(iter(phase.parameters.values())).dtype) if phase.parameters else bench.dtype
@@ -176,6 +177,16 @@ def _all(
     yield numbers.KERNELS, lambda: numbers.kernels(bench, chosen, base)
     yield numbers.FLOAT32, lambda: list(numbers.precision(bench, chosen, base))
     yield descent.FALLS, lambda: descent.falls(bench, chosen)
+
+
+def _faithful(bench: Bench, chosen: Layout, base: Run) -> bool:
+    """Whether the constructor, given the recorded options, makes an optimizer that goes as the live one does."""
+    try:
+        bench.faithful = True
+        run = bench.run(chosen.groups, chosen.leaves, defaults={})
+    except Exception:
+        return False
+    return first_apart(base.path, run.path, chosen.names, bench.dtype) is None
 
 
 def _able(subject: Subject, phase: LivePhase, chosen: Layout, seed: int) -> tuple[Bench, Run] | str:
