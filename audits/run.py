@@ -27,6 +27,7 @@ from audits.settings import AuditSettings
 from audits.severities import with_severities
 from audits.subject import Subject, open_subject
 from audits.updates import check_registration, check_updates
+from audits.updates.relations import relation_limits
 from audits.zero_start import with_one_note
 
 _log = logging.getLogger(__name__)
@@ -114,7 +115,7 @@ def _audit_on(device: str, model: nn.Module, recipe: Recipe, settings: AuditSett
         trainable = {n: size for n, size in sizes.items() if size}  # what has no elements has nothing to be judged
         rows = with_severities(diagnosed(rows, subject), settings.severity)
         chosen = subject.device
-        limits = compiled_limits(subject, rows)
+        limits = (*relation_limits(subject, rows), *compiled_limits(subject, rows))
         if recipe.captured_in_eval and not recipe.assumed:
             limits = (CAPTURED_IN_EVAL, *limits)
     if settings.narrowed and not rows:

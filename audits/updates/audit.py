@@ -19,11 +19,11 @@ from audits.updates.cut import cut_rows
 from audits.updates.fresh import FreshState
 from audits.updates.gradient_rows import gradient_rows
 from audits.updates.handling import handling_rows, skipped_handling_rows
-from audits.updates.invariants import invariant_rows
 from audits.updates.judging import RuleJudge
 from audits.updates.probe import ENVIRONMENT, probe_rows
 from audits.updates.recorder import snapshot
 from audits.updates.registration import registration_rows, tied_rows
+from audits.updates.relations import relation_rows
 from audits.updates.rows import row
 from audits.updates.shadow_buffers import shadow_buffer_rows
 from audits.updates.shadows import ema_rows, shadows_of
@@ -86,7 +86,7 @@ def synthetic_rows(subject: Subject, phase: LivePhase) -> list[ResultRow]:
     if not is_lbfgs(phase) and rule_for(subject, phase) is None:
 
         def unknown(seed: int) -> list[ResultRow]:
-            return [*probe_rows(subject, phase, seed), *invariant_rows(subject, phase, seed)]
+            return [*probe_rows(subject, phase, seed), *relation_rows(subject, phase, seed)]
 
         return confirmed(unknown(subject.seed), unknown, subject.seed, subject.seed + SECOND_SEED)
     probe = closure_probe_rows if is_lbfgs(phase) else probe_rows

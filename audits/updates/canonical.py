@@ -8,15 +8,19 @@ import inspect
 import torch
 
 from audits.subject import LivePhase, Subject
+from audits.updates.apply import is_lbfgs, rule_for
 from audits.updates.context import StepContext
+from audits.updates.relations import way_to_step
+from audits.updates.relations.bench import PLAIN
 
 
 def canonical_step(subject: Subject, context: StepContext) -> None:
     """Do for each phase: zero_grad, forward and backward per micro-batch, unscale, clip, step, scheduler."""
     for phase in subject.phases:
         optimizer, scaler = context.optimizers[phase.name], context.scaler
-        evaluate = functools.partial(_evaluate, subject, context, phase)
-        if needs_closure(optimizer):
+        way = way_to_step(subject, phase) if not is_lbfgs(phase) and rule_for(subject, phase) is None else PLAIN
+        evaluate = functools.partial(_evaluate, subject, context, phase, graph=way.graph)
+        if way.closure or needs_closure(optimizer):
             optimizer.step(evaluate)  # type: ignore[arg-type]  # torch takes tensors too
         else:
             evaluate()
@@ -29,15 +33,15 @@ def canonical_step(subject: Subject, context: StepContext) -> None:
     context.scaler.update()
 
 
-def _evaluate(subject: Subject, context: StepContext, phase: LivePhase) -> torch.Tensor:
+def _evaluate(subject: Subject, context: StepContext, phase: LivePhase, *, graph: bool = False) -> torch.Tensor:
     """Clear the gradients, run every micro-batch forward and backward, and return the loss."""
     context.optimizers[phase.name].zero_grad()
     total: torch.Tensor | None = None
     for weight, batch in subject.micro_batches(phase):
-        with subject.autocast():
+        with torch.enable_grad(), subject.autocast():  # some optimizers call their closure under no_grad
             loss = phase.call_loss(subject.model, batch)
         loss = loss if weight == 1.0 else loss * weight
-        context.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        context.scaler.scale(loss).backward(create_graph=graph)  # type: ignore[no-untyped-call]
         total = loss.detach() if total is None else total + loss.detach()
     assert total is not None
     return total

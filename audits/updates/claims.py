@@ -187,11 +187,14 @@ UPDATE_CHECKS: tuple[Check, ...] = (
     ),
     Check(
         name="optimizer.invariants",
-        claim="An optimizer without a reference rule descends, leaves None gradients alone, scales with lr, treats "
-        "elements alike and is deterministic.",
-        threshold="see the message",
-        blind_to="any rule that has these properties: it is never more than `invariants only`",
-        where_to_look="Declare `expect={'optimizer': 'AdamW'}` to have a custom class judged by a known rule.",
+        claim="An optimizer without a reference rule keeps what every optimizer keeps: it repeats itself, leaves "
+        "tensors without gradient alone, steps each group with its own options and each tensor for itself, goes on "
+        "after saving and loading, reads its options, goes the same way in float32 and in every kernel, and lowers "
+        "convex losses.",
+        threshold="sqrt(eps) of a step, see the message; what is not torch's contract warns",
+        blind_to="any formula that keeps these relations",
+        where_to_look="The message names the relation. Declare `expect={'optimizer': 'AdamW'}` to have a class of "
+        "your own judged by a known rule.",
     ),
     Check(
         name="step.first-call",

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from audits.subject import Subject
+from audits.updates.modes import in_train_mode
 
 #: torch's own first loss scale; halved by the audit, sixteen at a time, while the gradients overflow.
 INITIAL_SCALE = 2.0**16
@@ -97,6 +98,9 @@ def handed(subject: Subject, context: StepContext) -> StepContext:
 def build_context(subject: Subject, *, with_state: bool, scale: float = INITIAL_SCALE) -> StepContext:
     """Return fresh optimizers, schedules and scaler for a run of training steps."""
     optimizers = {phase.name: phase.build_optimizer(with_state=with_state) for phase in subject.phases}
+    if subject.recipe.step is None:  # a step of the user's own does it, or is wrong not to
+        for optimizer in optimizers.values():
+            in_train_mode(optimizer)
     schedulers = {}
     for phase in subject.phases:
         schedule = phase.recipe.scheduler

@@ -30,6 +30,7 @@ from audits.updates.hook_watch import cure
 from audits.updates.kernels import limit_beside_scalars
 from audits.updates.lost import LOST_SHARE, largest_gradient, lost_share
 from audits.updates.recorder import Call
+from audits.updates.relations import RELATIONS, verdict_of
 from audits.updates.replay import Replays, parts_of
 from audits.updates.rows import norm, row, wide
 from audits.updates.rules import Rule, State
@@ -69,12 +70,8 @@ class RuleJudge:
         """Yield the rows of one call."""
         wanted = [n for n in dict.fromkeys(call.options) if self._subject.settings.wants_parameter(n)]
         if self.rule is None:
-            name = self._phase.recipe.optimizer.class_path
             for parameter in wanted:
-                message = f"there is no reference rule for {name}: see optimizer.invariants"
-                yield self._row(
-                    "update.rule", Outcome.INCONCLUSIVE, message, call, parameter, cause="no reference rule"
-                )
+                yield self._without_rule(call, parameter)
             return
         if call.state_before is not None:  # a declared hook wrote there: the rule goes on from what it wrote
             self._state, self._captured = {}, call.state_before
@@ -307,6 +304,21 @@ class RuleJudge:
         return self._row(
             "update.rule", Outcome.INCONCLUSIVE, message, call, name, cause="no gradient", lane=Lane.NATIVE
         )
+
+    def _without_rule(self, call: Call, name: str) -> ResultRow:
+        """Judge a step of a class that no rule is known for: by the relations, and by what this step did."""
+        if call.gradients.get(name) is None:
+            return self._without_gradient(call, name)
+        found = verdict_of(self._subject, self._phase)
+        what = f"{name} {'moved' if name in call.after else 'stayed'} in step {call.step}"
+        if found.unable:
+            return self._row("update.rule", Outcome.INCONCLUSIVE, f"{what}: {found.unable}", call, name,
+                             cause="no reference rule")  # fmt: skip
+        message = f"{what}; its optimizer has no reference rule and is judged by relations"
+        if not found.broken:
+            return self._row("update.rule", Outcome.PASS, message, call, name, cause=RELATIONS, lane=Lane.SYNTHETIC)
+        message += f", of which {len(found.broken)} do not hold: see optimizer.invariants"
+        return self._row("update.rule", Outcome.WARN, message, call, name, cause=RELATIONS, lane=Lane.SYNTHETIC)
 
     def _state_rows(self, call: Call, name: str, reference: Expected) -> Iterator[ResultRow]:
         assert self.rule is not None

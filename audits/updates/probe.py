@@ -17,6 +17,7 @@ from audits.updates.apply import rule_for
 from audits.updates.compare import THRESHOLDS, Deviation, Judged, deviation, judge, real_dtype, rms, to_double
 from audits.updates.conditioning import judge_conditioned
 from audits.updates.diagnose import explain
+from audits.updates.relations import round_trip_rows
 from audits.updates.replay import Replay
 from audits.updates.rows import row
 from audits.updates.rules import RULES, Rule
@@ -56,6 +57,8 @@ def probe_rows(subject: Subject, phase: LivePhase, seed: int) -> list[ResultRow]
     """Return ``optimizer.probe``, ``optimizer.parity`` and ``registration.state-round-trip`` of a phase."""
     wants = subject.settings.wants_check
     rule = rule_for(subject, phase)
+    if rule is None:
+        return _without_rule(subject, phase, seed)
     synthetic = synthesize(subject, phase, rule, seed)
     rows: list[ResultRow] = []
     if not synthetic.native:
@@ -70,13 +73,20 @@ def probe_rows(subject: Subject, phase: LivePhase, seed: int) -> list[ResultRow]
     return rows
 
 
-def _probe(subject: Subject, phase: LivePhase, synthetic: Synthetic, rule: Rule | None) -> ResultRow:
+def _without_rule(subject: Subject, phase: LivePhase, seed: int) -> list[ResultRow]:
+    """Return the probe's rows of a class that relations judge: only its state has a row of its own."""
+    message = f"there is no reference rule for {phase.recipe.optimizer.class_path}: see optimizer.invariants"
+    rows = [
+        row(subject, check, Outcome.SKIPPED, message, phase=phase.name, lane=Lane.SYNTHETIC, cause="no reference rule")
+        for check in ("optimizer.probe", "optimizer.parity")
+    ]
+    return [*rows, *round_trip_rows(subject, phase, seed)]
+
+
+def _probe(subject: Subject, phase: LivePhase, synthetic: Synthetic, rule: Rule) -> ResultRow:
     check = "optimizer.probe"
     name = phase.recipe.optimizer.class_path
     common: dict[str, Any] = {"phase": phase.name, "lane": Lane.SYNTHETIC}
-    if rule is None:
-        return row(subject, check, Outcome.SKIPPED, f"there is no reference rule for {name}: see optimizer.invariants",
-                   cause="no reference rule", **common)  # fmt: skip
     try:
         worst, failure = run_probe(phase, synthetic, rule)
     except (RuntimeError, TypeError, ValueError, KeyError) as error:

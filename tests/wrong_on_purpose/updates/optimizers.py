@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -313,7 +314,8 @@ class Lion(Own):
         if group["mistake"] == "ascends":
             direction = -direction
         if group["mistake"] == "random":
-            direction = direction * torch.rand_like(direction)
+            unseeded = torch.Generator().manual_seed(int.from_bytes(os.urandom(4)))
+            direction = direction * torch.rand(direction.shape, generator=unseeded).to(direction)
         p.sub_(group["lr"] * direction)
 
 

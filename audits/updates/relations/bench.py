@@ -1,0 +1,328 @@
+"""One optimizer on tensors of our own: built, fed gradients, stepped, as often and in as many ways as a relation needs.
+
+Every tensor has a loss of its own, ``sum(c_t * p) + 1/2 sum(h * p^2)`` with ``h > 0``: its gradient ``c_t + h * p``
+follows the weights (what a rule that moves them elsewhere first is told, is right there), the Hessian is there for
+those that ask, and no tensor hears of another, so that whatever one does to another is the optimizer's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import inspect
+import io
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from audits.errors import RecipeError
+from audits.optimizers import build_optimizer, constructed, optimizer_class
+from audits.recipe import OptimizerRecipe, ParameterGroup
+from audits.state import random_state_kept, seed_everything
+from audits.updates.modes import in_train_mode
+
+#: Sizes of ``c_t``: unit, flipped, large after small and small after large (amsgrad shows only there), zero, unit.
+PULLS = (1.0, -0.5, 1e-2, 30.0, 0.0, 1e-2, 1.0, -1.0)
+
+#: Steps of most runs; the state is saved half-way.
+STEPS = 6
+
+#: Steps where fewer move nothing: rules that first gather gradients (AdaShift, ten of them).
+LATE = 24
+
+#: Counters that a live optimizer keeps in its groups and that no constructor takes.
+COUNTS = ("step", "k", "n", "t", "step_count", "_step_count")
+
+#: Every so manieth element starts so much smaller: rules that train only small weights (SaRA) have some.
+SMALL_EVERY, SMALL = 5, 1e-4
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A tensor, float64: where it starts, ``c_t`` for every step (steps first), and ``h``."""
+
+    start: torch.Tensor
+    pull: torch.Tensor
+    curve: torch.Tensor
+
+    def flat(self) -> Leaf:
+        """Return the same numbers in one dimension."""
+        return Leaf(self.start.reshape(-1), self.pull.reshape(len(self.pull), -1), self.curve.reshape(-1))
+
+    def part(self, dimension: int, begin: int, end: int) -> Leaf:
+        """Return a range along the first (0) or the last (-1) dimension."""
+        width = end - begin
+        return Leaf(
+            self.start.narrow(dimension, begin, width),
+            self.pull.narrow(1 if dimension == 0 else -1, begin, width),
+            self.curve.narrow(dimension, begin, width),
+        )
+
+
+def leaf(shape: tuple[int, ...], generator: torch.Generator, steps: int = LATE) -> Leaf:
+    """Draw a tensor's problem; gradients are of the sizes of `PULLS`, over and over."""
+    scales = torch.tensor([PULLS[i % len(PULLS)] for i in range(steps)], dtype=torch.float64)
+    draw = torch.randn((steps, *shape), dtype=torch.float64, generator=generator)
+    curve = 0.05 + 0.1 * torch.rand(shape, dtype=torch.float64, generator=generator)
+    start = torch.randn(shape, dtype=torch.float64, generator=generator)
+    start.reshape(-1)[::SMALL_EVERY] *= SMALL
+    return Leaf(start, draw * scales.reshape(-1, *(1 for _ in shape)), curve)
+
+
+@dataclass(frozen=True)
+class Group:
+    """A param group: its options and its tensors' names, in order."""
+
+    options: Mapping[str, Any]
+    names: tuple[str, ...]
+
+
+#: Weights by name at the start and after each step, in float64.
+Path = list[dict[str, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run gave: the weights after each step, the optimizer at the end, and its tensors."""
+
+    path: Path
+    optimizer: torch.optim.Optimizer
+    parameters: dict[str, nn.Parameter]
+    drew: bool = False
+    dtypes: frozenset[torch.dtype] = frozenset()
+
+
+@dataclass(frozen=True)
+class Way:
+    """How an optimizer is asked for a step: with a closure, with gradients that can be differentiated again."""
+
+    closure: bool = False
+    graph: bool = False
+
+    @property
+    def told(self) -> str:
+        """Half a sentence for the report; empty for a plain step."""
+        if self.closure:
+            return "stepped with a closure" + (" under create_graph" if self.graph else "")
+        return "given gradients under create_graph" if self.graph else ""
+
+
+#: A plain step.
+PLAIN = Way()
+
+
+class Bench:
+    """Builds and runs one class of optimizer.
+
+    Args:
+        recipe: the optimizer; its class and constructor defaults are used, groups are each run's own.
+        device: where it trains.
+        dtype: of the tensors.
+        way: how it is asked for a step.
+        seed: set before every run, for torch, NumPy and Python.
+        steps: of most runs.
+
+    Attributes:
+        faithful: whether what the constructor makes of the recorded options goes as the live object does; then options
+            that differ are given to the constructor too.
+    """
+
+    def __init__(
+        self, recipe: OptimizerRecipe, device: torch.device, dtype: torch.dtype, way: Way, seed: int, steps: int = STEPS
+    ) -> None:  # fmt: skip
+        self.recipe = recipe
+        self.device = device
+        self.dtype = dtype
+        self.way = way
+        self.seed = seed
+        self.steps = steps
+        self.faithful = False
+        self.name = optimizer_class(recipe).__name__
+
+    def using(self, *, dtype: torch.dtype | None = None, steps: int | None = None) -> Bench:
+        """Return a bench with another dtype, or with other steps."""
+        other = Bench(self.recipe, self.device, dtype or self.dtype, self.way, self.seed, steps or self.steps)
+        other.faithful = self.faithful
+        return other
+
+    @property
+    def saved_after(self) -> int:
+        """Step after which the state is saved, and a gradient goes missing."""
+        return self.steps // 2
+
+    def build(
+        self,
+        groups: tuple[Group, ...],
+        parameters: Mapping[str, nn.Parameter],
+        defaults: Mapping[str, Any] | None = None,
+    ) -> torch.optim.Optimizer:
+        """Return a fresh optimizer, in train mode where it has modes of its own."""
+        recipe = dataclasses.replace(
+            self.recipe,
+            groups=tuple(ParameterGroup(dict(g.options), g.names) for g in groups),
+            defaults={**self.recipe.defaults, **(defaults or {})},
+            state={},
+        )
+        if defaults is not None and self.faithful:
+            recipe = dataclasses.replace(recipe, kept=None)
+        optimizer = build_optimizer(recipe, parameters, with_state=False, hooks=False, dtype=self.dtype)
+        if recipe.kept is not None:
+            self._begin_counts(optimizer, recipe, parameters)
+        return in_train_mode(optimizer)
+
+    def _begin_counts(
+        self, optimizer: torch.optim.Optimizer, recipe: OptimizerRecipe, parameters: Mapping[str, nn.Parameter]
+    ) -> None:
+        """Put what the live optimizer counts in its groups back to what a constructor begins with."""
+        made: list[dict[str, Any]] = []
+        with contextlib.suppress(RecipeError):
+            held = [[parameters[str(n)] for n in group.parameters] for group in recipe.groups]
+            made = constructed(recipe, held).param_groups
+        for number, (group, chosen) in enumerate(zip(optimizer.param_groups, recipe.groups, strict=True)):
+            first = made[number] if made else recipe.defaults
+            for key in {*group, *first} - {"params", *chosen.options}:
+                if key in first:
+                    group[key] = copy.copy(first[key])
+                elif key in COUNTS:
+                    group.pop(key, None)
+
+    def run(
+        self,
+        groups: tuple[Group, ...],
+        leaves: Mapping[str, Leaf],
+        *,
+        steps: int | None = None,
+        defaults: Mapping[str, Any] | None = None,
+        sign: float = 1.0,
+        silent: Mapping[str, int] | None = None,
+        frozen: tuple[str, ...] = (),
+        resume: str = "",
+        watched: bool = False,
+    ) -> Run:
+        """Take ``steps`` steps and return the way that the weights took.
+
+        Args:
+            groups: the param groups.
+            leaves: the tensors, by name; those in no group are left out.
+            steps: how many; the bench's by default.
+            defaults: constructor arguments that differ from the recipe's.
+            sign: of the loss; -1 for ``maximize``.
+            silent: tensors without gradient from a step on: name -> step, from 0.
+            frozen: tensors that do not require gradients, and get none.
+            resume: half-way go on in another optimizer: ``"state_dict"`` or ``"copy"``.
+            watched: tell the dtypes that the optimizer computes in.
+        """
+        steps = steps or self.steps
+        names = [name for group in groups for name in group.names]
+        with random_state_kept(), warnings.catch_warnings(), torch.enable_grad():
+            warnings.simplefilter("ignore")
+            seed_everything(self.seed)
+            parameters = {
+                n: nn.Parameter(leaves[n].start.to(self.device, self.dtype, copy=True), requires_grad=n not in frozen)
+                for n in names
+            }
+            optimizer = self.build(groups, parameters, defaults)
+            problem = _Problem(leaves, self.device, self.dtype, sign, self.way.graph)
+            before, watch = torch.get_rng_state(), _Watch()
+            path: Path = [_values(parameters)]
+            for step in range(steps):
+                if resume and step == self.saved_after:
+                    optimizer, parameters = self._resumed(resume, optimizer, parameters, groups, defaults)
+                loud = {n: p for n, p in parameters.items() if n not in frozen and step < (silent or {}).get(n, steps)}
+                with watch if watched else contextlib.nullcontext():
+                    self._step(optimizer, parameters, loud, problem, step)
+                path.append(_values(parameters))
+            drew = not torch.equal(before, torch.get_rng_state())
+        return Run(path, optimizer, parameters, drew, frozenset(watch.dtypes))
+
+    def _step(
+        self, optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Parameter], loud: dict[str, nn.Parameter],
+        problem: _Problem, step: int,
+    ) -> None:  # fmt: skip
+        def evaluate() -> torch.Tensor:
+            with torch.enable_grad():
+                for parameter in parameters.values():
+                    parameter.grad = None
+                return problem.differentiate(loud, step)
+
+        if self.way.closure:
+            optimizer.step(evaluate)  # type: ignore[arg-type]
+        else:
+            evaluate()
+            optimizer.step()
+        for parameter in parameters.values():
+            parameter.grad = None
+
+    def _resumed(
+        self, how: str, optimizer: torch.optim.Optimizer, parameters: dict[str, nn.Parameter],
+        groups: tuple[Group, ...], defaults: Mapping[str, Any] | None,
+    ) -> tuple[torch.optim.Optimizer, dict[str, nn.Parameter]]:  # fmt: skip
+        if how == "copy":
+            # Everything that the object holds: torch's own __getstate__ leaves out what a subclass sets in __init__.
+            copied, held = copy.deepcopy((parameters, optimizer.__dict__))
+            twin = optimizer.__class__.__new__(optimizer.__class__)
+            twin.__dict__.update(held)
+            return twin, copied
+        fresh = {n: nn.Parameter(p.detach().clone(), requires_grad=p.requires_grad) for n, p in parameters.items()}
+        loaded = self.build(groups, fresh, defaults)
+        with io.BytesIO() as file:
+            torch.save(optimizer.state_dict(), file)
+            file.seek(0)
+            loaded.load_state_dict(torch.load(file, weights_only=False))
+        return loaded, fresh
+
+
+def _values(parameters: Mapping[str, nn.Parameter]) -> dict[str, torch.Tensor]:
+    return {n: p.detach().to(torch.float64, copy=True) for n, p in parameters.items()}
+
+
+class _Watch(TorchDispatchMode):
+    """Notes the floating dtypes of what is computed, single numbers apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dtypes: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        for value in found if isinstance(found, (tuple, list)) else (found,):
+            if isinstance(value, torch.Tensor) and value.numel() > 1 and value.is_floating_point():
+                self.dtypes.add(value.dtype)
+        return found
+
+
+class _Problem:
+    """The loss of a run, and its gradients where the weights are."""
+
+    def __init__(
+        self, leaves: Mapping[str, Leaf], device: torch.device, dtype: torch.dtype, sign: float, graph: bool
+    ) -> None:  # fmt: skip
+        self._leaves = leaves
+        self._device, self._dtype, self._sign, self._graph = device, dtype, sign, graph
+
+    def differentiate(self, loud: Mapping[str, nn.Parameter], step: int) -> torch.Tensor:
+        total = torch.zeros((), dtype=torch.float64, device=self._device)
+        for name, parameter in loud.items():
+            pull = self._leaves[name].pull[step].to(self._device, self._dtype)
+            curve = self._leaves[name].curve.to(self._device, self._dtype)
+            if self._graph:
+                loss = self._sign * (pull * parameter + 0.5 * curve * parameter * parameter).sum()
+                (parameter.grad,) = torch.autograd.grad(loss, parameter, create_graph=True)
+                total = total + loss.detach()
+            else:
+                value = parameter.detach()
+                parameter.grad = self._sign * (pull + curve * value)
+                total = total + self._sign * ((pull + 0.5 * curve * value) * value).sum()
+        return total
+
+
+def way_of(recipe: OptimizerRecipe) -> Way:
+    """Return how the class asks for its step, by its signature: a closure without a default is needed."""
+    closure = inspect.signature(optimizer_class(recipe).step).parameters.get("closure")
+    return Way(closure=closure is not None and closure.default is inspect.Parameter.empty)
