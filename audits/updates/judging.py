@@ -33,7 +33,7 @@ from audits.updates.recorder import Call
 from audits.updates.replay import Replays, parts_of
 from audits.updates.rows import norm, row, wide
 from audits.updates.rules import Rule, State
-from audits.updates.rules.base import SCALARS
+from audits.updates.rules.base import DECLARE, SCALARS
 
 
 @dataclass
@@ -259,7 +259,7 @@ class RuleJudge:
                 " scaled to the update's size" if finding.scaled else ""
             )
         if not judged.met:
-            message = (f"{name} did not move as {self.rule.name}'s rule says ({where}): the update's norm is "
+            message = (f"{name} did not move as {self.rule.title} says ({where}): the update's norm is "
                        f"{numbers['measured']:.3g}, the rule's {numbers['expected']:.3g}, error "
                        f"{judged.error:.3g} against {judged.threshold:.3g}")  # fmt: skip
             actual = double(call.moved(name)) - reference.theta
@@ -271,17 +271,18 @@ class RuleJudge:
             because = explain(self.rule, reference.theta, gradient, reference.before, reference.options, actual, native)
             if blamed := self._blamed(call, name):
                 because = f"{blamed}; {because}" if because else blamed
-            return self._row("update.rule", Outcome.FAIL, f"{message}; {because}" if because else message, call, name,
+            message = f"{message}; {because}" if because else message
+            return self._row("update.rule", Outcome.FAIL, message + (DECLARE if self.rule.guessed else ""), call, name,
                              cause=because or None, **numbers)  # fmt: skip
         if not length and norm(gradient) and not reference.options.get("lr"):
             return self._row("update.rule", Outcome.INCONCLUSIVE, f"{name}: the learning rate is 0, no update to judge",
                              call, name, cause="lr is 0", **numbers)  # fmt: skip
         if unresolved := self._unresolved(reference, finding):
-            message = (f"{name}: the {' and '.join(unresolved)} term of {self.rule.name}'s rule is too small to see "
+            message = (f"{name}: the {' and '.join(unresolved)} term of {self.rule.title} is too small to see "
                        f"({where}): an error of {max(limits[t] for t in unresolved):.2g} of it would pass")  # fmt: skip
             return self._row("update.rule", Outcome.INCONCLUSIVE, message, call, name, cause="unresolved", **numbers)
         moved = "stayed" if not length else "moved"
-        message = f"{name} {moved} as {self.rule.name}'s rule says ({where})"
+        message = f"{name} {moved} as {self.rule.title} says ({where})"
         return self._row("update.rule", Outcome.PASS, message, call, name, **numbers)
 
     def _blamed(self, call: Call, name: str) -> str:
@@ -314,7 +315,8 @@ class RuleJudge:
             return
         dtype = real_dtype(call.before[name].dtype)
         actual, wanted = call.state_after.get(name) or {}, self._state[name]
-        shared = [key for key in wanted if actual.get(key) is not None]
+        # What the rule never writes (a note of the optimizer's own, carried over from the captured state) it does not know.
+        shared = [k for k in wanted if actual.get(k) is not None and wanted[k] is not reference.before.get(k)]
         if not shared:
             return
         worst, at, met, threshold = -1.0, shared[0], True, 0.0

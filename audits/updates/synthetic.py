@@ -15,6 +15,7 @@ from audits.updates.apply import copy_state, reference_update, rule_options
 from audits.updates.compare import real_dtype, rms, to_double
 from audits.updates.kernels import told
 from audits.updates.rules import Rule, State
+from audits.updates.rules.base import RUNNING
 
 #: Steps of the probe: RAdam's rectification starts at the sixth.
 PROBE_STEPS = 8
@@ -106,7 +107,7 @@ def _layout(subject: Subject, phase: LivePhase, rule: Rule | None) -> Synthetic:
     groups: list[ParameterGroup] = []
     seen: list[tuple[dict[str, Any], set[torch.dtype]]] = []
     for group in phase.recipe.optimizer.groups:
-        chosen = dict(group.options)
+        chosen = {key: value for key, value in group.options.items() if key not in RUNNING}
         if not chosen.get("lr", 1.0):  # a schedule at 0 shows nothing: the probe takes the rate it started from
             chosen["lr"] = chosen.get("initial_lr") or phase.recipe.optimizer.defaults.get("lr") or 1e-3
         dtypes = {subject.parameters[n].dtype for n in group.parameters if isinstance(n, str)}
