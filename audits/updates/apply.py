@@ -91,8 +91,9 @@ def declared_rule(subject: Subject, phase: LivePhase) -> Rule | None:
     rule = own_rule(reference.describe(), reference.resolve(role=OPTIMIZER_RULE))
     group = next(iter(phase.recipe.optimizer.groups))
     options = rule_options(phase, group.options, torch.float64)
+    matrix = torch.ones(2, 2, dtype=torch.float64)
     try:
-        reference_update(rule, *(torch.ones(2, 2, dtype=torch.float64) for _ in range(2)), {}, options)
+        reference_update(rule, matrix, matrix, {}, options)
     except Exception as error:  # the user's code: whatever it raises is its answer
         raise RecipeError(
             f"{OPTIMIZER_RULE} {rule.name!r} gives no update for a matrix ({type(error).__name__}: {error}): it is "
@@ -160,9 +161,21 @@ def rule_options(phase: LivePhase, options: Mapping[str, Any], dtype: torch.dtyp
     return chosen
 
 
-def reference_state(state: Mapping[str, Any] | None, device: torch.device) -> State:
-    """Return a captured torch state as a rule's state: tensors in float64 on the device, counters as numbers."""
-    return {name: _reference_value(name, value, device) for name, value in (state or {}).items() if value is not None}
+def reference_state(
+    state: Mapping[str, Any] | None, device: torch.device, names: Mapping[str, str | None] | None = None
+) -> State:
+    """Return a captured state as a rule's state: tensors in float64 on the device, counters as numbers.
+
+    Args:
+        state: an optimizer's state of one parameter.
+        device: where the parameter is.
+        names: for each of the rule's names the optimizer's, where they differ.
+    """
+    state = dict(state or {})
+    for key, name in (names or {}).items():
+        if name is not None and name != key and name in state:
+            state[key] = state.pop(name)
+    return {name: _reference_value(name, value, device) for name, value in state.items() if value is not None}
 
 
 def _reference_value(name: str, value: Any, device: torch.device) -> Any:

@@ -19,7 +19,7 @@ _TORCHS = ("defaults", "state", "param_groups")
 
 
 def attributes_of(phase: LivePhase) -> Mapping[str, Any]:
-    """Return the plain attributes (functions among them) of a phase's optimizer by name; none for torch's classes and their subclasses.
+    """Return the plain attributes of a phase's optimizer, functions among them; none for torch's classes and kin.
 
     torch's classes have all their options in their groups, and there they are read.
     """

@@ -80,7 +80,7 @@ def _alternatives(
         yield "the rule without bias correction", rule, options, late, gradient
     if options.get("amsgrad"):
         yield "the rule without amsgrad", rule, {**options, "amsgrad": False}, state, gradient
-    if "betas" in options:
+    if len(options.get("betas") or ()) == 2:
         b1, b2 = options["betas"]
         yield "betas in the wrong order", rule, {**options, "betas": (b2, b1)}, state, gradient
 

@@ -34,6 +34,7 @@ from audits.updates.replay import Replays, parts_of
 from audits.updates.rows import norm, row, wide
 from audits.updates.rules import Rule, State
 from audits.updates.rules.base import DECLARE, SCALARS
+from audits.updates.state_names import state_names
 
 
 @dataclass
@@ -61,6 +62,9 @@ class RuleJudge:
         self._phase = phase
         self.rule = rule_for(subject, phase)
         self._captured = phase.recipe.optimizer.state if with_state and not phase.starts_fresh else {}
+        self._names = state_names(phase, self.rule) if self.rule is not None and self.rule.found else {}
+        #: What the rule carries from step to step and the captured state holds under no name that is known.
+        self._nameless = [key for key, name in self._names.items() if name is None]
         self._state: dict[str, State] = {}
         self._largest = 0.0
         self._replays = Replays(phase.recipe.optimizer, self._captured)
@@ -79,6 +83,15 @@ class RuleJudge:
         if call.state_before is not None:  # a declared hook wrote there: the rule goes on from what it wrote
             self._state, self._captured = {}, call.state_before
             self._replays = Replays(self._phase.recipe.optimizer, self._captured)
+        if self._nameless and self._captured:
+            keys = " and ".join(self._nameless)
+            for parameter in wanted:
+                message = (f"{parameter}: the captured state holds {keys} of {self.rule.title} under no name that is "
+                           "known: judged from fresh state alone, in this step and by optimizer.probe")  # fmt: skip
+                yield self._row(
+                    "update.rule", Outcome.INCONCLUSIVE, message, call, parameter, cause="state under other names"
+                )
+            return
         self._replays.history.append(call)
         self._largest = largest_gradient(call)
         for part in parts_of(wanted, {n: call.before[n].numel() for n in wanted}):
@@ -113,7 +126,7 @@ class RuleJudge:
         lane: torch.dtype | None = None,
     ) -> Expected | None:
         if name not in states:
-            states[name] = reference_state(self._captured.get(name), call.before[name].device)
+            states[name] = reference_state(self._captured.get(name), call.before[name].device, self._names)
         state = states[name]
         return expect(rule, self._phase, call, name, state, theta, lane)
 
@@ -315,8 +328,9 @@ class RuleJudge:
             return
         dtype = real_dtype(call.before[name].dtype)
         actual, wanted = call.state_after.get(name) or {}, self._state[name]
-        # What the rule never writes (a note of the optimizer's own, carried over from the captured state) it does not know.
-        shared = [k for k in wanted if actual.get(k) is not None and wanted[k] is not reference.before.get(k)]
+        actual = {key: actual.get(self._names.get(key, key) or key) for key in wanted}
+        # What the rule never writes (a note of the optimizer's own, carried over from the capture) it does not know.
+        shared = [k for k in wanted if actual[k] is not None and wanted[k] is not reference.before.get(k)]
         if not shared:
             return
         worst, at, met, threshold = -1.0, shared[0], True, 0.0

@@ -23,7 +23,8 @@ def adabelief(theta: torch.Tensor, gradient: torch.Tensor, state: State, options
     g, shrink = decayed(ascent(gradient, options), theta, options, decouple=True)
     m = average(state, "exp_avg", b1, g)
     state["exp_avg_var"] = s = b2 * kept(state, "exp_avg_var", g) + (1.0 - b2) * (g - m).square() + eps
-    return shrink - float(options["lr"]) / (1.0 - b1**t) * m / ((s / (1.0 - b2**t)).sqrt() + eps)
+    update: torch.Tensor = shrink - float(options["lr"]) / (1.0 - b1**t) * m / ((s / (1.0 - b2**t)).sqrt() + eps)
+    return update
 
 
 def adan(theta: torch.Tensor, gradient: torch.Tensor, state: State, options: Options) -> torch.Tensor:
@@ -46,8 +47,10 @@ def adan(theta: torch.Tensor, gradient: torch.Tensor, state: State, options: Opt
     root = (n / (1.0 - b3**t)).sqrt() + float(options["eps"])
     step = -lr * (m / (1.0 - b1**t) + b2 * v / (1.0 - b2**t)) / root
     if options.get("weight_decouple", options.get("no_prox")):
-        return step - lr * decay * theta
-    return (theta + step) / (1.0 + lr * decay) - theta
+        update: torch.Tensor = step - lr * decay * theta
+        return update
+    update = (theta + step) / (1.0 + lr * decay) - theta
+    return update
 
 
 def ademamix(theta: torch.Tensor, gradient: torch.Tensor, state: State, options: Options) -> torch.Tensor:
@@ -70,7 +73,8 @@ def ademamix(theta: torch.Tensor, gradient: torch.Tensor, state: State, options:
     m, slowly = average(state, "exp_avg", b1, g), average(state, "exp_avg_slow", b3, g)
     v = average(state, "exp_avg_sq", b2, g * g)
     root = (v / (1.0 - b2**t)).sqrt() + float(options["eps"])
-    return shrink - float(options["lr"]) * (m / (1.0 - b1**t) + alpha * slowly) / root
+    update: torch.Tensor = shrink - float(options["lr"]) * (m / (1.0 - b1**t) + alpha * slowly) / root
+    return update
 
 
 def yogi(theta: torch.Tensor, gradient: torch.Tensor, state: State, options: Options) -> torch.Tensor:
@@ -86,7 +90,10 @@ def yogi(theta: torch.Tensor, gradient: torch.Tensor, state: State, options: Opt
     state["exp_avg"] = m = b1 * state.get("exp_avg", start) + (1.0 - b1) * g
     v = state.get("exp_avg_sq", start)
     state["exp_avg_sq"] = v = v - (1.0 - b2) * (v - g * g).sign() * g * g
-    return shrink - float(options["lr"]) / (1.0 - b1**t) * m / ((v / (1.0 - b2**t)).sqrt() + float(options["eps"]))
+    update: torch.Tensor = shrink - float(options["lr"]) / (1.0 - b1**t) * m / (
+        (v / (1.0 - b2**t)).sqrt() + float(options["eps"])
+    )
+    return update
 
 
 def stable_adamw(theta: torch.Tensor, gradient: torch.Tensor, state: State, options: Options) -> torch.Tensor:
@@ -125,7 +132,8 @@ def qhadam(theta: torch.Tensor, gradient: torch.Tensor, state: State, options: O
         old = kept(state, mean, g)
         state[mean] = old + (value - old) * share
     first, second = nu1 * state["exp_avg"] + (1.0 - nu1) * g, nu2 * state["exp_avg_sq"] + (1.0 - nu2) * g * g
-    return shrink - float(options["lr"]) * first / (second.sqrt() + float(options["eps"]))
+    update: torch.Tensor = shrink - float(options["lr"]) * first / (second.sqrt() + float(options["eps"]))
+    return update
 
 
 def adopt(theta: torch.Tensor, gradient: torch.Tensor, state: State, options: Options) -> torch.Tensor:
@@ -174,7 +182,8 @@ def adabound(theta: torch.Tensor, gradient: torch.Tensor, state: State, options:
     rate = lr * math.sqrt(1.0 - b2**t) / (1.0 - b1**t) / ((v + inside).sqrt() + float(options["eps"]))
     final = float(options["final_lr"]) * lr / start if start else 0.0
     low, high = final * (1.0 - 1.0 / (gamma * t + 1.0)), final * (1.0 + 1.0 / (gamma * t))
-    return shrink - rate.clamp(low, high) * m
+    update: torch.Tensor = shrink - rate.clamp(low, high) * m
+    return update
 
 
 _NO_MEMORY = {"betas": (0.0, 0.0)}

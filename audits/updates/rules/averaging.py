@@ -36,13 +36,14 @@ def _schedule_free(
     """
     warmup = float(options["warmup_steps"])
     lr = float(options["lr"]) * (t / warmup if t < warmup else 1.0)
-    largest = state["lr_max"] = max(lr, running(state, options, "lr_max", -1.0))
+    state["lr_max"] = largest = max(lr, running(state, options, "lr_max", -1.0))
     weight = t ** float(options["r"]) * largest ** float(options["weight_lr_power"])
-    total = state["weight_sum"] = running(state, options, "weight_sum", 0.0) + weight
+    state["weight_sum"] = total = running(state, options, "weight_sum", 0.0) + weight
     c = weight / total if total else 0.0
     z = state.get("z", theta)
     state["z"] = z - lr * step
-    return c * (z - theta) + lr * (beta * (1.0 - c) - 1.0) * step
+    update: torch.Tensor = c * (z - theta) + lr * (beta * (1.0 - c) - 1.0) * step
+    return update
 
 
 def schedule_free_sgd(theta: torch.Tensor, gradient: torch.Tensor, state: State, options: Options) -> torch.Tensor:

@@ -92,7 +92,8 @@ def novograd(theta: torch.Tensor, gradient: torch.Tensor, state: State, options:
         state["moments"] = g
     else:
         state["moments"] = b1 * state["moments"] + (1.0 - b1 if options.get("grad_averaging") else 1.0) * g
-    return shrink - float(options["lr"]) * state["moments"]
+    update: torch.Tensor = shrink - float(options["lr"]) * state["moments"]
+    return update
 
 
 _NO_MEMORY = {"betas": (0.0, 0.0)}

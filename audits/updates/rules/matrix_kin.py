@@ -1,4 +1,4 @@
-"""Rules that look at a matrix as a whole, as others than torch publish them: Adafactor's form of fairseq, Muon's own."""
+"""Rules of whole matrices as others than torch publish them: fairseq's Adafactor, Muon of its author."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def muon_published(
         gradient: as received, float64.
         state: ``momentum_buffer``; ``exp_avg`` and ``exp_avg_sq`` of AdamW groups.
         options: the group's options.
-        store: dtype that X is rounded to after every iteration; the published code runs in bfloat16.
+        store: dtype that every product and sum is rounded to; the published code runs in bfloat16.
 
     Reference: Jordan et al. 2024, Muon, and its code.
     """
@@ -92,12 +92,17 @@ def muon_published(
     matrix = step.reshape(step.shape[0], -1)
     rows, columns = matrix.shape
     x = matrix.T if rows > columns else matrix
-    x = x.to(store).double()
-    x = (x / (float(x.norm()) + NS_EPS)).to(store).double()
+
+    def stored(value: torch.Tensor) -> torch.Tensor:
+        return value.to(store).double()
+
+    x = stored(x)
+    x = stored(x / (float(x.norm()) + NS_EPS))
     steps = int(options.get("ns_steps", NS_STEPS))
     for c1, c2, c3 in _coefficients(options.get("ns_coeffs", COEFFICIENTS), steps):
-        a = (x @ x.T).to(store).double()
-        x = (c1 * x + ((c2 * a + c3 * a @ a).to(store).double()) @ x).to(store).double()
+        a = stored(x @ x.T)
+        b = stored(stored(c2 * a) + stored(c3 * stored(a @ a)))
+        x = stored(stored(c1 * x) + stored(b @ x))
     x = (x.T if rows > columns else x).reshape(step.shape)
     sides = (rows, columns) if own else tuple(step.shape[-2:])
     scale = math.sqrt(max(1.0, sides[0] / sides[1]))
@@ -144,10 +149,12 @@ def rmsprop_tensorflow(theta: torch.Tensor, gradient: torch.Tensor, state: State
         v = v - average(state, "grad_avg", alpha, g).square()
     step = g / (v + float(options["eps"])).sqrt()
     if not momentum:
-        return shrink - lr * step
+        update: torch.Tensor = shrink - lr * step
+        return update
     inside = lr if options.get("lr_in_momentum", True) else 1.0
     state["momentum_buffer"] = b = momentum * kept(state, "momentum_buffer", g) + inside * step
-    return shrink - (1.0 if options.get("lr_in_momentum", True) else lr) * b
+    update = shrink - (1.0 if options.get("lr_in_momentum", True) else lr) * b
+    return update
 
 
 ADAFACTOR_FAIRSEQ = Rule("Adafactor", adafactor_fairseq, {}, elementwise=False)
