@@ -42,8 +42,7 @@ def rule_for(subject: Subject, phase: LivePhase) -> Rule | None:
     if (own := declared_rule(subject, phase)) is not None:
         return dataclasses.replace(own, relative={torch.float64: FOREIGN_TOLERANCE})
     torchs = [c for c in cls.__mro__ if c is not torch.optim.Optimizer and _is_torchs(c)]
-    stepping = next(c for c in cls.__mro__ if "step" in vars(c))
-    if torchs and _is_torchs(stepping):
+    if inherits_torchs_step(cls):
         # AdamW inherits Adam's step: the first class of torch's own names the rule.
         inherited = "" if torchs[0] is cls else f"whose step {cls.__name__} inherits"
         return _found(RULES.get(torchs[0].__name__), inherited)
@@ -58,6 +57,23 @@ def rule_for(subject: Subject, phase: LivePhase) -> Rule | None:
     return None if rule is None else dataclasses.replace(
         rule, relative={torch.float64: FOREIGN_TOLERANCE, **(rule.relative or {})}
     )  # fmt: skip
+
+
+def inherits_torchs_step(cls: type[torch.optim.Optimizer]) -> bool:
+    """Whether a class's ``step`` is that of its nearest ancestor in torch.optim, or its own as such.
+
+    torch wraps the step of every class that is made into an object, and sets it on that very class: what it wrapped is
+    compared.
+    """
+    nearest = next((c for c in cls.__mro__ if c is not torch.optim.Optimizer and _is_torchs(c)), None)
+    return nearest is not None and _bare_step(cls) is _bare_step(nearest)
+
+
+def _bare_step(cls: type[torch.optim.Optimizer]) -> Any:
+    step: Any = cls.step
+    while getattr(step, "hooked", False) and hasattr(step, "__wrapped__"):
+        step = step.__wrapped__
+    return step
 
 
 def _is_torchs(cls: type) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from audits.updates.compare import (
     COARSE_RESOLUTION,
     RESOLUTION,
     SLACK,
+    THRESHOLDS,
     Judged,
     real_dtype,
     resolution,
@@ -137,8 +138,12 @@ class RuleJudge:
             reference.options, dtype, reference.noise, (reference.size, reference.length),
         )  # fmt: skip
         theta, full = reference.size, reference.length
+        rule = self.rule
+        if rule.found and rule.noise is None and judged.met and judged.threshold == THRESHOLDS[dtype][0]:
+            # The tolerance for code that computes in float32 was not called upon: to the dtype's own rounding it agrees.
+            rule = replace(rule, relative=None)
         limits = {
-            term: resolution(self.rule, dtype, reference.options, theta, full, size, reference.noise)
+            term: resolution(rule, dtype, reference.options, theta, full, size, reference.noise)
             for term, size in reference.terms.items()
         }
         if lane is Lane.FLOAT64 and judged.met and reference.options.get(SLACK):

@@ -30,8 +30,9 @@ SAME = 1e-5
 def state_names(phase: LivePhase, rule: Rule) -> Mapping[str, str | None]:
     """Return, for each name in the rule's state, the optimizer's name of it; None where no entry is it.
 
-    The build takes three steps beside the rule on a small matrix and a vector. An entry of the very name is it in any case; another
-    is it when it holds the same numbers. What the optimizer counts in its group is left out: the options tell it.
+    The build takes three steps beside the rule on a small matrix and a vector. An entry of the very name is it in any
+    case; another is it when it holds the same numbers. What the optimizer counts in its group is left out: the options
+    tell it.
 
     Args:
         phase: whose optimizer.

@@ -45,12 +45,12 @@ def adan(theta: torch.Tensor, gradient: torch.Tensor, state: State, options: Opt
     v = average(state, "exp_avg_diff", b2, change)
     n = average(state, "exp_avg_sq", b3, (g + b2 * change).square())
     root = (n / (1.0 - b3**t)).sqrt() + float(options["eps"])
-    step = -lr * (m / (1.0 - b1**t) + b2 * v / (1.0 - b2**t)) / root
+    step: torch.Tensor = -lr * (m / (1.0 - b1**t) + b2 * v / (1.0 - b2**t)) / root
     if options.get("weight_decouple", options.get("no_prox")):
-        update: torch.Tensor = step - lr * decay * theta
-        return update
-    update = (theta + step) / (1.0 + lr * decay) - theta
-    return update
+        step = step - lr * decay * theta
+    else:
+        step = (theta + step) / (1.0 + lr * decay) - theta
+    return step
 
 
 def ademamix(theta: torch.Tensor, gradient: torch.Tensor, state: State, options: Options) -> torch.Tensor:

@@ -149,12 +149,14 @@ def rmsprop_tensorflow(theta: torch.Tensor, gradient: torch.Tensor, state: State
         v = v - average(state, "grad_avg", alpha, g).square()
     step = g / (v + float(options["eps"])).sqrt()
     if not momentum:
-        update: torch.Tensor = shrink - lr * step
-        return update
-    inside = lr if options.get("lr_in_momentum", True) else 1.0
-    state["momentum_buffer"] = b = momentum * kept(state, "momentum_buffer", g) + inside * step
-    update = shrink - (1.0 if options.get("lr_in_momentum", True) else lr) * b
-    return update
+        b = lr * step
+    elif options.get("lr_in_momentum", True):
+        state["momentum_buffer"] = b = momentum * kept(state, "momentum_buffer", g) + lr * step
+    else:
+        state["momentum_buffer"] = b = momentum * kept(state, "momentum_buffer", g) + step
+        b = lr * b
+    moved: torch.Tensor = shrink - b
+    return moved
 
 
 ADAFACTOR_FAIRSEQ = Rule("Adafactor", adafactor_fairseq, {}, elementwise=False)
