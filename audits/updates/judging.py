@@ -140,7 +140,7 @@ class RuleJudge:
         theta, full = reference.size, reference.length
         rule = self.rule
         if rule.found and rule.noise is None and judged.met and judged.threshold == THRESHOLDS[dtype][0]:
-            # The tolerance for code that computes in float32 was not called upon: to the dtype's own rounding it agrees.
+            # The tolerance for code that computes in float32 was not called upon: it agrees to the dtype's rounding.
             rule = replace(rule, relative=None)
         limits = {
             term: resolution(rule, dtype, reference.options, theta, full, size, reference.noise)
