@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from audits.callables import CallableReference
-from audits.errors import RecipeError
+from audits.errors import RecipeError, suggest
 from audits.lanes import precision
 from audits.lanes.precision import INSIDE_EPS, Product
 from audits.optimizers import optimizer_class
@@ -47,12 +47,15 @@ def rule_for(subject: Subject, phase: LivePhase) -> Rule | None:
         inherited = "" if torchs[0] is cls else f"whose step {cls.__name__} inherits"
         return _found(RULES.get(torchs[0].__name__), inherited)
     declared = expected_class_name(subject.recipe.expect.get("optimizer"), phase.name)
-    candidates = (
-        _named(declared, f"as expect['optimizer'] declares of {cls.__name__}", guessed=False) if declared else []
-    )
-    if torchs:
-        candidates += _named(torchs[0].__name__, f"the nearest torch ancestor of {cls.__name__}")
-    candidates += _named(cls.__name__, f"found by the name {cls.__name__}")
+    candidates: list[Rule] = []
+    if declared is not None:
+        candidates += _named(declared, f"as expect['optimizer'] declares of {cls.__name__}", guessed=False)
+    if declared is None or declared in {
+        c.__name__ for c in cls.__mro__
+    }:  # else something is meant that it is not called
+        if torchs:
+            candidates += _named(torchs[0].__name__, f"the nearest torch ancestor of {cls.__name__}")
+        candidates += _named(cls.__name__, f"found by the name {cls.__name__}")
     rule = next((r for r in candidates if _has_options(r, phase)), None)
     return None if rule is None else dataclasses.replace(
         rule, relative={torch.float64: FOREIGN_TOLERANCE, **(rule.relative or {})}
@@ -100,6 +103,10 @@ def declared_rule(subject: Subject, phase: LivePhase) -> Rule | None:
     """
     meant = subject.recipe.expect.get("optimizer_rule")
     if isinstance(meant, Mapping):
+        phases = [p.name for p in subject.phases]
+        for name in meant:
+            if name not in phases:
+                raise RecipeError(f"{OPTIMIZER_RULE} names an unknown phase {name!r}{suggest(str(name), phases)}")
         meant = meant.get(phase.name)
     if meant is None:
         return None
