@@ -51,6 +51,14 @@ class MyAdamW(torch.optim.AdamW):
                 p.sub_(lr * update)
 
 
+class FlaggedAdamW(MyAdamW):
+    """The same mistakes by an argument of the constructor, which is in no group."""
+
+    def __init__(self, params: Any, lr: float = 1e-3, mistake: str = "", weight_decay: float = 0.1) -> None:
+        super().__init__(params, lr=lr, weight_decay=weight_decay)
+        self.mistake = mistake
+
+
 class MySGD(torch.optim.SGD):
     """SGD with momentum as a loop of one's own."""
 
@@ -99,6 +107,8 @@ def _plant(
             params = [{"params": params[:1]}, {"params": params[1:], "lr": 7e-3}]
         chosen = type(own.__name__, (own,), {"mistake": mistake}) if wrong else own
         optimizer = chosen(params, **options)
+        if wrong and own is FlaggedAdamW:
+            optimizer = own(params, mistake=mistake, **options)
         if trained:
             models.train(model, batch, loss, optimizer)
         return model, {"batch": batch, "loss": loss, "optimizer": optimizer}
@@ -117,6 +127,8 @@ _plant("eps under the root", MyAdamW, "convnet", eps=1e-6)
 _plant("first group's options", MyAdamW, "vae")
 _plant("signs for large updates", MyAdamW, "gpt")
 _plant("tail skipped", MyAdamW, "vae")
+_plant("decay coupled", FlaggedAdamW, "gpt")
+_plant("bias not corrected", FlaggedAdamW, "mlp", trained=True)
 _plant("momentum forgotten", MySGD, "mlp", check="optimizer.probe", lr=0.1, momentum=0.9)
 _plant("nesterov ignored", MySGD, "vae", lr=0.1, momentum=0.9, nesterov=True)
 _plant("half the rate", MySGD, "convnet", lr=0.1)
