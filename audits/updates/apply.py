@@ -13,13 +13,13 @@ from audits.callables import CallableReference
 from audits.errors import RecipeError, suggest
 from audits.lanes import precision
 from audits.lanes.precision import INSIDE_EPS, Product
-from audits.optimizers import optimizer_class
+from audits.optimizers import RUNNING, optimizer_class
 from audits.subject import LivePhase, Subject
 from audits.updates.attributes import attributes_of
 from audits.updates.compare import PRODUCT_EPS, to_double
 from audits.updates.hyperparameters import expected_class_name
 from audits.updates.rules import PUBLISHED, RULES, Options, Rule, State, plain_name
-from audits.updates.rules.base import PACKAGE, RUNNING
+from audits.updates.rules.base import PACKAGE
 
 #: State that is one number per parameter; everything else has the shape of (part of) the weights.
 COUNTERS = ("step", "eta", "mu", "mu_product")

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
+from audits.optimizers import RUNNING
 from audits.recipe import ParameterGroup
 from audits.subject import LivePhase
 from audits.updates.apply import reference_state, reference_update, rule_options
 from audits.updates.compare import rms, to_double
 from audits.updates.replay import Replay
 from audits.updates.rules import Rule, State
-from audits.updates.rules.base import RUNNING
 
 #: Steps after which states are compared: a count of 3 is no flag, averages of three gradients are unlike each other.
 STEPS = 3
@@ -25,6 +25,9 @@ SHAPES: tuple[tuple[int, ...], ...] = ((4, 3), (5,))
 #: Relative distance of one quantity in two arithmetics, one of which may keep it in float32 (3 steps of 6e-8 each); two
 #: quantities of random gradients are far further apart.
 SAME = 1e-5
+
+#: Names in a group of what the rule counts.
+_KEPT_AS = {"step": ("step", "k"), "weight_sum": ("weight_sum",)}
 
 
 def state_names(phase: LivePhase, rule: Rule) -> Mapping[str, str | None]:
@@ -64,8 +67,9 @@ def _names_on(shape: tuple[int, ...], phase: LivePhase, rule: Rule) -> dict[str,
         reference_update(rule, theta, gradient.to_sparse() if rule.sparse else gradient, state, chosen)
         replay.step({"probe": theta}, {"probe": gradient}, {"probe": options})
         actual, held = replay.optimizer.state[replay.copies["probe"]], replay.optimizer.param_groups[0]
-    counted = set(RUNNING) if any(key in held for key in RUNNING) else {"lr_max"}  # without it, the rate now in force
-    return {key: _name_of(key, value, actual, device) for key, value in state.items() if key not in counted}
+    told = {key for key in state if any(_same(held.get(name), state[key]) for name in _KEPT_AS.get(key, (key,)))}
+    told |= {"lr_max"}  # where no group tells, the rate now in force
+    return {key: _name_of(key, value, actual, device) for key, value in state.items() if key not in told}
 
 
 def _name_of(key: str, wanted: Any, actual: Mapping[str, Any], device: torch.device) -> str | None:

@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
+from audits.optimizers import RUNNING
 from audits.recipe import OptimizerRecipe, ParameterGroup
 from audits.subject import LivePhase, Subject
 from audits.updates.apply import copy_state, reference_update, rule_options
 from audits.updates.compare import real_dtype, rms, to_double
 from audits.updates.kernels import told
 from audits.updates.rules import Rule, State
-from audits.updates.rules.base import RUNNING
 
 #: Steps of the probe: RAdam's rectification starts at the sixth.
 PROBE_STEPS = 8

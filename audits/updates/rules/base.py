@@ -27,9 +27,6 @@ DECLARE = (
     "expect={'optimizer_rule': 'package.module:update'} for your own"
 )
 
-#: Entries of a group that optimizers write themselves, at every step: no options.
-RUNNING = ("step", "k", "weight_sum", "lr_max", "scheduled_lr")
-
 #: ``update(theta, gradient, state, options) -> d``: the update ``theta' - theta``; advances ``state``.
 Update = Callable[[torch.Tensor, torch.Tensor, State, Options], torch.Tensor]
 

@@ -14,9 +14,10 @@ import torch.nn.functional as F
 import transformers
 from torch import nn
 
+from audits.optimizers import RUNNING
 from audits.outcomes import Outcome, ResultRow
 from audits.updates.rules import PUBLISHED, plain_name
-from audits.updates.rules.base import PACKAGE, RUNNING
+from audits.updates.rules.base import PACKAGE
 from audits.updates.rules.matrix_kin import rmsprop_tensorflow
 from tests.audits.updates.subjects import audited, of
 from tests.wrong_on_purpose.updates import published
@@ -140,9 +141,12 @@ def _loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     return F.mse_loss(model(batch["x"]), batch["y"])
 
 
-def _audited(cls: Any, mistake: str, dtype: torch.dtype, *, trained: bool) -> list[ResultRow]:
+def _audited(cls: Any, mistake: str, dtype: torch.dtype, *, trained: bool, **options: Any) -> list[ResultRow]:
     model, batch = _model(dtype, cls)
-    optimizer = cls(model.parameters(), mistake)
+    given = {"mistake": mistake} if issubclass(cls, published.Own) else {}
+    optimizer = cls(model.parameters(), **given, **options)
+    if hasattr(optimizer, "train"):
+        optimizer.train()
     for _ in range(3 if trained else 0):
         optimizer.zero_grad()
         _loss(model, batch).backward()
@@ -163,6 +167,29 @@ def test_correct_published_optimizer_passes(cls: Any, dtype: torch.dtype, traine
     assert judged
     assert all(f"found by the name {cls.__name__}" in r.message for r in judged)
     assert of(rows, "update.state")  # kept under names of its own, and found
+
+
+_PUBLIC: list[tuple[Any, dict[str, Any]]] = [
+    (lion_pytorch.Lion, {"weight_decay": 0.1, "decoupled_weight_decay": True}),
+    (pytorch_optimizer.Lion, {"weight_decay": 0.1}),
+    (pytorch_optimizer.Lamb, {"weight_decay": 0.1}),
+    (pytorch_optimizer.AdEMAMix, {"weight_decay": 0.1}),
+    (pytorch_optimizer.Adan, {"weight_decay": 0.1}),
+    (pytorch_optimizer.NovoGrad, {"weight_decay": 0.1}),
+    (schedulefree.AdamWScheduleFree, {"weight_decay": 0.1, "warmup_steps": 10}),
+    (pytorch_optimizer.ScheduleFreeSGD, {"lr": 0.1}),
+    (transformers.Adafactor, {"weight_decay": 0.1}),
+    (transformers.Adafactor, {"lr": 0.01, "relative_step": False, "beta1": 0.9}),
+]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize(("cls", "options"), _PUBLIC, ids=lambda v: getattr(v, "__name__", str(v)))
+def test_public_implementation_passes(cls: Any, options: dict[str, Any], trained: bool, dtype: torch.dtype) -> None:
+    rows = _audited(cls, "", dtype, trained=trained, **options)
+    assert [(r.check, r.message) for r in rows if r.outcome in (Outcome.FAIL, Outcome.INCONCLUSIVE)] == []
+    assert of(rows, "update.rule")
 
 
 _FAULTS = [(cls, mistake, dtype, trained) for cls, dtype, trained in _SIX for mistake in cls.mistakes]
