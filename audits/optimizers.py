@@ -22,6 +22,9 @@ from audits.recipe import OptimizerRecipe, UnknownTensor
 from audits.state import random_state_kept
 from audits.structures import map_tensors
 
+#: Entries of a group that optimizers write themselves, at every step: no options.
+RUNNING = ("step", "k", "weight_sum", "lr_max", "scheduled_lr")
+
 #: Optimizers that the audit built, and those that they hold: a wrapper's base optimizer.
 _OWN: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
 
@@ -88,6 +91,9 @@ def build_optimizer(
         _complete(optimizer, recipe, held)
     _OWN.update(_and_inside(optimizer))
     for built, recorded in zip(optimizer.param_groups, recipe.groups, strict=True):
+        for key in RUNNING if mould is not None and fresh else ():  # as the constructor leaves them
+            built.pop(key, None)
+            built.update({key: recipe.defaults[key]} if key in recipe.defaults else {})
         built.update(recorded.options)
     if with_state:
         for name, state in recipe.state.items():

@@ -39,7 +39,10 @@ def parts_of(model: nn.Module, recipe: Recipe) -> dict[str, str]:
     return {
         "sources": _digest(_sources(model)),
         "loss": _digest([[phase["name"], phase["loss"]] for phase in phases], *_functions(recipe)),
-        "optimizer": _digest([[phase["name"], *(phase[key] for key in _OPTIMIZER)] for phase in phases]),
+        "optimizer": _digest(
+            [[phase["name"], *(phase[key] for key in _OPTIMIZER)] for phase in phases],
+            *(_source_of(reference) for reference in recipe.optimizer_rules),
+        ),
         "state": _digest([phase.optimizer.state for phase in recipe.phases]),
         "batch": _digest(recipe.batch),
         "step": _digest(step, "" if recipe.step is None else _source_of(recipe.step)),

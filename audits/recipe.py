@@ -27,6 +27,7 @@ PRECISIONS = ("native", "bf16-autocast", "fp16-autocast")
 #: What ``expect`` may declare; everything that is not declared is not compared.
 EXPECTATIONS = (
     "optimizer",
+    "optimizer_rule",
     "lr",
     "weight_decay",
     "betas",
@@ -46,6 +47,9 @@ EXPECTATIONS = (
     "optimizer_rule",
     "input_gradients",
 )
+
+
+_RULE = "expect['optimizer_rule']"
 
 
 @dataclass(frozen=True)
@@ -271,6 +275,13 @@ class Recipe:
             expect=expect or {},
             stop_gradient=tuple(stop_gradient),
         )
+
+    @property
+    def optimizer_rules(self) -> tuple[CallableReference, ...]:
+        """The user's own reference rules that ``expect["optimizer_rule"]`` names."""
+        rule = self.expect.get("optimizer_rule")
+        rules = list(rule.values()) if isinstance(rule, Mapping) else [] if rule is None else [rule]
+        return tuple(CallableReference(r) if isinstance(r, str) else CallableReference.of(r, role=_RULE) for r in rules)
 
     def on(self, model: nn.Module) -> Recipe:
         """Return the recipe for a model that is compiled: what was captured from the bare module does not know it."""

@@ -66,7 +66,7 @@ def recipe_to_plain(recipe: Recipe, *, storable: bool = True) -> dict[str, Any]:
         "normalize": recipe.normalize,
         "seed": recipe.seed,
         "step": None if recipe.step is None else _callable_to_plain(recipe.step, storable),
-        "expect": _plain(recipe.expect),
+        "expect": _expect_to_plain(recipe.expect, storable),
         "stop_gradient": list(recipe.stop_gradient),
         "assumed": sorted(recipe.assumed),
         **({"compiled": list(recipe.compiled)} if recipe.compiled else {}),
@@ -229,6 +229,20 @@ def _callable_to_plain(reference: CallableReference, storable: bool) -> Any:
     if reference.arguments is None:
         return reference.path
     return {"module": reference.path, "arguments": _plain(reference.arguments)}
+
+
+def _expect_to_plain(expect: Mapping[str, Any], storable: bool) -> Any:
+    """Declarations are plain but for the user's own rule, a function (or one a phase): its import path."""
+
+    def path(value: Any) -> Any:
+        return _callable_to_plain(CallableReference.of(value, role="expect['optimizer_rule']"), storable)
+
+    rule = expect.get("optimizer_rule")
+    if isinstance(rule, Mapping):
+        rule = {phase: path(value) for phase, value in rule.items()}
+    elif rule is not None and not isinstance(rule, str):
+        rule = path(rule)
+    return _plain({**expect, "optimizer_rule": rule} if rule is not None else expect)
 
 
 def _callable_from_plain(plain: Any, place: str) -> CallableReference:

@@ -14,9 +14,10 @@ import shutil
 import site
 import sys
 import sysconfig
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from torch import nn
 
@@ -31,6 +32,8 @@ from registry_models.loading import PROTECTED
 MAXIMUM_CODE_BYTES = 64 * 2**20
 
 _MAIN = "__main__"
+
+_RULE = "expect['optimizer_rule']"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +139,20 @@ class _Main:
             optimizer = dataclasses.replace(optimizer, kept=self._kept(optimizer.kept))
             phases.append(dataclasses.replace(phase, loss=self.renamed(phase.loss, role="loss"), optimizer=optimizer))
         step = None if recipe.step is None else self.renamed(recipe.step, role="step")
-        return dataclasses.replace(recipe, phases=tuple(phases), step=step)
+        expect = self._expect(recipe.expect)
+        return dataclasses.replace(recipe, phases=tuple(phases), step=step, expect=expect)
+
+    def _expect(self, expect: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the declarations with the user's own optimizer rule under an importable name."""
+
+        def named(value: Any) -> str | None:
+            return self.renamed(CallableReference.of(value, role=_RULE), role=_RULE).path
+
+        rule = expect.get("optimizer_rule")
+        if rule is None:
+            return expect
+        renamed = {p: named(v) for p, v in rule.items()} if isinstance(rule, Mapping) else named(rule)
+        return {**expect, "optimizer_rule": renamed}
 
     def _kept(self, kept: Kept | None) -> Kept | None:
         """Return an optimizer's hooks and attributes renamed; what no other process can import is then missing."""
@@ -206,6 +222,8 @@ def _modules_of(recipe: Recipe | None, main: _Main) -> Iterable[str]:
             yield from map(_module_of, imports_in(phase.optimizer.kept.attributes))
     if renamed.step is not None:
         yield _module_of(renamed.step.path)
+    for rule in renamed.optimizer_rules:
+        yield _module_of(rule.path)
 
 
 def _module_of(path: str | None) -> str:

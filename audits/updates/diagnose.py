@@ -60,7 +60,7 @@ def _alternatives(
                 kind = "decoupled" if name == "AdamW" else "coupled"
                 changed = {**options, "decoupled_weight_decay": name == "AdamW"}
                 yield f"{name}'s {kind} weight decay", RULES[name], changed, state, gradient
-        lr = float(options["lr"])
+        lr = float(options.get("lr") or 0.0)
         if lr and not options.get("decoupled_weight_decay"):
             yield "weight decay not multiplied by lr", rule, {**options, "weight_decay": decay / lr}, state, gradient
     yield "the opposite sign (ascent for descent)", rule, options, state, -gradient
@@ -80,7 +80,7 @@ def _alternatives(
         yield "the rule without bias correction", rule, options, late, gradient
     if options.get("amsgrad"):
         yield "the rule without amsgrad", rule, {**options, "amsgrad": False}, state, gradient
-    if "betas" in options:
+    if len(options.get("betas") or ()) == 2:
         b1, b2 = options["betas"]
         yield "betas in the wrong order", rule, {**options, "betas": (b2, b1)}, state, gradient
 
@@ -91,7 +91,7 @@ def _multiple(
 ) -> str:  # fmt: skip
     """Say by how much the update is a multiple of the rule's, or of the gradient's."""
     reference = reference_update(rule, theta, gradient, copy_state(state), options)
-    plain = reference_update(RULES["SGD"], theta, gradient.to_dense(), {}, {"lr": options.get("lr", 1.0)})
+    plain = reference_update(RULES["SGD"], theta, gradient.to_dense(), {}, {"lr": options.get("lr") or 1.0})
     bare = reference_update(rule, theta, gradient, copy_state(state), {**options, "weight_decay": 0.0})
     for update, text in (
         (reference, "the rule's"),

@@ -55,7 +55,7 @@ def told(
     """
     chosen = dict(options)
     built = any(options.get(name) for name in _CHOOSING)
-    if built and "betas" in options:
+    if built and len(options.get("betas") or ()) == 2:
         scalars = scalars_of_build(phase, rule, options, dtype)
         chosen[SCALARS] = scalars
         chosen[SLACK] = slack(scalars, options, float(state.get("step", 0.0)) + 1.0)

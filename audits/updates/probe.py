@@ -21,7 +21,7 @@ from audits.updates.relations import round_trip_rows
 from audits.updates.replay import Replay
 from audits.updates.rows import row
 from audits.updates.rules import RULES, Rule
-from audits.updates.rules.base import SCALARS
+from audits.updates.rules.base import DECLARE, SCALARS
 from audits.updates.synthetic import Synthetic, reference_updates, synthesize
 
 #: Cause of a fault of the torch build's kernels; reported once per environment.
@@ -99,13 +99,13 @@ def _probe(subject: Subject, phase: LivePhase, synthetic: Synthetic, rule: Rule)
                        f"step {step}: a weakness of this torch build's capturable path, not of the model")  # fmt: skip
             return row(subject, check, Outcome.WARN, message, step=step, error=worst[0], threshold=worst[1],
                        cause=ENVIRONMENT, **common)  # fmt: skip
-        message = f"{name} follows {rule.name}'s rule over 8 synthetic steps"
+        message = f"{name} follows {rule.title} over 8 synthetic steps"
         return row(subject, check, Outcome.PASS, message, error=worst[0], threshold=worst[1], **common)
     dtype = synthetic.native[failure.tensor]
-    message = (f"{name} leaves {rule.name}'s rule at synthetic step {failure.step} on {dtype} weights: error "
+    message = (f"{name} leaves {rule.title} at synthetic step {failure.step} on {dtype} weights: error "
                f"{failure.error:.3g} against {failure.threshold:.3g}")  # fmt: skip
     cause, because = whose_fault(phase, synthetic, rule, failure)
-    message += f"; {because}" if because else ""
+    message += (f"; {because}" if because else "") + (DECLARE if rule.guessed else "")
     return row(subject, check, Outcome.FAIL, message, step=failure.step, error=failure.error,
                threshold=failure.threshold, dtype=str(dtype), cause=cause, **common)  # fmt: skip
 
@@ -271,14 +271,18 @@ def _round_trip(subject: Subject, phase: LivePhase, synthetic: Synthetic, rule: 
                     message = (f"saved after step {SAVED_AFTER} and loaded into a fresh build, the optimizer of phase "
                                f"{phase.name!r} goes another way at step {number} than one that never stopped: state "
                                "that state_dict() does not hold, or load_state_dict() does not restore")  # fmt: skip
-                    if torch_owned(phase):
-                        # torch casts scalar state (NAdam's mu_product) to the weights' dtype when it loads it.
+                    kept = going.optimizer.state[going.copies[apart]].values()
+                    finer = any(
+                        isinstance(v, torch.Tensor) and v.is_floating_point() and v.dtype != dtype for v in kept
+                    )
+                    if torch_owned(phase) or (finer and found.met):
+                        # torch casts state (NAdam's mu_product, moments in float32) to the weights' dtype as it loads.
                         cause = None if found.met else ENVIRONMENT
                         outcome = Outcome.PASS if found.met else Outcome.FAIL
                         message += "; no code but torch's is involved"
                         if found.met:
                             message = (f"saved and loaded, the optimizer of phase {phase.name!r} goes on as one that "
-                                       "never stopped, but for a rounding: torch loads scalar state in the weights' "
+                                       "never stopped, but for a rounding: torch loads state in the weights' "
                                        "dtype")  # fmt: skip
                     count = int((one[apart] != other[apart]).sum())
                     return row(subject, check, outcome, message, measured=float(count), expected=0.0, step=number,

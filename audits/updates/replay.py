@@ -59,9 +59,7 @@ class Replay:
         for name, values in state.items():
             if name in self.copies:
                 copy = self.copies[name]
-                self.optimizer.state[copy] = self._cast_state(
-                    placed_state(values, copy, self.optimizer), scalar=not copy.dim()
-                )
+                self.optimizer.state[copy] = self._cast_state(placed_state(values, copy, self.optimizer))
 
     def step(
         self,
@@ -101,14 +99,15 @@ class Replay:
         dtype = _COMPLEX[self.dtype] if value.dtype.is_complex else self.dtype
         return value.detach().to(dtype)
 
-    def _cast_state(self, values: Mapping[str, Any], *, scalar: bool) -> dict[str, Any]:
+    def _cast_state(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Moments follow the lane's dtype; counters stay as they are.
 
-        Counters are 0-dim float32 in torch, and so are the moments of a 0-dim parameter: there the name decides.
+        Counters are 0-dim float32 in torch, and so are the moments of a 0-dim parameter and norms that others keep: the
+        name decides.
         """
 
         def cast(value: torch.Tensor, key: str) -> torch.Tensor:
-            counter = value.dim() == 0 and (not scalar or key in _COUNTERS)
+            counter = value.dim() == 0 and key in _COUNTERS
             if counter or not (value.is_floating_point() or value.is_complex()):
                 return value
             return self._cast(value)

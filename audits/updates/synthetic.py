@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from audits.optimizers import RUNNING
 from audits.recipe import OptimizerRecipe, ParameterGroup
 from audits.subject import LivePhase, Subject
 from audits.updates.apply import copy_state, reference_update, rule_options
@@ -106,7 +107,7 @@ def _layout(subject: Subject, phase: LivePhase, rule: Rule | None) -> Synthetic:
     groups: list[ParameterGroup] = []
     seen: list[tuple[dict[str, Any], set[torch.dtype]]] = []
     for group in phase.recipe.optimizer.groups:
-        chosen = dict(group.options)
+        chosen = {key: value for key, value in group.options.items() if key not in RUNNING}
         if not chosen.get("lr", 1.0):  # a schedule at 0 shows nothing: the probe takes the rate it started from
             chosen["lr"] = chosen.get("initial_lr") or phase.recipe.optimizer.defaults.get("lr") or 1e-3
         dtypes = {subject.parameters[n].dtype for n in group.parameters if isinstance(n, str)}

@@ -65,6 +65,9 @@ def project(tmp_path: Path) -> Path:
             def loss(model, batch):
                 return half(((model(batch["inputs"]) - batch["targets"]) ** 2).mean())
 
+            def rule(theta, gradient, state, options):
+                return -options["lr"] * gradient
+
             if __name__ == "__main__":
                 import mlflow
                 from audits import Recipe
@@ -75,7 +78,8 @@ def project(tmp_path: Path) -> Path:
                 model = Net()
                 batch = {"inputs": torch.tensor([[1.0, 2.0], [3.0, 4.0]]), "targets": torch.tensor([[1.0], [2.0]])}
                 optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-                recipe = Recipe.capture(model, batch=batch, loss=loss, optimizer=optimizer)
+                expect = {"optimizer_rule": rule}
+                recipe = Recipe.capture(model, batch=batch, loss=loss, optimizer=optimizer, expect=expect)
                 log_model(model, "from-script", recipe=recipe, factory=Net)
             """
         )
@@ -91,6 +95,9 @@ def test_a_script_ships_itself_and_what_it_imports(client: MlflowClient, project
     assert done.returncode == 0, done.stderr
     report = in_a_child(client, "models:/from-script/1", tmp_path / "a")
     assert report.outcome in (Outcome.PASS, Outcome.WARN), report.headline
+    moved = [r.message for r in report.rows if r.check == "update.rule"]
+    assert moved, "the script's own rule is found again under the script's name"
+    assert all("train:rule's rule (expect['optimizer_rule'])" in message for message in moved), moved
     code = tmp_path / "a" / "model" / "code"
     assert sorted(path.name for path in code.glob("*.py")) == ["helpers.py", "train.py"]
 

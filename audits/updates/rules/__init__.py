@@ -1,4 +1,4 @@
-"""Reference rules of torch.optim's optimizers, by class name."""
+"""Reference rules: of torch.optim's optimizers by class name, of published ones by plain name."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from audits.updates.rules.adam import ADAM, ADAMAX, ADAMW, NADAM, RADAM, SPARSE_
 from audits.updates.rules.adaptive import ADADELTA, ADAGRAD, RMSPROP, RPROP
 from audits.updates.rules.base import Options, Rule, State
 from audits.updates.rules.matrix import ADAFACTOR, MUON
+from audits.updates.rules.published import PUBLISHED, plain_name
 from audits.updates.rules.sgd import ASGD, SGD
 
 #: Rules of one tensor. LBFGS, which couples all tensors and calls its closure, is in `rules.lbfgs`.
@@ -15,4 +16,4 @@ RULES: dict[str, Rule] = {
                  ADAFACTOR, MUON)
 }  # fmt: skip
 
-__all__ = ["RULES", "Options", "Rule", "State"]
+__all__ = ["PUBLISHED", "RULES", "Options", "Rule", "State", "plain_name"]

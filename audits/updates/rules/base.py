@@ -18,6 +18,15 @@ Options = Mapping[str, Any]
 #: Option that tells a rule how an implementation works out its scalars; absent, as Python floats.
 SCALARS = "audit.scalars"
 
+#: Option that tells a rule which package the class is of: the same option may stand for two arithmetics.
+PACKAGE = "audit.package"
+
+#: What a failing row says where nobody declared the rule.
+DECLARE = (
+    ". If another rule is meant, declare it: expect={'optimizer': NAME} for a known one, "
+    "expect={'optimizer_rule': 'package.module:update'} for your own"
+)
+
 #: ``update(theta, gradient, state, options) -> d``: the update ``theta' - theta``; advances ``state``.
 Update = Callable[[torch.Tensor, torch.Tensor, State, Options], torch.Tensor]
 
@@ -38,6 +47,9 @@ class Rule:
         products: the rule multiplies matrices in the weights' own dtype, TF32 where torch's switches allow it.
         elementwise: each element's update depends on that element alone.
         sparse: the rule takes only sparse gradients.
+        signs: the update's elements jump (a sign): where rounding decides which way, it may do so.
+        found: how a rule for a class that is not torch's own was found, as half a sentence.
+        guessed: nobody declared the rule: it was found by what the class inherits or is called.
     """
 
     name: str
@@ -50,6 +62,14 @@ class Rule:
     products: bool = False
     elementwise: bool = True
     sparse: bool = False
+    signs: bool = False
+    found: str = ""
+    guessed: bool = False
+
+    @property
+    def title(self) -> str:
+        """How messages name the rule, and how it was found where the class is not torch's own."""
+        return f"{self.name}'s rule ({self.found})" if self.found else f"{self.name}'s rule"
 
 
 def scalars_of(options: Options) -> Scalars:
@@ -86,3 +106,53 @@ def decoupled(theta: torch.Tensor, options: Options) -> torch.Tensor | float:
     """Return ``-lr * weight_decay * theta``: decay apart from the gradient (Loshchilov & Hutter 2019)."""
     decay = float(options.get("weight_decay") or 0.0)
     return -float(options["lr"]) * decay * theta if decay else 0.0
+
+
+def count(state: State, options: Options) -> float:
+    """Count the step and return its number, from 1: by the group's own counter where the optimizer keeps it there."""
+    before = options.get("step", options.get("k", state.get("step", 0.0)))
+    state["step"] = float(before) + 1.0
+    return float(state["step"])
+
+
+def running(state: State, options: Options, name: str, start: float) -> float:
+    """Return a number that the optimizer keeps in its group, or the rule's own where no group tells."""
+    return float(options.get(name, state.get(name, start)))
+
+
+def average(state: State, name: str, beta: float, value: torch.Tensor) -> torch.Tensor:
+    """Return ``beta * old + (1 - beta) * value`` and keep it; from zeros."""
+    state[name] = mean = beta * kept(state, name, value) + (1.0 - beta) * value
+    return mean
+
+
+def decayed(
+    gradient: torch.Tensor, theta: torch.Tensor, options: Options, *, decouple: bool, lr: float | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (gradient, shrink): the decay is in the one or in the other.
+
+    ``weight_decouple`` says which (``decouple`` where there is no such option); ``fixed_decay`` leaves lr out.
+    """
+    decay = float(options.get("weight_decay") or 0.0)
+    none = torch.zeros_like(theta)
+    if not decay:
+        return gradient, none
+    if options.get("weight_decouple", options.get("decoupled_weight_decay", decouple)):
+        rate = 1.0 if options.get("fixed_decay") else float(options["lr"]) if lr is None else lr
+        return gradient, -rate * decay * theta
+    return gradient + decay * theta, none
+
+
+def refuse(options: Options, *names: str) -> None:
+    """Refuse variants that a rule is not written for.
+
+    Raises:
+        ValueError: one of the named options is on.
+    """
+    for name in (*VARIANTS, *names):
+        if options.get(name):
+            raise ValueError(f"the rule is not written for {name}={options[name]!r}")
+
+
+#: Switches that packages offer for many of their optimizers, each of which makes another rule.
+VARIANTS = ("use_gc", "adanorm", "cautious", "stable_adamw", "adam_debias", "use_palm", "rectify", "ams_bound")

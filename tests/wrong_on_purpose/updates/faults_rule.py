@@ -102,7 +102,7 @@ for _mistake in ("moves without a gradient", "ascends", "random"):
 
     def _lion(wrong: bool, mistake: str = _mistake) -> tuple[nn.Module, dict[str, Any]]:
         model, batch = models.gpt()
-        optimizer = optimizers.Lion(model.parameters(), mistake if wrong else "")
+        optimizer = optimizers.Unheard(model.parameters(), mistake if wrong else "")
         return model, {"batch": batch, "loss": models.next_token, "optimizer": optimizer}
 
     CATALOGUE.append(Fault(f"unknown rule: {_mistake}", "rule", "gpt", "optimizer.invariants", None, _lion))

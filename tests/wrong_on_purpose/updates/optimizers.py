@@ -319,6 +319,10 @@ class Lion(Own):
         p.sub_(group["lr"] * direction)
 
 
+class Unheard(Lion):
+    """Lion under a name that no rule is found by."""
+
+
 class ForeachSgd(OwnSgd):
     """Offers a foreach path of its own, in which decay may reach the group's first tensor only."""
 

@@ -9,6 +9,7 @@ from tests.wrong_on_purpose.updates import (  # noqa: F401  (they fill the catal
     faults_registration,
     faults_rule,
     faults_step,
+    faults_subclasses,
 )
 from tests.wrong_on_purpose.updates.catalogue import CATALOGUE
 

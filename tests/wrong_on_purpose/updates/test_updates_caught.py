@@ -16,6 +16,7 @@ from tests.wrong_on_purpose.updates import (
     faults_registration,  # noqa: F401
     faults_rule,  # noqa: F401
     faults_step,  # noqa: F401
+    faults_subclasses,  # noqa: F401
     table,
 )
 from tests.wrong_on_purpose.updates.catalogue import CATALOGUE, Fault

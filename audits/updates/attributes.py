@@ -1,0 +1,38 @@
+"""What an optimizer keeps as plain attributes of its own, beside its groups: ``self.maximize``, ``self.pre_norm``."""
+
+from __future__ import annotations
+
+import types
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from audits.optimizers import optimizer_class
+from audits.subject import LivePhase
+
+_KNOWN: weakref.WeakKeyDictionary[LivePhase, dict[str, Any]] = weakref.WeakKeyDictionary()
+
+#: Attributes of `torch.optim.Optimizer` itself.
+_TORCHS = ("defaults", "state", "param_groups")
+
+
+def attributes_of(phase: LivePhase) -> Mapping[str, Any]:
+    """Return the plain attributes of a phase's optimizer, functions among them; none for torch's classes and kin.
+
+    torch's classes have all their options in their groups, and there they are read.
+    """
+    cls = optimizer_class(phase.recipe.optimizer)
+    if any(getattr(torch.optim, c.__name__, None) is c for c in cls.__mro__ if c is not torch.optim.Optimizer):
+        return {}
+    if phase not in _KNOWN:
+        found = vars(phase.build_optimizer(with_state=False))
+        _KNOWN[phase] = {k: v for k, v in found.items() if k not in _TORCHS and _plain(v)}
+    return _KNOWN[phase]
+
+
+def _plain(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(_plain(item) for item in value)
+    return value is None or isinstance(value, (bool, int, float, str, torch.dtype, types.FunctionType))
