@@ -66,8 +66,9 @@ def to_plain(
                 unstorable[name] = value
     if values:
         plain[_ATTRIBUTES] = values
-    made = dict(attributes_of(other)) if unstorable and (other := twin()) is not None else {}
-    constructed = [name for name, value in unstorable.items() if name in made and _made_alike(value, made[name])]
+    other = twin() if unstorable else None
+    made = {} if other is None else dict(attributes_of(other))
+    constructed = [n for n, v in unstorable.items() if n in made and _made_alike(v, made[n], (mould, other))]
     if constructed:
         plain[CONSTRUCTED] = constructed
     missing += [f"its attribute {n!r} ({type(v).__name__})" for n, v in unstorable.items() if n not in constructed]
@@ -224,30 +225,31 @@ def _encode(value: Any, mould: Any) -> Any:
     return {"import": _import_path(value)}
 
 
-def _made_alike(one: Any, other: Any) -> bool:
+def _made_alike(one: Any, other: Any, optimizers: tuple[Any, Any]) -> bool:
     """Whether two objects that no recipe can hold were made by the same code from the same values."""
-    if one is other:
+    if one is other or (one is optimizers[0] and other is optimizers[1]):
         return True
+    alike = functools.partial(_made_alike, optimizers=optimizers)
     if type(one) is not type(other) or isinstance(one, torch.optim.Optimizer):
         return False
     if isinstance(one, types.FunctionType):
         cells = [[cell.cell_contents for cell in f.__closure__ or ()] for f in (one, other)]
         same = one.__code__ is other.__code__ and one.__defaults__ == other.__defaults__
-        return same and len(cells[0]) == len(cells[1]) and all(map(_made_alike, *cells))
+        return same and len(cells[0]) == len(cells[1]) and all(map(alike, *cells))
     if isinstance(one, types.MethodType):
-        return one.__func__ is other.__func__ and _made_alike(one.__self__, other.__self__)
+        return one.__func__ is other.__func__ and alike(one.__self__, other.__self__)
     if isinstance(one, functools.partial):
-        return all(map(_made_alike, (one.func, one.args, one.keywords), (other.func, other.args, other.keywords)))
+        return all(map(alike, (one.func, one.args, one.keywords), (other.func, other.args, other.keywords)))
     if isinstance(one, dict):
-        return one.keys() == other.keys() and all(_made_alike(one[key], other[key]) for key in one)
+        return one.keys() == other.keys() and all(alike(one[key], other[key]) for key in one)
     if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(map(_made_alike, one, other))
+        return len(one) == len(other) and all(map(alike, one, other))
     if isinstance(one, torch.Tensor):
         return one.dtype == other.dtype and torch.equal(one, other)
     if getattr(type(one), "__eq__", None) is not getattr(object, "__eq__", None):
         return bool(one == other)
     held = [dict(attributes_of(each)) for each in (one, other)]
-    return bool(held[0]) and _made_alike(held[0], held[1])
+    return bool(held[0]) and alike(held[0], held[1])
 
 
 def _dict_to_plain(value: Mapping[Any, Any], encode: Callable[[Any], Any]) -> Any:
