@@ -30,15 +30,22 @@ _STEP, _ATTRIBUTES, _STATE = "step", "values", "state"
 _HOOK_KEYS = {kind: f"{kind.replace(' ', '_').replace('-', '_')}s" for kind in HOOKS}
 
 
+#: Names of attributes that no recipe can hold and that the constructor makes again: a function inside of it.
+CONSTRUCTED = "constructed"
+
+
 class UnstorableError(Exception):
     """A value that no recipe can hold."""
 
 
-def to_plain(mould: torch.optim.Optimizer) -> tuple[dict[str, Any], tuple[str, ...]]:
+def to_plain(
+    mould: torch.optim.Optimizer, twin: Callable[[], torch.optim.Optimizer | None] = lambda: None
+) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Return what a mould holds as plain values, and in words what cannot be.
 
     Args:
         mould: what `audits.moulds.mould_of` made.
+        twin: makes what the class's constructor makes of the same options, None where it cannot.
     """
     plain: dict[str, Any] = {}
     missing: list[str] = []
@@ -49,14 +56,22 @@ def to_plain(mould: torch.optim.Optimizer) -> tuple[dict[str, Any], tuple[str, .
         except (UnstorableError, RecursionError):
             missing.append(name)
 
-    values = {
-        name: found
-        for name, value in attributes_of(mould)
-        if name not in TORCHS_OWN
-        for found in kept(value, f"its attribute {name!r} ({type(value).__name__})")
-    }
+    values: dict[str, Any] = {}
+    unstorable: dict[str, Any] = {}
+    for name, value in attributes_of(mould):
+        if name not in TORCHS_OWN:
+            try:
+                values[name] = _encode(value, mould)
+            except (UnstorableError, RecursionError):
+                unstorable[name] = value
     if values:
         plain[_ATTRIBUTES] = values
+    other = twin() if unstorable else None
+    made = {} if other is None else dict(attributes_of(other))
+    constructed = [n for n, v in unstorable.items() if n in made and _made_alike(v, made[n], (mould, other))]
+    if constructed:
+        plain[CONSTRUCTED] = constructed
+    missing += [f"its attribute {n!r} ({type(v).__name__})" for n, v in unstorable.items() if n not in constructed]
     for kind, place in HOOKS.items():
         hooks = [
             found
@@ -80,7 +95,7 @@ def from_plain(plain: Mapping[str, Any], cls: type[torch.optim.Optimizer]) -> to
     Raises:
         RecipeError: something in it cannot be imported, or is no description; the text names it.
     """
-    known = (_ATTRIBUTES, _STEP, _STATE, *_HOOK_KEYS.values())
+    known = (_ATTRIBUTES, _STEP, _STATE, CONSTRUCTED, *_HOOK_KEYS.values())
     for key in plain:
         if key not in known:
             raise RecipeError(f"the optimizer's attributes have the unknown key {key!r}; they are {', '.join(known)}")
@@ -119,6 +134,9 @@ def renamed(plain: Mapping[str, Any], rename: Callable[[str], str]) -> tuple[dic
     made: dict[str, Any] = {}
     missing: list[str] = []
     for key, held in plain.items():
+        if key == CONSTRUCTED:
+            made[key] = held
+            continue
         parts = list(held.items()) if key == _ATTRIBUTES else [(key, item) for item in _listed(held)]
         found = []
         for name, item in parts:
@@ -205,6 +223,33 @@ def _encode(value: Any, mould: Any) -> Any:
             return {"method": value.__name__}
         return {"bound": encode(value.__func__)}
     return {"import": _import_path(value)}
+
+
+def _made_alike(one: Any, other: Any, optimizers: tuple[Any, Any]) -> bool:
+    """Whether two objects that no recipe can hold were made by the same code from the same values."""
+    if one is other or (one is optimizers[0] and other is optimizers[1]):
+        return True
+    alike = functools.partial(_made_alike, optimizers=optimizers)
+    if type(one) is not type(other) or isinstance(one, torch.optim.Optimizer):
+        return False
+    if isinstance(one, types.FunctionType):
+        cells = [[cell.cell_contents for cell in f.__closure__ or ()] for f in (one, other)]
+        same = one.__code__ is other.__code__ and one.__defaults__ == other.__defaults__
+        return same and len(cells[0]) == len(cells[1]) and all(map(alike, *cells))
+    if isinstance(one, types.MethodType):
+        return one.__func__ is other.__func__ and alike(one.__self__, other.__self__)
+    if isinstance(one, functools.partial):
+        return all(map(alike, (one.func, one.args, one.keywords), (other.func, other.args, other.keywords)))
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(alike(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(alike, one, other))
+    if isinstance(one, torch.Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    if getattr(type(one), "__eq__", None) is not getattr(object, "__eq__", None):
+        return bool(one == other)
+    held = [dict(attributes_of(each)) for each in (one, other)]
+    return bool(held[0]) and alike(held[0], held[1])
 
 
 def _dict_to_plain(value: Mapping[Any, Any], encode: Callable[[Any], Any]) -> Any:

@@ -16,8 +16,8 @@ from audits.callables import CallableReference
 from audits.compiled_parts import compiled_parts
 from audits.declared_names import check_names
 from audits.errors import RecipeError
-from audits.moulds import Kept, is_plain, mould_of
-from audits.optimizers import build_optimizer
+from audits.moulds import Kept, is_plain, mould_of, patched_step
+from audits.optimizers import build_optimizer, twin_of
 from audits.overlaps import overlaps_of
 from audits.recipe import (
     OptimizerRecipe,
@@ -188,13 +188,15 @@ def _kept(live: torch.optim.Optimizer, captured: OptimizerRecipe, names: Mapping
     """What the optimizer holds beyond class, options and state; None for torch's own with nothing added."""
     options = {key: value for held in (captured.defaults, *(g.options for g in captured.groups))
                for key, value in held.items() if not storable_option(value)}  # fmt: skip
-    if is_plain(live) and not options:
+    if is_plain(live) and not options and patched_step(type(live)) is None:
         return None
     held = (tensor for group in live.param_groups for tensor in group["params"])
     known = (p for group in captured.groups for p in group.parameters)
     labels = {id(t): p if isinstance(p, str) else p.label for t, p in zip(held, known, strict=True)}
     mould = mould_of(live, {**names, **labels})
-    attributes, missing = to_plain(mould)
+    attributes, missing = to_plain(mould, lambda: twin_of(captured))
+    if (patched := patched_step(type(live))) is not None:
+        missing = (*missing, f"the step of its class, which {patched} has taken the place of")
     unplain = (f"the option {key!r} of its groups ({type(value).__name__})" for key, value in options.items())
     return Kept(attributes, (*missing, *unplain), mould, live=True)
 

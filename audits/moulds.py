@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import fnmatch
+import os.path
 import types
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping
@@ -105,6 +106,19 @@ def own_step(optimizer: torch.optim.Optimizer) -> Callable[..., Any] | None:
     if isinstance(step, types.MethodType) and step.__self__ is optimizer and step.__func__ is type(optimizer).step:
         return None
     return cast("Callable[..., Any] | None", step)
+
+
+def patched_step(cls: type[torch.optim.Optimizer]) -> str | None:
+    """Return the name of what stands in the place of a torch class's ``step``; None where that is torch's own."""
+    if getattr(torch.optim, cls.__name__, None) is not cls:
+        return None
+    function: Any = cls.step
+    while function is not None:
+        file = getattr(getattr(function, "__code__", None), "co_filename", "")
+        if not file.startswith(os.path.dirname(torch.__file__)):
+            return callable_name(function) if function.__module__ != cls.__module__ else f"a function of {file or 'C'}"
+        function = getattr(function, "__wrapped__", None)
+    return None
 
 
 def callable_name(function: Any) -> str:

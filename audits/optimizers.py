@@ -13,9 +13,9 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from audits.attributes import from_plain
+from audits.attributes import CONSTRUCTED, from_plain
 from audits.callables import import_object
-from audits.copying import GONE, attributes_of
+from audits.copying import GONE, SAME, Copier, attributes_of
 from audits.errors import RecipeError
 from audits.moulds import STEP_HOOKS, TORCHS_OWN, alike, cast_from, changed_by, emptied, mould_of, without_global_hooks
 from audits.recipe import OptimizerRecipe, UnknownTensor
@@ -134,6 +134,15 @@ def mould_of_recipe(recipe: OptimizerRecipe) -> torch.optim.Optimizer | None:
     if kept.mould is None:
         assert kept.attributes is not None
         kept.mould = from_plain(kept.attributes, optimizer_class(recipe))
+        names = kept.attributes.get(CONSTRUCTED) or ()
+        twin = twin_of(recipe) if names else None
+        if names and twin is None:
+            raise RecipeError(
+                f"optimizer {recipe.class_path}: its constructor is to make {', '.join(names)}, and fails"
+            )
+        for name in names:
+            value = Copier(lambda given: kept.mould if given is twin else SAME, torch.clone).value(getattr(twin, name))
+            object.__setattr__(kept.mould, name, value)
     return kept.mould
 
 
@@ -150,6 +159,17 @@ def _set_up_inside(
         for name, value in attributes_of(constructed(recipe, held)):
             if isinstance(value, torch.optim.Optimizer):
                 object.__setattr__(optimizer, name, value)
+
+
+def twin_of(recipe: OptimizerRecipe) -> torch.optim.Optimizer | None:
+    """Return what the constructor makes of the recorded options on small tensors, as a mould; None if it fails."""
+    small = [[nn.Parameter(torch.zeros(2)) for _ in group.parameters] for group in recipe.groups]
+    labels = {id(tensor): f"small.{i}" for i, tensor in enumerate(tensor for own in small for tensor in own)}
+    try:
+        with random_state_kept():
+            return mould_of(constructed(recipe, small), labels)
+    except RecipeError:
+        return None
 
 
 def _complete(

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from audits.moulds import callable_name, declared_hook, own_step
+from audits.moulds import callable_name, declared_hook, own_step, patched_step
+from audits.optimizers import optimizer_class
 from audits.outcomes import Lane, Outcome, ResultRow
 from audits.subject import LivePhase, Subject
 from audits.updates.apply import reference_state, rule_for
@@ -307,7 +308,10 @@ class RuleJudge:
             return "; ".join(f"{w.label} {w.text}" for w in written) + f"; {cure(written[0].hook)}"
         kept = self._phase.recipe.optimizer.kept
         step = None if kept is None or kept.mould is None else own_step(kept.mould)
-        return f"its step was set on the instance: {callable_name(step)}" if step is not None else ""
+        if step is not None:
+            return f"its step was set on the instance: {callable_name(step)}"
+        patched = patched_step(optimizer_class(self._phase.recipe.optimizer))
+        return f"the step of its class was replaced: {patched}" if patched else ""
 
     def _without_gradient(self, call: Call, name: str) -> ResultRow:
         moved = name in call.after

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch.optim.optimizer import _default_to_fused_or_foreach
 
+from audits.moulds import patched_step
 from audits.optimizers import optimizer_class
 from audits.outcomes import Lane, Outcome, ResultRow
 from audits.subject import LivePhase, Subject
@@ -178,7 +179,7 @@ def torch_owned(phase: LivePhase) -> bool:
         return False
     for cls in optimizer_class(phase.recipe.optimizer).__mro__:
         if getattr(torch.optim, cls.__name__, None) is cls:
-            return True
+            return patched_step(cls) is None
         if any(callable(value) and name != "__init__" for name, value in vars(cls).items()):
             return False  # torch's step calls methods (`_init_group`) that a subclass may have made its own
     return False

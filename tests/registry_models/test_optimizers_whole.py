@@ -70,8 +70,9 @@ def _failing(report: AuditReport) -> dict[str, str]:
         (lambda m: live.Slotted(m.parameters(), 1.0, lr=0.1), {"expect": {"optimizer": "SGD"}}),
         (lambda m: live.Private(m.parameters()), {"expect": {"optimizer": "SGD"}}),
         (lambda m: live.Plain(m.parameters()), {}),
+        (lambda m: live.Made(m.parameters()), {"expect": {"optimizer": "SGD"}}),
     ],
-    ids=["hook", "declared hook", "set later", "slot", "private state", "subclass"],
+    ids=["hook", "declared hook", "set later", "slot", "private state", "subclass", "made by its constructor"],
 )
 def test_a_right_one_passes_as_a_version(client: MlflowClient, tmp_path: Path, make: Any, fields: Any) -> None:
     report = _judged(client, tmp_path, make, **fields)
@@ -99,6 +100,12 @@ def test_a_wrong_one_fails_as_a_version(
     assert text in _failing(report)[check]
 
 
+def _remade(model: torch.nn.Module) -> torch.optim.Optimizer:
+    optimizer = live.Made(model.parameters())
+    optimizer.schedule = live.Schedule(0.5)
+    return optimizer
+
+
 class _Note:
     """No plain value."""
 
@@ -123,8 +130,9 @@ def _noted(model: torch.nn.Module) -> torch.optim.Optimizer:
         (_hooked(AdamW, post=lambda *_: None, lr=0.01), "the step post-hook"),
         (_wrapped, "the step set on the instance"),
         (_noted, "its attribute 'note' (_Note)"),
+        (_remade, "its attribute 'schedule' (Schedule)"),
     ],
-    ids=["lambda", "wrapped step", "object"],
+    ids=["lambda", "wrapped step", "object", "another than the constructor's"],
 )
 def test_what_cannot_be_stored_is_named_and_is_no_pass(
     client: MlflowClient, tmp_path: Path, make: Any, text: str

@@ -158,3 +158,26 @@ class Lost(Private):
 
 class Plain(torch.optim.AdamW):
     """A subclass that adds nothing."""
+
+
+class Schedule:
+    """What a constructor may make for itself."""
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+
+class Made(torch.optim.SGD):
+    """SGD whose constructor makes a function and an object, which no recipe can hold."""
+
+    def __init__(self, params: Any, lr: float = 0.1) -> None:
+        super().__init__(params, lr=lr)
+        self.schedule = Schedule(1.0)
+        self.scaled = lambda value: value * self.schedule.factor
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.sub_(self.scaled(parameter.grad), alpha=group["lr"])

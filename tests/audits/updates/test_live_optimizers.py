@@ -255,3 +255,23 @@ def test_a_hook_on_all_optimizers_is_a_hook_of_each() -> None:
         handle.remove()
     assert "live_optimizers.clamps_weights" in failing(report)["update.outside-step"]
     assert (failing(meant), meant.coverage) == ({}, 1.0)
+
+
+def test_a_step_put_into_torchs_class_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, batch = live.subject()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    original = SGD.step
+
+    def step(self: Any, closure: Any = None) -> Any:
+        found = original(self, closure)
+        live.clamps_weights(self, (), {})
+        return found
+
+    monkeypatch.setattr(SGD, "step", step)
+    recipe = Recipe.capture(model, batch=batch, loss=live.classify, optimizer=optimizer)
+    kept = recipe.phases[0].optimizer.kept
+    assert kept is not None
+    assert "the step of its class" in kept.missing[0]
+    message = failing(audits.audit(model, recipe, device="cpu"))["update.rule"]
+    assert "the step of its class was replaced" in message
+    assert "torch build" not in message
