@@ -158,13 +158,15 @@ def optimizers() -> Subjects:
         for i, given in enumerate(info.optim_inputs_func(device="cpu")):
 
             def made(info: Any = info, given: Any = given) -> Made:
-                middle = nn.Linear(12, 12, bias=False)
-                model = nn.Sequential(
-                    nn.Linear(8, 12, bias=False), nn.Tanh(), middle, nn.Tanh(), nn.Linear(12, 3, False)
-                )
-                loss: Any = "cross_entropy"
+                model: nn.Module
+                if info.optim_cls is torch.optim.SparseAdam:
+                    model = nn.Sequential(nn.EmbeddingBag(23, 3, sparse=True))
+                    batch = {"x": torch.randint(0, 23, (16, 5)), "y": torch.randint(0, 3, (16,))}
+                else:
+                    first, middle, last = nn.Linear(8, 12, False), nn.Linear(12, 12, False), nn.Linear(12, 3, False)
+                    model, batch = nn.Sequential(first, nn.Tanh(), middle, nn.Tanh(), last), classes()
                 kwargs = {k: v for k, v in given.kwargs.items() if k not in ("differentiable", "capturable")}
-                return model, classes(), loss, info.optim_cls(list(model.parameters()), **kwargs)
+                return model, batch, "cross_entropy", info.optim_cls(list(model.parameters()), **kwargs)
 
             yield f"{info.optim_cls.__name__}-{i} {given.desc}", made
 
