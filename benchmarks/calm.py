@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
+import copy
 import signal
 import sys
 import time
@@ -29,6 +30,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import audits
+from audits.callables import CallableReference, as_loss
 from audits.outcomes import Outcome
 from benchmarks.models.correct import FAMILIES, classes
 
@@ -221,6 +223,18 @@ def limited(seconds: int) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+def _require_finite(model: nn.Module, batch: Any, loss: Any) -> None:
+    """Leave out what is not healthy: a database's inputs at which the loss is NaN or infinite.
+
+    Raises:
+        ValueError: it is such.
+    """
+    function = as_loss(CallableReference.of(loss, role="loss"))
+    value = function(copy.deepcopy(model), batch)
+    if not bool(torch.isfinite(value)):
+        raise ValueError("the loss is not finite")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--groups", default=",".join(GROUPS))
@@ -245,6 +259,7 @@ def main() -> None:
             try:
                 with limited(SECONDS):
                     model, batch, loss, optimizer = make()
+                    _require_finite(model, batch, loss)
             except Exception:
                 tally["not made"] += 1
                 continue
