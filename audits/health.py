@@ -57,8 +57,8 @@ HEALTH_CHECKS: tuple[Check, ...] = (
         name="health.dead-relu",
         claim="No ReLU is off for a whole batch.",
         severity=_WARN,
-        formula="share of units that are 0 for every example",
-        threshold="0.5",
+        formula="share of units that are 0 for every example; chance that among units that never change so many are",
+        threshold="0.5, and 1e-3",
         where_to_look="Large negative biases, a learning rate that once was too high.",
     ),
     Check(
@@ -77,6 +77,9 @@ _BY_NAME = {check.name: check for check in HEALTH_CHECKS}
 VANISHING_MEAN = 1e-7
 #: Share of dead or saturated units above which a layer warns.
 LAYER_SHARE = 0.5
+#: Probability of as many dead units in a layer whose units are on or off by the toss of a coin, below which they are
+#: news: one false warning in a thousand layers. It takes ten units of which all are off.
+CHANCE = 1e-3
 #: Distance from an end of a sigmoid's or tanh's range within which its slope is below 1e-3 (sigmoid), 2e-3 (tanh).
 SATURATED = 1e-3
 #: What a step may do to a layer's output, in standard deviations of inputs of variance 1: rms(update) sqrt(fan in). A
@@ -97,7 +100,19 @@ class _Activity:
 
     check: str
     dead: torch.Tensor | None = None
+    always: torch.Tensor | None = None
     counts: list[float] = field(default_factory=list)
+
+    @property
+    def by_chance(self) -> float:
+        """Return how likely so many units are off, or more, where each that never changes may as well be always on.
+
+        So it is in a deep narrow net at its start, whose examples look alike: half of its units are off by chance.
+        """
+        if self.dead is None or self.always is None:
+            return 0.0
+        off, fixed = int(self.dead.sum()), int((self.dead | self.always).sum())
+        return 0.5 * math.erfc((off - 0.5 - fixed / 2) / math.sqrt(fixed / 2)) if fixed else 1.0
 
 
 def check_health(subject: Subject) -> list[ResultRow]:
@@ -276,10 +291,12 @@ class _Listener:
             if not isinstance(values, torch.Tensor) or values.dim() < 2:
                 return
             if isinstance(module, (nn.ReLU, nn.ReLU6)):
-                active = (values != 0).flatten(0, -2).any(0) if values.dim() != 4 else (values != 0).amax((0, 2, 3))
+                on = (values != 0).flatten(0, -2) if values.dim() != 4 else (values != 0).transpose(0, 1).flatten(1).T
+                active, always = on.any(0), on.all(0)
                 seen = self._found.setdefault(path, _Activity("health.dead-relu"))
                 same = seen.dead is not None and seen.dead.shape == active.shape
                 seen.dead = (~active & seen.dead) if same else ~active  # type: ignore[operator]
+                seen.always = (always & seen.always) if same else always  # type: ignore[operator]
                 seen.counts = [float(seen.dead.float().mean())]
             else:
                 low, high = (0.0, 1.0) if isinstance(module, nn.Sigmoid) else (-1.0, 1.0)
@@ -294,7 +311,8 @@ class _Listener:
             share = sum(seen.counts) / len(seen.counts)
             what = "units are 0 for the whole batch" if seen.check == "health.dead-relu" else "outputs are at an end"
             module = f"{type(self._subject.model.get_submodule(path)).__name__} ({path})"
-            yield _row(self._subject, seen.check, share > LAYER_SHARE, f"{path}: {share:.0%} of the {what}",
+            bad = share > LAYER_SHARE and seen.by_chance < CHANCE
+            yield _row(self._subject, seen.check, bad, f"{path}: {share:.0%} of the {what}",
                        phase=phase.name, module=module, measured=share, threshold=LAYER_SHARE)  # fmt: skip
 
 

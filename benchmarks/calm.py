@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
+import copy
 import signal
 import sys
 import time
@@ -29,6 +30,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import audits
+from audits.callables import CallableReference, as_loss
 from audits.outcomes import Outcome
 from benchmarks.models.correct import FAMILIES, classes
 
@@ -158,13 +160,15 @@ def optimizers() -> Subjects:
         for i, given in enumerate(info.optim_inputs_func(device="cpu")):
 
             def made(info: Any = info, given: Any = given) -> Made:
-                middle = nn.Linear(12, 12, bias=False)
-                model = nn.Sequential(
-                    nn.Linear(8, 12, bias=False), nn.Tanh(), middle, nn.Tanh(), nn.Linear(12, 3, False)
-                )
-                loss: Any = "cross_entropy"
+                model: nn.Module
+                if info.optim_cls is torch.optim.SparseAdam:
+                    model = nn.Sequential(nn.EmbeddingBag(23, 3, sparse=True))
+                    batch = {"x": torch.randint(0, 23, (16, 5)), "y": torch.randint(0, 3, (16,))}
+                else:
+                    first, middle, last = nn.Linear(8, 12, False), nn.Linear(12, 12, False), nn.Linear(12, 3, False)
+                    model, batch = nn.Sequential(first, nn.Tanh(), middle, nn.Tanh(), last), classes()
                 kwargs = {k: v for k, v in given.kwargs.items() if k not in ("differentiable", "capturable")}
-                return model, classes(), loss, info.optim_cls(list(model.parameters()), **kwargs)
+                return model, batch, "cross_entropy", info.optim_cls(list(model.parameters()), **kwargs)
 
             yield f"{info.optim_cls.__name__}-{i} {given.desc}", made
 
@@ -219,6 +223,18 @@ def limited(seconds: int) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+def _require_finite(model: nn.Module, batch: Any, loss: Any) -> None:
+    """Leave out what is not healthy: a database's inputs at which the loss is NaN or infinite.
+
+    Raises:
+        ValueError: it is such.
+    """
+    function = as_loss(CallableReference.of(loss, role="loss"))
+    value = function(copy.deepcopy(model), batch)
+    if not bool(torch.isfinite(value)):
+        raise ValueError("the loss is not finite")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--groups", default=",".join(GROUPS))
@@ -243,6 +259,7 @@ def main() -> None:
             try:
                 with limited(SECONDS):
                     model, batch, loss, optimizer = make()
+                    _require_finite(model, batch, loss)
             except Exception:
                 tally["not made"] += 1
                 continue

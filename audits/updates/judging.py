@@ -30,7 +30,7 @@ from audits.updates.diagnose import explain
 from audits.updates.expected import LOW_PRECISION, Expected, expect, state_error
 from audits.updates.hook_watch import cure
 from audits.updates.kernels import limit_beside_scalars
-from audits.updates.lost import LOST_SHARE, largest_gradient, lost_share
+from audits.updates.lost import LOST_SHARE, lost_share, whole_step
 from audits.updates.recorder import Call
 from audits.updates.relations import RELATIONS, verdict_of
 from audits.updates.replay import Replays, parts_of
@@ -69,7 +69,7 @@ class RuleJudge:
         #: What the rule carries from step to step and the captured state holds under no name that is known.
         self._nameless = [key for key, name in self._names.items() if name is None]
         self._state: dict[str, State] = {}
-        self._largest = 0.0
+        self._moved = 0.0
         self._replays = Replays(phase.recipe.optimizer, self._captured)
 
     def rows(self, call: Call) -> Iterator[ResultRow]:
@@ -92,7 +92,7 @@ class RuleJudge:
                 )
             return
         self._replays.history.append(call)
-        self._largest = largest_gradient(call)
+        self._moved = whole_step(call)
         for part in parts_of(wanted, {n: call.before[n].numel() for n in wanted}):
             self._replays.turn_to(part)
             yield from self._rows_of(call, part)
@@ -368,7 +368,7 @@ class RuleJudge:
                         error=worst * threshold, threshold=threshold)  # fmt: skip
 
     def _rounding_row(self, call: Call, name: str, reference: Expected) -> ResultRow:
-        share = lost_share(call, name, reference.update, self._largest)
+        share = lost_share(call, name, reference.update, self._moved)
         lost = share > LOST_SHARE
         dtype = call.before[name].dtype
         message = f"{name}: {share:.0%} of the norm of step {call.step}'s update was lost"

@@ -131,6 +131,18 @@ def test_dead_relu_and_all_zero_gradient_warn() -> None:
     assert ("health.all-zero", "0.weight") in found
 
 
+def test_units_of_a_narrow_net_that_are_off_by_chance_are_no_warning() -> None:
+    torch.manual_seed(0)
+    model, batch = chain(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
+    with torch.no_grad():  # five units never on, three never off, as when all examples look alike
+        model[0].bias.copy_(torch.tensor([-100.0] * 5 + [100.0] * 3))
+    assert not {check for check, _ in warned(health(model, batch))} & {"health.dead-relu"}
+    model, batch = chain(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 3))
+    with torch.no_grad():
+        model[0].bias[:20] = -100.0  # the others come and go
+    assert ("health.dead-relu", "ReLU (1)") in warned(health(model, batch))
+
+
 def test_saturated_tanh_warns() -> None:
     torch.manual_seed(0)
     model, batch = chain(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 3))
