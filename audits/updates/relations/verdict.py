@@ -159,7 +159,18 @@ def judge(subject: Subject, phase: LivePhase, seed: int) -> Verdict:
         except Exception as error:  # the class is the user's: what it cannot do is no relation broken
             told = f"it raised {type(error).__name__}: {' '.join(str(error).split())[:160]}"
             relations.append(does_not_apply(claim, told))
-    return Verdict(tuple(relations), way=bench.way)
+    return Verdict(tuple(_matrices_apart(relations)), way=bench.way)
+
+
+def _matrices_apart(relations: list[Relation]) -> Iterator[Relation]:
+    """Hold no rule of whole tensors to float64: inverses and roots of near-singular matrices lose float32's digits.
+
+    Such a rule also guards them by its dtype's own eps, so that it is another one in each (LoRA-RITE: half a percent).
+    """
+    whole = any(r.claim == elements.PIECES and r.held is Held.OPEN for r in relations)
+    for r in relations:
+        apart = whole and r.claim == numbers.FLOAT32 and r.held is Held.NO
+        yield does_not_apply(r.claim, f"{r.told}, in a rule of whole tensors") if apart else r
 
 
 def _all(

@@ -172,3 +172,20 @@ def test_steps_that_ask_for_more_are_taken(own: type[Any]) -> None:
     rows = audited(model, batch=batch, loss=models.classify, optimizer=own(model.parameters()))
     assert failed(rows) == []
     assert {r.outcome for r in of(rows, "update.rule")} == {Outcome.PASS}
+
+
+@pytest.mark.parametrize("shares", [False, True])
+def test_a_flag_of_the_constructor_comes_along(shares: bool) -> None:
+    model, batch = models.mlp()
+    optimizer = foreign.Flagged(model.parameters(), shares=shares)
+    rows = audited(model, batch=batch, loss=models.classify, optimizer=optimizer)
+    assert failed(rows) == ([("optimizer.invariants", None)] if shares else [])
+
+
+def test_what_is_counted_in_the_groups_begins_anew() -> None:
+    model, batch = models.mlp()
+    optimizer = foreign.Counting(model.parameters())
+    models.train(model, batch, models.classify, optimizer)
+    rows = audited(model, batch=batch, loss=models.classify, optimizer=optimizer)
+    assert failed(rows) == []
+    assert {r.outcome for r in of(rows, "update.rule")} == {Outcome.PASS}

@@ -439,4 +439,4 @@ def test_own_class_with_other_option_names_has_no_rule() -> None:
     rows = audited(model, batch=batch, loss=models.classify, optimizer=Renamed(model.parameters()),
                    expect={"optimizer": "Adam"})  # fmt: skip
     assert failed(rows) == []
-    assert {r.cause for r in of(rows, "update.rule")} == {"no reference rule"}
+    assert {r.cause for r in of(rows, "update.rule")} == {"relations, no reference rule"}

@@ -177,3 +177,31 @@ class Curved(Foreign):
                         (curve,) = torch.autograd.grad(p.grad.sum(), p, retain_graph=True)
                     p.grad = p.grad.detach() / (1.0 + curve.abs())
         return super().step(closure)
+
+
+class Flagged(Foreign):
+    """Its mistake is a constructor's flag that is in no option."""
+
+    def __init__(self, params: Any, lr: float = 1e-3, shares: bool = False) -> None:
+        super().__init__(params, lr=lr)
+        self.shares = shares
+
+    def options_of(self, group: dict[str, Any]) -> dict[str, Any]:
+        return self.param_groups[0] if self.shares else group
+
+
+class Counting(Foreign):
+    """Counts in its groups, as Schedule-Free does, and has no moments before its first step."""
+
+    def __init__(self, params: Any, lr: float = 1e-3) -> None:
+        super().__init__(params, lr=lr)
+        for group in self.param_groups:
+            group["k"] = 0
+
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            for p in group["params"]:
+                if group["k"] and p.grad is not None and group["k"] < 3 and "m" not in self.state[p]:
+                    raise KeyError("m")
+            group["k"] += 1
+        return super().step(closure)
