@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -34,11 +36,13 @@ class Verdict:
         relations: each one.
         unable: why none could be tried; empty where they were.
         way: how the optimizer was stepped.
+        anew: whether its constructor made it, for a copy of the live object does not step on other tensors.
     """
 
     relations: tuple[Relation, ...]
     unable: str = ""
     way: Way = PLAIN
+    anew: bool = False
 
     @property
     def outcome(self) -> Outcome:
@@ -62,6 +66,7 @@ class Verdict:
         left = [f"{r.claim} ({r.told})" for r in self.relations if r.held is Held.OPEN]
         text = f"{name} has no reference rule and was held to what every optimizer keeps"
         text += f", {self.way.told}" if self.way.told else ""
+        text += ", built anew by its constructor from its options" if self.anew else ""
         return (
             "; ".join([text, *told])
             + f". {len(kept)} hold: {'; '.join(kept)}"
@@ -159,7 +164,8 @@ def judge(subject: Subject, phase: LivePhase, seed: int) -> Verdict:
         except Exception as error:  # the class is the user's: what it cannot do is no relation broken
             told = f"it raised {type(error).__name__}: {' '.join(str(error).split())[:160]}"
             relations.append(does_not_apply(claim, told))
-    return Verdict(tuple(_matrices_apart(relations)), way=bench.way)
+    anew = bench.recipe.kept is None and phase.recipe.optimizer.kept is not None
+    return Verdict(tuple(_matrices_apart(relations)), way=bench.way, anew=anew)
 
 
 def _matrices_apart(relations: list[Relation]) -> Iterator[Relation]:
@@ -203,10 +209,12 @@ def _faithful(bench: Bench, chosen: Layout, base: Run) -> bool:
 def _able(subject: Subject, phase: LivePhase, chosen: Layout, seed: int) -> tuple[Bench, Run] | str:
     """Return a bench on which the optimizer steps, float64 where it does, and its run; or why there is none."""
     first: Exception | None = None
-    plain = way_of(phase.recipe.optimizer)
-    for way in dict.fromkeys((plain, Way(graph=True), Way(closure=True), Way(closure=True, graph=True))):
-        for dtype in (torch.float64, torch.float32):
-            bench = Bench(phase.recipe.optimizer, subject.device, dtype, way, seed)
+    recipe = phase.recipe.optimizer
+    ways = dict.fromkeys((way_of(recipe), Way(graph=True), Way(closure=True), Way(closure=True, graph=True)))
+    # A copy on other tensors lacks what a constructor files by tensor (SaRA's masks): then as the constructor makes it.
+    for made in (recipe, dataclasses.replace(recipe, kept=None)):
+        for way, dtype in itertools.product(ways, (torch.float64, torch.float32)):
+            bench = Bench(made, subject.device, dtype, way, seed)
             try:
                 base = bench.run(chosen.groups, chosen.leaves, watched=True)
                 if not any(moved(base.path, name) for name in chosen.names):

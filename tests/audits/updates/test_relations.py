@@ -43,6 +43,7 @@ CORRECT: list[tuple[type[Any], dict[str, Any]]] = [
     (foreign.Averaging, {}),
     (foreign.Closured, {}),
     (foreign.Curved, {}),
+    (foreign.Masked, {}),
 ]
 
 
@@ -83,6 +84,7 @@ WRONG: list[tuple[type[Any], str, dict[str, Any], str, bool]] = [
     (F, "bfloat16 numbers", {}, numbers.STATE, False),
     (F, "bfloat16 inside", {}, numbers.FLOAT32, False),
     (F, "ascends", {}, descent.FALLS, True),
+    (foreign.Masked, "default lr for all", {}, contract.GROUPS, True),
 ]
 
 

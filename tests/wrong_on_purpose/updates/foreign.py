@@ -205,3 +205,16 @@ class Counting(Foreign):
                     raise KeyError("m")
             group["k"] += 1
         return super().step(closure)
+
+
+class Masked(Foreign):
+    """Files a mask by tensor when it is built, as SaRA does: a copy on other tensors has none."""
+
+    def __init__(self, params: Any, lr: float = 1e-3, mistake: str = "") -> None:
+        super().__init__(params, lr=lr, mistake=mistake)
+        for group in self.param_groups:
+            for p in group["params"]:
+                self.state[p]["mask"] = torch.ones_like(p, dtype=torch.bool)
+
+    def gradient_of(self, p: torch.Tensor, options: dict[str, Any]) -> torch.Tensor:
+        return super().gradient_of(p, options) * self.state[p]["mask"]
