@@ -76,7 +76,7 @@ def test_an_empty_store_reads_as_empty(tmp_path: Path) -> None:
 
 def test_an_unwritable_store_is_infrastructure(tmp_path: Path) -> None:
     (tmp_path / "rows").write_text("a file where a folder should be")
-    with pytest.raises(InfrastructureError, match="cannot be written .* a file stands where a folder must be"):
+    with pytest.raises(InfrastructureError, match=r"cannot be written .* a file stands where a folder must be"):
         ResultsStore(tmp_path).write("rows", table([row()], identity()), date=TODAY, audit_id="a1")
 
 
