@@ -272,6 +272,8 @@ class _Listener:
         self.order = {}
         names = {id(p): name for name, p in self._subject.parameters.items()}
         for path, module in self._subject.model.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):
+                continue  # it takes no hooks from Python: what runs in it is not seen
             owned = [names[id(p)] for p in module.parameters(recurse=False) if id(p) in names]
             if owned:
                 handles.append(module.register_forward_pre_hook(self._entered(owned)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import fnmatch
+import inspect
 import os.path
 import types
 from collections import OrderedDict, defaultdict, deque
@@ -103,9 +104,14 @@ def own_step(optimizer: torch.optim.Optimizer) -> Callable[..., Any] | None:
             step = types.MethodType(step.__wrapped__, optimizer)
         else:
             break
-    if isinstance(step, types.MethodType) and step.__self__ is optimizer and step.__func__ is type(optimizer).step:
+    if isinstance(step, types.MethodType) and step.__self__ is optimizer and _same_code(step, type(optimizer).step):
         return None
     return cast("Callable[..., Any] | None", step)
+
+
+def _same_code(one: types.MethodType, other: Any) -> bool:
+    """Whether two functions come to the same one: torch wraps the ``step`` of its classes, also after this one."""
+    return one.__func__ is other or inspect.unwrap(one.__func__) is inspect.unwrap(other)
 
 
 def patched_step(cls: type[torch.optim.Optimizer]) -> str | None:

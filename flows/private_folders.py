@@ -10,21 +10,37 @@ import fcntl
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 _PREFIX, _HELD = "gradaudit-audit-", ".held"
 
+#: How often and in what pauses (seconds) removing is tried; what is left then is `remove_stale`'s.
+_TRIES, _PAUSE = 100, 0.02
+
 
 @contextlib.contextmanager
 def private_folder() -> Iterator[str]:
     """Make a fresh folder that only this user can read, and remove it at the end."""
-    with tempfile.TemporaryDirectory(prefix=_PREFIX, ignore_cleanup_errors=True) as folder:
-        making = Path(folder, f"{_HELD}.new")
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+    try:
+        making = folder / f"{_HELD}.new"
         with making.open("w") as held:
             fcntl.flock(held, fcntl.LOCK_EX)
-            making.rename(Path(folder, _HELD))  # it is never there without its lock
-            yield folder
+            making.rename(folder / _HELD)  # it is never there without its lock
+            yield str(folder)
+    finally:
+        _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder, into which the threads of a download that was cut short still write for a moment."""
+    for _ in range(_TRIES):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(_PAUSE)
 
 
 def remove_stale() -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -65,12 +66,19 @@ class RuleJudge:
         self._phase = phase
         self.rule = rule_for(subject, phase)
         self._captured = phase.recipe.optimizer.state if with_state and not phase.starts_fresh else {}
-        self._names = state_names(phase, self.rule) if self.rule is not None and self.rule.found else {}
-        #: What the rule carries from step to step and the captured state holds under no name that is known.
-        self._nameless = [key for key, name in self._names.items() if name is None]
         self._state: dict[str, State] = {}
         self._moved = 0.0
         self._replays = Replays(phase.recipe.optimizer, self._captured)
+
+    @cached_property
+    def _names(self) -> Mapping[str, str | None]:
+        """The optimizer's names of what the rule carries on; found by steps of its own, after the user's first one."""
+        return state_names(self._phase, self.rule) if self.rule is not None and self.rule.found else {}
+
+    @property
+    def _nameless(self) -> list[str]:
+        """What the rule carries from step to step and the captured state holds under no name that is known."""
+        return [key for key, name in self._names.items() if name is None] if self._captured else []
 
     def rows(self, call: Call) -> Iterator[ResultRow]:
         """Yield the rows of one call."""
@@ -82,8 +90,8 @@ class RuleJudge:
         if call.state_before is not None:  # a declared hook wrote there: the rule goes on from what it wrote
             self._state, self._captured = {}, call.state_before
             self._replays = Replays(self._phase.recipe.optimizer, self._captured)
-        if self._nameless and self._captured:
-            keys = " and ".join(self._nameless)
+        if nameless := self._nameless:
+            keys = " and ".join(nameless)
             for parameter in wanted:
                 message = (f"{parameter}: the captured state holds {keys} of {self.rule.title} under no name that is "
                            "known: judged from fresh state alone, in this step and by optimizer.probe")  # fmt: skip

@@ -343,13 +343,18 @@ class Recorder:
                     yield name, parameter, group
 
     def _gradients(self, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor | None]:
-        """Clones: SGD(foreach, nesterov) writes into ``p.grad``. Fused optimizers under AMP receive scaled ones."""
+        """Clones: SGD(foreach, nesterov) writes into ``p.grad``. Fused optimizers under AMP receive scaled ones.
+
+        Of a sparse gradient the rows that occur twice are added up here, once: another order of that sum is another
+        gradient, which a float64 copy of the weights shows.
+        """
         scale = getattr(optimizer, "grad_scale", None)
         found: dict[str, torch.Tensor | None] = {}
         for name, parameter, _ in self._held(optimizer):
             gradient = parameter.grad
             if gradient is not None:
-                gradient = gradient.detach().clone()
+                gradient = gradient.detach().coalesce() if gradient.is_sparse else gradient.detach()
+                gradient = gradient.clone()
                 gradient = gradient if scale is None else gradient / scale.to(gradient.device)
             found[name] = gradient
         return found

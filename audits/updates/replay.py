@@ -97,12 +97,7 @@ class Replay:
         if self.dtype is None:
             return value.detach()
         dtype = _COMPLEX[self.dtype] if value.dtype.is_complex else self.dtype
-        value = value.detach()
-        if value.is_sparse:  # rows that occur twice are added up in the gradient's own dtype, as the reference's are
-            places = value.coalesce().indices()
-            summed = value.to_dense()[tuple(places)].to(dtype)
-            return torch.sparse_coo_tensor(places, summed, value.shape, check_invariants=False, is_coalesced=True)
-        return value.to(dtype)
+        return value.detach().to(dtype)
 
     def _cast_state(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Moments follow the lane's dtype; counters stay as they are.

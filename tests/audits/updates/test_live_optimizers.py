@@ -246,6 +246,19 @@ def test_torchs_own_optimizers_keep_their_recipe() -> None:
         assert recipe.phases[0].optimizer.kept is None
 
 
+def test_a_step_that_torch_wraps_after_the_scheduler_did_is_still_the_class_s() -> None:
+    model, batch = live.subject()
+    optimizer = torch.optim.LBFGS(model.parameters())
+    torch.optim.lr_scheduler.StepLR(optimizer, 5)
+    original = torch.optim.LBFGS.step
+    torch.optim.LBFGS.step = torch._dynamo.disable(original)  # type: ignore[method-assign]  # as torch.compile does
+    try:
+        recipe = Recipe.capture(model, batch=batch, loss=live.classify, optimizer=optimizer)
+    finally:
+        torch.optim.LBFGS.step = original  # type: ignore[method-assign]
+    assert recipe.phases[0].optimizer.kept is None
+
+
 def test_a_hook_on_all_optimizers_is_a_hook_of_each() -> None:
     handle = register_optimizer_step_post_hook(live.clamps_weights)
     try:

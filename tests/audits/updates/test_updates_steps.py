@@ -296,10 +296,10 @@ def test_fault_of_the_build_is_told_from_a_fault_of_the_model() -> None:
 
 
 def test_unknown_optimizer_is_held_to_relations() -> None:
-    from tests.wrong_on_purpose.updates.optimizers import Lion
+    from tests.wrong_on_purpose.updates.foreign import Foreign
 
     model, batch = models.mlp()
-    rows = audited(model, batch=batch, loss=models.classify, optimizer=Lion(model.parameters()))
+    rows = audited(model, batch=batch, loss=models.classify, optimizer=Foreign(model.parameters()))
     assert failed(rows) == []
     relations = "relations, no reference rule"
     assert [(r.outcome, r.cause) for r in of(rows, "optimizer.invariants")] == [(Outcome.PASS, relations)]
