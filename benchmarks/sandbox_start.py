@@ -21,8 +21,8 @@ def start(level: Level, settings: GradauditSettings) -> float:
     with tempfile.TemporaryDirectory(prefix="gradaudit-bench-") as temporary:
         folder = Path(temporary)
         folder.chmod(0o755)
-        place, answer, model = folder / "place", folder / "place" / "answer", folder / "model"
-        answer.mkdir(parents=True)
+        place, answer, model = folder / "place", folder / "place" / "answer.jsonl", folder / "model"
+        place.mkdir()
         model.mkdir()
         request = {
             "folder": str(model),
@@ -31,12 +31,11 @@ def start(level: Level, settings: GradauditSettings) -> float:
             "recipe_folder": None,
             "settings": AuditSettings().to_mapping(),
             "device": "cpu",
-            "answer_folder": str(answer),
         }
         began = time.perf_counter()
         end = run_child(request, place, limits_of(settings), level=level, readable=[model], answer=answer)
         seconds = time.perf_counter() - began
-        if end.cause is not None or not (answer / "summary.json").exists():
+        if end.cause is not None or not answer.stat().st_size:
             raise SystemExit(f"the child did not answer at level {level}: {end.message}\n{end.log}")
         return seconds
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import selectors
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,16 +13,18 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from audits.errors import InfrastructureError
+from flows.child_output import KEPT_LOG, Answered, Coming, Printed
 from flows.processes import die_with_parent
+from flows.removing import remove_tree
 from flows.sandbox import Confinement, Level, Limits, confine
 from flows.sandbox.limits import excess_on_disk, machine_memory
 from flows.sandbox.process_tree import ProcessTree
 from flows.settings import GradauditSettings
 from flows.sweeping import Stopped
-from registry_models.answer import clean
+from registry_models.answer import MAXIMUM_BYTES, clean
 
 #: Variables a child may see; everything else, credentials above all, stays out.
 _PASSED = (
@@ -41,8 +41,6 @@ _PASSED = (
 
 #: How often a running child's use is looked at, in seconds.
 _POLL = 0.1
-#: How much of what a child prints is kept: its end, where a traceback is.
-_KEPT_LOG = 4_000
 _GIB, _MIB = 2**30, 2**20
 
 
@@ -99,7 +97,7 @@ def run_child(
         limits: what it may use.
         level: how it is confined; one that this host offers.
         readable: files and folders that it may read, the artifact's above all.
-        answer: the folder that it may write.
+        answer: file that what it answers is written into, by this process; the child knows the end of a pipe.
         extra: further paths that it may read.
         stopping: once it is set, the child and all it started are killed.
 
@@ -107,46 +105,61 @@ def run_child(
         InfrastructureError: the process cannot be started.
         Stopped: ``stopping`` was set.
     """
-    request_file = folder / "request.json"
-    request_file.write_text(json.dumps(request), encoding="utf-8")
-    request_file.chmod(0o644)
-    began, parent = time.monotonic(), os.getpid()
-    confinement = confine(
-        level,
-        limits,
-        folder=folder,
-        readable=[request_file, *readable],
-        answer=answer,
-        device=str(request.get("device", "cpu")),
-        own_root=_own_root(),
-        extra=extra,
-    )
-    (folder / "home").mkdir()
-    if answer is not None and confinement.owner is not None:
-        os.chown(answer, confinement.owner, confinement.owner)
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb", buffering=0) as pipe, os.fdopen(writing, "wb", buffering=0) as its_end:
+        request_file = folder / "request.json"
+        request_file.write_text(json.dumps({**request, "answer": writing}), encoding="utf-8")
+        request_file.chmod(0o644)
+        began = time.monotonic()
+        confinement = confine(
+            level,
+            limits,
+            folder=folder,
+            readable=[request_file, *readable],
+            device=str(request.get("device", "cpu")),
+            own_root=_own_root(),
+            extra=extra,
+        )
+        (folder / "home").mkdir()
+        process = _started(confinement, request_file, folder / "home", its_end)
+        assert process.stdout is not None
+        printed = Printed(process.stdout, limits.log_bytes)
+        answered = Answered(pipe, answer, min(limits.answer_bytes, MAXIMUM_BYTES))
+        tree, output = ProcessTree(process.pid), Coming(printed, answered)
+        try:
+            cause, message = _wait(process, tree, output, limits, folder, began, stopping or threading.Event())
+        finally:
+            tree.end()
+            process.wait()
+            output.close()
+            remove_tree(folder / "home")
+    return ChildEnd(cause, message, time.monotonic() - began, clean(printed.text, KEPT_LOG))
+
+
+def _started(confinement: Confinement, request: Path, home: Path, its_end: IO[bytes]) -> subprocess.Popen[bytes]:
+    """Start the child, which then holds the only writing end of the pipe.
+
+    Raises:
+        InfrastructureError: the process cannot be started.
+    """
+    parent = os.getpid()
     try:
-        process = subprocess.Popen(
-            [*confinement.command, sys.executable, "-m", "registry_models.child", str(request_file)],
+        return subprocess.Popen(
+            [*confinement.command, sys.executable, "-m", "registry_models.child", str(request)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             env=_environment(confinement),
-            cwd=folder / "home",
+            cwd=home,
             close_fds=True,
+            pass_fds=(its_end.fileno(),),
             start_new_session=True,
             preexec_fn=lambda: die_with_parent(parent),
         )
     except OSError as error:
         raise InfrastructureError(f"an audit's process could not be started: {error}") from error
-    tree, output = ProcessTree(process.pid), _Output(process, limits.log_bytes)
-    try:
-        cause, message = _wait(process, tree, output, limits, folder, began, stopping or threading.Event())
     finally:
-        tree.end()
-        process.wait()
-        output.close()
-        shutil.rmtree(folder / "home", ignore_errors=True)
-    return ChildEnd(cause, message, time.monotonic() - began, output.tail())
+        its_end.close()
 
 
 def _environment(confinement: Confinement) -> dict[str, str]:
@@ -171,49 +184,10 @@ def _environment(confinement: Confinement) -> dict[str, str]:
     }
 
 
-class _Output:
-    """What a child prints: read as it comes, its end kept, never written to a disk."""
-
-    def __init__(self, process: subprocess.Popen[bytes], limit: int) -> None:
-        assert process.stdout is not None
-        self._pipe, self._limit, self._kept, self._seen = process.stdout, limit, b"", 0
-        os.set_blocking(self._pipe.fileno(), False)
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(self._pipe, selectors.EVENT_READ)
-
-    @property
-    def excessive(self) -> bool:
-        return self._seen > self._limit
-
-    def read_for(self, seconds: float) -> bool:
-        """Read what comes within ``seconds``; False when the child has closed its end."""
-        deadline = time.monotonic() + seconds
-        while not self.excessive:
-            if not self._selector.select(max(0.0, deadline - time.monotonic())):
-                return True
-            part = self._pipe.read(1 << 16)
-            if not part:
-                return part is None
-            self._seen += len(part)
-            self._kept = (self._kept + part)[-_KEPT_LOG:]
-            if time.monotonic() >= deadline:
-                return True
-        return True
-
-    def close(self) -> None:
-        if not self.excessive:
-            self.read_for(0.0)
-        self._selector.close()
-        self._pipe.close()
-
-    def tail(self) -> str:
-        return clean(self._kept.decode("utf-8", "replace"), _KEPT_LOG)
-
-
 def _wait(
     process: subprocess.Popen[bytes],
     tree: ProcessTree,
-    output: _Output,
+    output: Coming,
     limits: Limits,
     folder: Path,
     began: float,
@@ -228,10 +202,15 @@ def _wait(
         else:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(_POLL)
-        if output.excessive:
+        if output.printed.excessive:
             return "output limit", (
                 f"the audit was ended after printing {limits.log_bytes / _MIB:.0f} MiB, its output limit "
                 "(GRADAUDIT_LOG_LIMIT, in GiB)"
+            )
+        if output.answered.excessive:
+            return "answer limit", (
+                f"the audit was ended after answering with {output.answered.limit / _MIB:.0f} MiB, the most that an "
+                "answer may have"
             )
         if time.monotonic() - looked >= _POLL and process.poll() is None:
             looked = time.monotonic()
@@ -261,10 +240,10 @@ def _excess(tree: ProcessTree, limits: Limits, folder: Path, seconds: float) -> 
             f"({limits.memory_bytes / _GIB:.1f} GiB): GRADAUDIT_MEMORY_LIMIT raises it, in GiB, where the machine has "
             "more"
         )
-    disk = excess_on_disk(folder, limits)
+    disk = excess_on_disk(folder, limits, usage.nameless_bytes)
     if disk is not None:
         return "disk limit", (
-            f"the audit was ended after leaving {disk} on disk, its limit is {limits.answer_bytes / _MIB:.0f} MiB "
+            f"the audit was ended after leaving {disk} on disk; it may leave {limits.answer_bytes / _MIB:.0f} MiB "
             "(GRADAUDIT_ANSWER_LIMIT, in GiB)"
         )
     return None

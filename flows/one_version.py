@@ -29,11 +29,10 @@ from flows.keys import digest, due_key, environment, trusted_digest
 from flows.private_folders import private_folder
 from flows.rerunning import rerun_of
 from flows.sandbox import Level, reached_level
-from flows.sandbox.answer_file import read_untrusted
 from flows.sandbox.artifact import rewritten, shown
 from flows.settings import GradauditSettings
 from flows.sweeping import Sweep
-from registry_models.answer import clean
+from registry_models.answer import clean, read_answer
 from registry_models.recipe_files import RECIPE_FILE
 from registry_models.snapshot import Snapshot, read_snapshot
 from registry_models.versions import Version
@@ -243,13 +242,12 @@ def run_way(
     level, limits = reached_level(settings.isolation), limits_of(settings)
     for attempt in range(settings.attempts):
         place = folder / f"attempt-{attempt}"
-        answer = place / "answer"
-        answer.mkdir(parents=True)
+        answer = place / "answer.jsonl"
+        place.mkdir(parents=True)
         request = {
             **snapshot.request(),
             "settings": way.settings.to_mapping(),
             "device": way.device,
-            "answer_folder": str(answer),
         }
         end = run_child(
             request,
@@ -261,11 +259,12 @@ def run_way(
             extra=settings.readable_paths,
             stopping=stopping,
         )
+        _log.debug("attempt %d printed:\n%s", attempt + 1, end.log)
         if end.cause is None:
             if level is not Level.BUBBLEWRAP and rewritten(snapshot):
                 return refused("the audited version rewrote its own files while it was audited", cause="rewritten")
             try:
-                return read_untrusted(answer)
+                return read_answer(answer, seconds=end.seconds)
             except InputError as error:
                 return refused(clean(str(error)), cause="bad answer")
         _log.warning("attempt %d: %s\n%s", attempt + 1, end.message, end.log)

@@ -8,11 +8,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+from flows.removing import remove_tree
 
 _PREFIX, _HELD = "gradaudit-audit-", ".held"
 
@@ -37,8 +38,7 @@ def private_folder() -> Iterator[str]:
 def _remove(folder: Path) -> None:
     """Remove a folder, into which the threads of a download that was cut short still write for a moment."""
     for _ in range(_TRIES):
-        shutil.rmtree(folder, ignore_errors=True)
-        if not folder.exists():
+        if remove_tree(folder):
             return
         time.sleep(_PAUSE)
 
@@ -52,6 +52,5 @@ def remove_stale() -> int:
                 continue
             with (folder / _HELD).open("r+") as held:
                 fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)  # an OSError while its process lives
-                shutil.rmtree(folder, ignore_errors=True)
-                removed += 1
+                removed += remove_tree(folder)
     return removed

@@ -1,85 +1,153 @@
-"""The child's answer: one Arrow file of rows and one small JSON, written by the child, validated by the parent."""
+"""The child's answer: lines of JSON through a pipe, one a row and a last one for the rest; validated by the parent.
+
+JSON unfolds to what it is long, nothing in it names a place, and a line is read at a time: the parent needs memory for
+the rows and for no more. The child writes no file that the parent would have to find, open or remove.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
+import types
+import typing
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-import pyarrow as pa
-
+from audits.checks import CHECKS
 from audits.errors import ArtifactError
 from audits.outcomes import Coverage, Lane, Outcome, ResultRow, Severity
 from audits.report import AuditReport
-from audits.result_format import ANSWER_SCHEMA, AuditIdentity, answer_table
+from audits.result_format import AuditIdentity
 from registry_models.untrusted_text import clean as without_unsafe
 
-ROWS_FILE, SUMMARY_FILE = "rows.arrow", "summary.json"
-
-#: Caps on what a child may answer. 2,000 tensors give about 30,000 rows of at most 1 kB.
-MAXIMUM_ROWS_BYTES = 256 * 2**20
-MAXIMUM_SUMMARY_BYTES = 8 * 2**20
-MAXIMUM_ROWS = 1_000_000
+#: Caps on what a child may answer. 2,000 tensors give about 30,000 rows of 0.5 kB.
+MAXIMUM_BYTES = 128 * 2**20
+MAXIMUM_LINE = 16 * 2**20
+MAXIMUM_ROWS = 150_000
 MAXIMUM_TEXT = 2_000
+MAXIMUM_NAME = 500
+MAXIMUM_UNRESOLVED = 20_000
 MAXIMUM_LIMITS = 10
 MAXIMUM_PARTS = 20
+
+#: What the last line holds, and nothing else has.
+_LAST = "answered"
 
 #: Identity fields that only the child knows.
 _IDENTITY = ("recipe_digest", "settings_digest", "torch", "device", "driver")
 
+_KINDS = typing.get_type_hints(ResultRow)
+_FIELDS = tuple(_KINDS)
+#: Texts of a row that are a sentence; the others are names.
+_SENTENCES = ("message", "where_to_look", "waiver", "cause")
 
-def write_answer(report: AuditReport, folder: Path) -> None:
-    """Write the report for the parent; the summary comes last and marks the answer as complete."""
-    with pa.OSFile(str(folder / ROWS_FILE), "wb") as sink, pa.ipc.new_file(sink, ANSWER_SCHEMA) as writer:
-        writer.write_table(answer_table(report.rows))
+
+def write_answer(report: AuditReport, stream: BinaryIO) -> None:
+    """Write the report for the parent; the last line marks the answer as complete."""
+    if len(report.rows) > MAXIMUM_ROWS:
+        from audits.run import refused
+
+        report = refused(
+            f"the audit has {len(report.rows):,} rows, more than the {MAXIMUM_ROWS:,} that one answer holds: narrow it "
+            "with --check or --parameter"
+        )
+    for row in report.rows:
+        values = ((name, getattr(row, name)) for name in _FIELDS)
+        stream.write(_line({name: _plain(value) for name, value in values if value is not None}))
     identity, coverage = report.identity, report.coverage_of
-    summary = {
-        "coverage": {
-            "tensors": coverage.tensors,
-            "elements": coverage.elements,
-            "unresolved": list(coverage.unresolved),
-        },
+    last = {
+        _LAST: len(report.rows),
+        "coverage": dataclasses.asdict(coverage),
         "seconds": report.seconds,
         "provenance": dict(report.provenance),
         "limits": list(report.limits),
         "parts": dict(report.parts),
-        "recipe_digest": identity.recipe_digest,
-        "settings_digest": identity.settings_digest,
-        "torch": identity.torch,
-        "device": identity.device,
-        "driver": identity.driver,
+        **{name: getattr(identity, name) for name in _IDENTITY},
     }
-    temporary = folder / f"{SUMMARY_FILE}.tmp"
-    temporary.write_text(json.dumps(summary), encoding="utf-8")
-    temporary.rename(folder / SUMMARY_FILE)
+    stream.write(_line(last))
+    stream.flush()
 
 
-def read_answer(folder: Path) -> AuditReport:
-    """Read and validate a child's answer. Nothing in it is trusted: schema, sizes and enumerations are checked.
+def _line(values: Mapping[str, Any]) -> bytes:
+    return json.dumps(values, ensure_ascii=True).encode("ascii") + b"\n"
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, (int, float, str)) and not hasattr(value, "value") else str(value)
+
+
+def read_answer(path: Path, *, seconds: float = math.inf) -> AuditReport:
+    """Read and validate a child's answer. Nothing in it is trusted: sizes, types, names and numbers are checked.
+
+    Args:
+        path: the file that the parent wrote what came through the pipe into.
+        seconds: how long the child ran by the parent's own clock; it cannot have worked longer.
 
     Raises:
-        ArtifactError: the answer is missing, too large, or not of the agreed form.
+        ArtifactError: the answer is missing, incomplete, too large, or not of the agreed form.
     """
+    if not path.is_file() or not path.stat().st_size:
+        raise ArtifactError("the audit gave no answer")
+    if path.stat().st_size > MAXIMUM_BYTES:
+        raise ArtifactError(f"the audit's answer is larger than {MAXIMUM_BYTES // 2**20} MiB")
     try:
-        summary = _read_summary(folder / SUMMARY_FILE)
-        rows = _read_rows(folder / ROWS_FILE)
-        coverage = summary["coverage"]
-        identity: dict[str, Any] = {name: clean(str(summary[name]), 200) for name in _IDENTITY}
-        return AuditReport(
-            rows=tuple(rows),
-            coverage_of=Coverage(
-                tensors=_share(coverage["tensors"]),
-                elements=_share(coverage["elements"]),
-                unresolved=tuple(clean(str(name)) for name in coverage["unresolved"]),
-            ),
-            identity=AuditIdentity(**identity),
-            seconds=float(summary["seconds"]),
-            provenance={clean(str(k), 100): clean(str(v), 1000) for k, v in summary["provenance"].items()},
-            limits=tuple(clean(str(text)) for text in summary.get("limits", ())[:MAXIMUM_LIMITS]),
-            parts=_parts(summary.get("parts", {})),
-        )
-    except (KeyError, TypeError, ValueError, AttributeError, OSError, pa.ArrowException) as error:
-        raise ArtifactError(f"the audit's answer is not of the agreed form: {type(error).__name__}: {error}") from error
+        return _report(_lines(path), seconds)
+    except ArtifactError:
+        raise
+    except Exception as error:  # deep nesting, numbers beyond any type, keys that are missing: all one kind of wrong
+        told = clean(f"{type(error).__name__}: {error}", MAXIMUM_NAME)
+        raise ArtifactError(f"the audit's answer is not of the agreed form: {told}") from error
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open("rb") as stream:
+        while line := stream.readline(MAXIMUM_LINE + 1):
+            if len(line) > MAXIMUM_LINE:
+                raise ArtifactError(f"a line of the audit's answer is longer than {MAXIMUM_LINE // 2**20} MiB")
+            if not line.endswith(b"\n"):
+                raise ArtifactError("the audit's answer is incomplete")
+            values = json.loads(line)
+            if not isinstance(values, dict):
+                raise ArtifactError("a line of the audit's answer is no object")
+            yield values
+
+
+def _report(lines: Iterator[dict[str, Any]], seconds: float) -> AuditReport:
+    rows: list[ResultRow] = []
+    for values in lines:
+        if _LAST not in values:
+            rows.append(_row(values))
+            if len(rows) > MAXIMUM_ROWS:
+                raise ArtifactError(f"the audit answered with more than {MAXIMUM_ROWS:,} rows")
+            continue
+        if values[_LAST] != len(rows) or next(lines, None) is not None:
+            raise ArtifactError("the audit's answer is not in one piece")
+        return _whole(rows, values, seconds)
+    raise ArtifactError("the audit's answer is incomplete")
+
+
+def _whole(rows: list[ResultRow], last: dict[str, Any], seconds: float) -> AuditReport:
+    coverage = last["coverage"]
+    identity: dict[str, Any] = {name: clean(str(last[name]), 200) for name in _IDENTITY}
+    took = _number(last["seconds"])
+    if not 0.0 <= took <= seconds:
+        raise ArtifactError(f"the audit says that it took {took:g} s, which is not possible")
+    return AuditReport(
+        rows=tuple(rows),
+        coverage_of=Coverage(
+            tensors=_share(coverage["tensors"]),
+            elements=_share(coverage["elements"]),
+            unresolved=_names(coverage["unresolved"]),
+            silent=_names(coverage["silent"]),
+        ),
+        identity=AuditIdentity(**identity),
+        seconds=took,
+        provenance=_texts(last["provenance"], 100, 1000),
+        limits=tuple(clean(str(text)) for text in last["limits"][:MAXIMUM_LIMITS]),
+        parts=_texts(last["parts"], 50, 50),
+    )
 
 
 def clean(text: str, limit: int = MAXIMUM_TEXT) -> str:
@@ -87,61 +155,58 @@ def clean(text: str, limit: int = MAXIMUM_TEXT) -> str:
     return without_unsafe(text)[:limit]
 
 
-def _read_summary(path: Path) -> dict[str, Any]:
-    if not path.is_file() or path.is_symlink():
-        raise ArtifactError("the audit gave no answer")
-    if path.stat().st_size > MAXIMUM_SUMMARY_BYTES:
-        raise ArtifactError("the audit's summary is too large")
-    summary = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(summary, dict):
-        raise ArtifactError("the audit's summary is no object")
-    return summary
-
-
-def _read_rows(path: Path) -> list[ResultRow]:
-    if not path.is_file() or path.is_symlink() or path.stat().st_size > MAXIMUM_ROWS_BYTES:
-        raise ArtifactError("the audit's rows are missing or too large")
-    with pa.OSFile(str(path), "rb") as source, pa.ipc.open_file(source) as reader:
-        if not reader.schema.equals(ANSWER_SCHEMA):
-            raise ArtifactError("the audit's rows have another schema")
-        batches = []
-        count = 0
-        for index in range(reader.num_record_batches):
-            batch = reader.get_batch(index)
-            batch.validate(full=True)
-            count += batch.num_rows
-            if count > MAXIMUM_ROWS:
-                raise ArtifactError(f"the audit answered with more than {MAXIMUM_ROWS:,} rows")
-            batches.append(batch)
-        table = pa.Table.from_batches(batches, ANSWER_SCHEMA)
-    return [_row(values) for values in table.to_pylist()]
-
-
 def _row(values: dict[str, Any]) -> ResultRow:
-    values.pop("row")
-    for name, value in values.items():
-        if isinstance(value, str):
-            values[name] = clean(value)
-    return ResultRow(
-        **{
-            **values,
-            "outcome": Outcome(values["outcome"]),
-            "severity": Severity(values["severity"]),
-            "lane": None if values["lane"] is None else Lane(values["lane"]),
-            "message": values["message"] or "",
-        }
-    )
+    if unknown := values.keys() - set(_FIELDS):
+        raise ArtifactError(f"a row of the audit has an unknown field {clean(sorted(unknown)[0], 50)!r}")
+    row = ResultRow(**{name: _value(name, value) for name, value in values.items()})
+    if row.check not in CHECKS:
+        raise ArtifactError(f"the audit speaks of a check that there is not, {clean(row.check, 50)!r}")
+    return row
 
 
-def _parts(value: Any) -> dict[str, str]:
-    parts = {clean(str(k), 50): clean(str(v), 50) for k, v in value.items()}
-    if len(parts) > MAXIMUM_PARTS:
+def _value(name: str, value: Any) -> Any:
+    """A field's value as its type has it; whatever is not of that type is an error."""
+    kind = _KINDS[name]
+    kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    if value is None and type(None) in kinds:
+        return None
+    (wanted,) = (k for k in kinds if k is not type(None))
+    if wanted in (Outcome, Severity, Lane):
+        return wanted(value)
+    if wanted is float:
+        return _number(value, finite=False)
+    if type(value) is not wanted:
+        raise TypeError(f"{name} is a {type(value).__name__}")
+    if wanted is int and not 0 <= value < (2**15 if name == "step" else 2**63):
+        raise ValueError(f"{name} is out of range")
+    if wanted is str:
+        return clean(value, MAXIMUM_TEXT if name in _SENTENCES else MAXIMUM_NAME)
+    return value
+
+
+def _number(value: Any, *, finite: bool = True) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{type(value).__name__} for a number")
+    number = float(value)
+    if finite and not math.isfinite(number):
+        raise ValueError("a number that is not finite")
+    return number
+
+
+def _names(values: Any) -> tuple[str, ...]:
+    if not isinstance(values, list) or len(values) > MAXIMUM_UNRESOLVED:
+        raise ArtifactError(f"the audit names more than {MAXIMUM_UNRESOLVED:,} parameters")
+    return tuple(clean(str(name), MAXIMUM_NAME) for name in values)
+
+
+def _texts(values: Any, key: int, text: int) -> dict[str, str]:
+    if len(values) > MAXIMUM_PARTS:
         raise ArtifactError(f"the audit's answer has more than {MAXIMUM_PARTS} parts")
-    return parts
+    return {clean(str(k), key): clean(str(v), text) for k, v in values.items()}
 
 
 def _share(value: Any) -> float:
-    share = float(value)
+    share = _number(value)
     if not 0.0 <= share <= 1.0:
         raise ArtifactError(f"the audit's coverage is {share}, no share")
     return share

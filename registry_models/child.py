@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -64,7 +65,8 @@ def main(arguments: list[str]) -> int:
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     see_functions_from_now_on()
     request = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
-    write_answer(run(request), Path(request["answer_folder"]))
+    with os.fdopen(request["answer"], "wb") as stream:
+        write_answer(run(request), stream)
     return 0
 
 

@@ -10,6 +10,9 @@ from pathlib import Path
 _NOBODY = 65534
 USER_NAME = "audit"
 
+#: Capabilities with which the first process inside becomes another user and gives up the rest.
+_KEPT = ("CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP")
+
 #: Top-level folders that are links into /usr on most systems and real folders on some.
 _TOP = ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 
@@ -22,7 +25,6 @@ def bubblewrap_command(
     *,
     folder: Path,
     readable: Sequence[Path],
-    answer: Path | None,
     scratch_bytes: int,
     gpu: bool,
     own_user: bool,
@@ -34,7 +36,6 @@ def bubblewrap_command(
         program: bubblewrap.
         folder: private folder of the audit, for the files that stand in for the host's.
         readable: paths shown read-only, at the place they have outside.
-        answer: the only folder of the host that may be written.
         scratch_bytes: size of each of the private in-memory file systems.
         gpu: show the GPU's device nodes and settings.
         own_user: the caller is root, and what runs inside changes to a user of its own: no user namespace. Otherwise
@@ -43,9 +44,10 @@ def bubblewrap_command(
     """
     size = str(scratch_bytes)
     command = [program, "--unshare-net", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
-    command += ["--die-with-parent", "--new-session", "--hostname", "audit"]
+    # Bubblewrap's own first process would have the audit's user, and neither its limits nor its filter.
+    command += ["--die-with-parent", "--new-session", "--as-pid-1", "--hostname", "audit"]
     if own_user:
-        command += ["--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
+        command += ["--cap-drop", "ALL", *(part for name in _KEPT for part in ("--cap-add", name))]
     else:
         command += ["--unshare-user", "--uid", str(_NOBODY), "--gid", str(_NOBODY)]
         command += ["--disable-userns"] if no_nested else []
@@ -57,7 +59,7 @@ def bubblewrap_command(
     command += ["--proc", "/proc", "--dev", "/dev"]
     command += ["--perms", "1777", "--size", size, "--tmpfs", "/tmp", "--perms", "1777", "--size", size]
     command += ["--tmpfs", "/dev/shm"]
-    command += _parents([Path("/etc/passwd"), *readable, *([answer] if answer else [])])
+    command += _parents([Path("/etc/passwd"), *readable])
     for path in readable:
         command += ["--ro-bind", str(path), str(path)]
     for name, text in _identity_files().items():
@@ -67,8 +69,6 @@ def bubblewrap_command(
     if gpu:
         for node in gpu_nodes():
             command += ["--dev-bind", str(node), str(node)]
-    if answer is not None:
-        command += ["--bind", str(answer), str(answer)]
     return [*command, "--remount-ro", "/dev", "--remount-ro", "/", "--chdir", "/tmp", "--"]
 
 

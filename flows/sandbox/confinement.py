@@ -24,13 +24,11 @@ class Confinement:
         command: what to put before the program and its arguments.
         home: home and temporary folder as the program sees it.
         user_name: the user's name as the program sees it.
-        owner: user id that must own the folder the program writes, or None for the caller's.
     """
 
     command: tuple[str, ...]
     home: str
     user_name: str
-    owner: int | None
 
 
 def confine(
@@ -39,7 +37,6 @@ def confine(
     *,
     folder: Path,
     readable: Sequence[Path] = (),
-    answer: Path | None = None,
     device: str = "cpu",
     own_root: Path | None = None,
     extra: Iterable[str] = (),
@@ -51,7 +48,6 @@ def confine(
         limits: what the audit may use.
         folder: the audit's private folder.
         readable: the snapshot, the recipe and the request.
-        answer: the folder that the audit may write.
         device: anything but ``cpu`` shows the GPUs there are.
         own_root: the folder that holds our three rooms.
         extra: further paths to show read-only.
@@ -66,7 +62,6 @@ def confine(
             shutil.which("bwrap") or "bwrap",
             folder=folder,
             readable=[*shown, *readable],
-            answer=answer,
             scratch_bytes=limits.scratch_bytes,
             gpu=gpu,
             own_user=variant.own_user,
@@ -75,7 +70,7 @@ def confine(
     told = specification(limits, unshare=level is Level.NETWORK, namespace=level is not Level.PROCESS, uid=uid, gpu=gpu)
     inside = [sys.executable, "-I", "-S", str(ENTRY), told]
     home = "/tmp" if level is Level.BUBBLEWRAP else str(folder / "home")
-    return Confinement((*before, *inside), home, USER_NAME, uid)
+    return Confinement((*before, *inside), home, USER_NAME)
 
 
 def _variant_for(level: Level, readable: Sequence[Path]) -> Variant:

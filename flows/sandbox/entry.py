@@ -3,6 +3,10 @@
 Started by path as ``python -I -S entry.py SPECIFICATION PROGRAM ARGUMENT...``. Knows only the standard library: what
 it imports must cost nothing and work before anything of an artifact is on the import path. The order matters: unshare,
 change the user, limit, filter, execute.
+
+In a process namespace of its own it is the first process and stays it: the kernel spares a first process the signals
+that it does not handle, SIGXCPU among them, so the program runs as its child. It is limited and filtered as the program
+is, and no process of the program's user can look into it.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from typing import Any
 _CLONE_NEWNS, _CLONE_NEWUTS, _CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000
 _CLONE_NEWUSER, _CLONE_NEWPID, _CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
 _MS_REC_PRIVATE, _MS_NOSUID_NODEV_NOEXEC = 0x4000 | 0x40000, 2 | 4 | 8
-_PR_SET_PDEATHSIG, _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS = 1, 22, 38
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 4, 22, 24, 38
 _SECCOMP_MODE_FILTER = 2
 _NOBODY = 65534
 
@@ -34,6 +38,7 @@ def main(arguments: list[str]) -> int:
             return status
     uid = specification.get("uid")
     if uid is not None:
+        _drop_bounding_set(libc)
         os.setgroups([])
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
@@ -41,8 +46,31 @@ def main(arguments: list[str]) -> int:
     if sys.platform == "linux":
         _checked(libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
         _filter(libc, specification.get("filter"))
+        if os.getpid() == 1:
+            _checked(libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0), "undumpable")
+            pid = os.fork()
+            if pid:
+                return _wait(pid)
     os.execv(program[0], program)
     return 0  # pragma: no cover
+
+
+def _wait(program: int) -> int:
+    """Take ended processes that nobody else waits for, until the program's; return its exit code, as a shell has it.
+
+    With this process the kernel ends everything in its namespace.
+    """
+    while True:
+        pid, status = os.wait()
+        if pid == program:
+            return 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+
+
+def _drop_bounding_set(libc: Any) -> None:
+    """Give up every capability that a file could bring back; beyond the last one the kernel answers EINVAL."""
+    number = 0
+    while libc.prctl(_PR_CAPBSET_DROP, number, 0, 0, 0) == 0:
+        number += 1
 
 
 def _unshare(libc: Any) -> int | None:
@@ -73,6 +101,8 @@ def _write(path: str, text: str) -> None:
 
 def _limit(limits: dict[str, int]) -> None:
     wanted = {"CORE": (0, 0), "FSIZE": (limits["file"], limits["file"]), "NPROC": (limits["tasks"], limits["tasks"])}
+    # Buffers of sockets and pipes are the kernel's memory, up to 0.4 MB each, and no process is seen to hold them.
+    wanted["NOFILE"] = (limits["descriptors"], limits["descriptors"])
     # SIGXCPU at the first bound tells what happened, SIGKILL at the second needs no consent.
     wanted["CPU"] = (limits["cpu"], limits["cpu"] + 5)
     for name, bounds in wanted.items():

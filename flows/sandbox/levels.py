@@ -138,7 +138,6 @@ def _trial(level: Level, variant: Variant) -> str:
                 shutil.which("bwrap") or "bwrap",
                 folder=Path(temporary),
                 readable=needed_paths(own_root, gpu=False),
-                answer=None,
                 scratch_bytes=_TRIAL_LIMITS.scratch_bytes,
                 gpu=False,
                 own_user=variant.own_user,

@@ -12,6 +12,9 @@ _MIB = 2**20
 #: More entries than this in an answer folder are an attack on the disk's inodes; an honest answer has three.
 MAXIMUM_ENTRIES = 1_000
 
+#: And folders nested deeper than this one on whoever walks them.
+MAXIMUM_DEPTH = 50
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -25,6 +28,7 @@ class Limits:
         processes: processes and threads at one time; 0 is 256 and 8 for each core.
         answer_bytes: everything it leaves on disk.
         log_bytes: everything it prints.
+        descriptors: open files, sockets and pipes of one process.
         scratch_bytes: size of each of its private in-memory file systems, ``/tmp`` and ``/dev/shm`` (bubblewrap only).
     """
 
@@ -36,6 +40,7 @@ class Limits:
     answer_bytes: int = 512 * _MIB
     log_bytes: int = 16 * _MIB
     scratch_bytes: int = 2 * _GIB
+    descriptors: int = 1024
 
     @property
     def cpu(self) -> int:
@@ -54,28 +59,45 @@ def machine_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def excess_on_disk(folder: Path, limits: Limits) -> str | None:
-    """Return what is too much in ``folder``, or None.
+def excess_on_disk(folder: Path, limits: Limits, nameless_bytes: int = 0) -> str | None:
+    """Return what is too much in ``folder``, or None; what cannot be looked at is too much.
 
-    Symbolic links are counted, never followed.
+    Symbolic links are counted, never followed. Folders are opened from the one above, so that no path grows too long.
     """
-    total = entries = 0
-    pending = [str(folder)]
-    while pending:
-        try:
-            found = os.scandir(pending.pop())
-        except OSError:
-            continue
-        with found:
+    total, entries = nameless_bytes, 0
+    pending: list[tuple[int, list[str]]] = []
+
+    def opened(name: str, above: int | None) -> str | None:
+        nonlocal total, entries
+        place = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=above)
+        pending.append((place, folders := []))
+        with os.scandir(place) as found:
             for entry in found:
                 entries += 1
-                try:
-                    if entry.is_dir(follow_symlinks=False):
-                        pending.append(entry.path)
-                    else:
-                        total += entry.stat(follow_symlinks=False).st_blocks * 512
-                except OSError:
-                    continue
                 if entries > MAXIMUM_ENTRIES:
                     return f"more than {MAXIMUM_ENTRIES:,} files"
-    return f"{total / _MIB:.0f} MiB" if total > limits.answer_bytes else None
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.name)
+                else:
+                    total += entry.stat(follow_symlinks=False).st_blocks * 512
+        return f"folders nested deeper than {MAXIMUM_DEPTH}" if len(pending) > MAXIMUM_DEPTH else None
+
+    try:
+        excess = opened(str(folder), None)
+        while pending and excess is None:
+            place, folders = pending[-1]
+            if not folders:
+                os.close(pending.pop()[0])
+                continue
+            try:
+                excess = opened(folders.pop(), place)
+            except FileNotFoundError:  # gone meanwhile
+                continue
+    except FileNotFoundError:
+        excess = None
+    except OSError as error:
+        return f"a folder that cannot be looked into ({error.strerror})"
+    finally:
+        for place, _ in pending:
+            os.close(place)
+    return excess or (f"{total / _MIB:.0f} MiB" if total > limits.answer_bytes else None)

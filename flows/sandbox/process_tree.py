@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import stat
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +33,7 @@ class Usage:
     tasks: int
     memory_bytes: int
     cpu_seconds: float
+    nameless_bytes: int = 0
 
 
 class ProcessTree:
@@ -55,6 +58,7 @@ class ProcessTree:
             tasks=sum(member.tasks for member in members.values()),
             memory_bytes=sum(member.memory_bytes for member in members.values()),
             cpu_seconds=max((member.cpu_seconds for member in members.values()), default=0.0),
+            nameless_bytes=_nameless_bytes(members),
         )
 
     def end(self) -> None:
@@ -97,6 +101,19 @@ class ProcessTree:
         return leader is not None and leader.started != self._leader_started
 
 
+def _nameless_bytes(pids: Iterable[int]) -> int:
+    """Return what open files without a name take on disks: a walk over names does not see them."""
+    found: dict[tuple[int, int], int] = {}
+    for pid in pids:
+        with contextlib.suppress(OSError), os.scandir(f"/proc/{pid}/fd") as handles:
+            for handle in handles:
+                with contextlib.suppress(OSError):
+                    about = os.stat(handle.path)
+                    if stat.S_ISREG(about.st_mode) and not about.st_nlink:
+                        found[about.st_dev, about.st_ino] = about.st_blocks * 512
+    return sum(found.values())
+
+
 def tasks_of_user() -> int:
     """Return how many processes and threads this user runs now (Linux; 0 elsewhere)."""
     return sum(process.tasks for pid, process in _processes().items() if _owner(pid) == os.getuid())
@@ -107,6 +124,14 @@ def _owner(pid: int) -> int | None:
         return os.stat(f"/proc/{pid}").st_uid
     except OSError:
         return None
+
+
+def _page_tables(entry: str) -> int:
+    """Bytes of a process's page tables, which its resident memory leaves out and which can be as large."""
+    for line in Path(f"/proc/{entry}/status").read_text(errors="replace").splitlines():
+        if line.startswith("VmPTE:"):
+            return int(line.split()[1]) * 1024
+    return 0
 
 
 def _processes() -> dict[int, _Process]:
@@ -127,7 +152,7 @@ def _processes() -> dict[int, _Process]:
                 session=int(fields[3]),
                 started=int(fields[19]),
                 tasks=int(fields[17]),
-                memory_bytes=int(fields[21]) * page,
+                memory_bytes=int(fields[21]) * page + _page_tables(entry),
                 cpu_seconds=(int(fields[11]) + int(fields[12])) / tick,
                 zombie=fields[0] in "ZX",
             )

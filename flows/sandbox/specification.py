@@ -29,7 +29,12 @@ def specification(limits: Limits, *, unshare: bool, namespace: bool, uid: int | 
     told = {
         "unshare": unshare,
         "uid": uid,
-        "limits": {"file": limits.file_bytes, "cpu": limits.cpu, "tasks": tasks},
+        "limits": {
+            "file": limits.file_bytes,
+            "cpu": limits.cpu,
+            "tasks": tasks,
+            "descriptors": limits.descriptors,
+        },
         "filter": filter_program(gpu=gpu),
     }
     return json.dumps(told)

@@ -2,8 +2,9 @@
 
 It refuses (EPERM) new namespaces and mounts, which root's own sandbox would otherwise allow to try; tracing; the
 kernel's keyrings, which no namespace separates; bpf, performance counters and io_uring, where kernels' privilege
-escalations live; and memory that no process holds (memfd, System V segments), which polling of resident memory does
-not see. ``clone3`` hides its flags from a filter: it answers ENOSYS, so that the C library falls back to ``clone``.
+escalations live; and memory that no process holds (memfd, System V segments, semaphores and queues), which polling of
+resident memory does not see. ``clone3`` hides its flags from a filter: it answers ENOSYS, so that the C library falls
+back to ``clone``.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _NUMBERS = {
             "io_uring_enter": 426, "io_uring_register": 427, "open_tree": 428, "move_mount": 429, "fsopen": 430,
             "fsconfig": 431, "fsmount": 432, "fspick": 433, "mount_setattr": 442,
         },
-        "memory": {"shmget": 29, "memfd_create": 319, "memfd_secret": 447},
+        "memory": {"shmget": 29, "semget": 64, "msgget": 68, "memfd_create": 319, "memfd_secret": 447},
         "clone": 56,
         "clone3": 435,
     },
@@ -40,7 +41,7 @@ _NUMBERS = {
             "io_uring_enter": 426, "io_uring_register": 427, "open_tree": 428, "move_mount": 429, "fsopen": 430,
             "fsconfig": 431, "fsmount": 432, "fspick": 433, "mount_setattr": 442,
         },
-        "memory": {"shmget": 194, "memfd_create": 279, "memfd_secret": 447},
+        "memory": {"msgget": 186, "semget": 190, "shmget": 194, "memfd_create": 279, "memfd_secret": 447},
         "clone": 220,
         "clone3": 435,
     },

@@ -184,12 +184,12 @@ def carrying(mark: str) -> list[int]:
 def test_a_killed_parent_takes_its_child_along(tmp_path: Path, level: Level) -> None:
     if not variants_of(level):
         pytest.skip(f"this host does not offer {level}: {why_not(level)}")
-    own, answer = tmp_path / "own", tmp_path / "work" / "answer"
+    own, answer = tmp_path / "own", tmp_path / "work" / "answer.jsonl"
     (own / "registry_models").mkdir(parents=True)
-    answer.mkdir(parents=True)
+    answer.parent.mkdir()
     (own / "registry_models" / "__init__.py").write_text("")
     (own / "registry_models" / "child.py").write_text(
-        f"import os, time; open({str(answer / 'started')!r}, 'w').close(); time.sleep(60)"
+        "import json, os, sys, time; os.write(json.load(open(sys.argv[1]))['answer'], b'started'); time.sleep(60)"
     )
     script = f"""
 from pathlib import Path
@@ -201,7 +201,7 @@ isolation.run_child({{}}, answer.parent, isolation.Limits(60, 2**34, 2**30), lev
 """
     parent = subprocess.Popen([sys.executable, "-c", script], cwd=Path(__file__).resolve().parents[2])
     deadline = time.monotonic() + 30
-    while not (answer / "started").exists() and time.monotonic() < deadline:
+    while not answer.exists() and time.monotonic() < deadline:
         time.sleep(0.02)
     assert carrying(str(own))
     os.kill(parent.pid, signal.SIGKILL)

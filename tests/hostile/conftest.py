@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,24 +47,24 @@ def witnesses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Witne
 def as_child(tmp_path: Path, witnesses: Witnesses, monkeypatch: pytest.MonkeyPatch) -> Callable[..., ChildEnd]:
     """Run an attack in the place of a child's program: what a model's code is, without the seconds torch takes."""
 
-    def attack(name: str, level: Level, limits: Limits = TIGHT) -> ChildEnd:
+    def attack(name: str, level: Level, limits: Limits = TIGHT, **more: Any) -> ChildEnd:
         need(level)
         base = tmp_path / f"{name}-{level}"
         package, folder, snapshot = base / "own" / "registry_models", base / "work", base / "model"
-        for path in (package, folder / "answer", snapshot):
+        for path in (package, folder, snapshot):
             path.mkdir(parents=True)
         (snapshot / "MLmodel").write_text("flavors: {}\n")
         targets = witnesses.targets(
-            loot=folder / "answer" / "loot.json",
             snapshot=snapshot,
-            answer=str(folder / "answer"),
+            request=str(folder / "request.json"),
             memory_folders=["/tmp", "/dev/shm"] if level is Level.BUBBLEWRAP else [],
             group=os.getpgid(0),
+            **more,
         )
         (package / "__init__.py").write_text("")
         (package / "child.py").write_text(attack_source(name, targets))
         monkeypatch.setattr(isolation, "_own_root", lambda: base / "own")
-        end = run_child({}, folder, limits, level=level, readable=[snapshot], answer=folder / "answer")
+        end = run_child({}, folder, limits, level=level, readable=[snapshot], answer=folder / "answer.jsonl")
         assert not left_running(base / "own"), "everything it started is gone"
         return end
 

@@ -51,14 +51,18 @@ def touches(canary: Path) -> str:
     return f"open({str(canary)!r}, 'a').write('# attacked')\n"
 
 
-def test_a_nosy_pickle_is_audited_in_bubblewrap_and_touches_nothing(witnesses: Witnesses, tmp_path: Path) -> None:
+def test_a_nosy_pickle_is_audited_in_bubblewrap_and_touches_nothing(
+    witnesses: Witnesses, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     need(Level.BUBBLEWRAP)
+    caplog.set_level("DEBUG", "flows.one_version")
     model, work = tmp_path / "model", tmp_path / "work"
-    targets = witnesses.targets(loot=work / "way-0" / "attempt-0" / "answer" / "loot.json", snapshot=model)
+    targets = witnesses.targets(snapshot=model)
     model_directory(model, Payload(attack_source("nosy", targets)))
     report = audited(model, work, "bubblewrap")
     assert report.outcome is Outcome.PASS, report.headline
-    found = json.loads((work / "way-0" / "attempt-0" / "answer" / "loot.json").read_text())
+    printed = next(r.getMessage() for r in caplog.records if "printed" in r.getMessage())
+    found, _ = json.JSONDecoder().raw_decode(printed[printed.index("{") :])
     assert not any(found.values()), found
     assert witnesses.findings(work, texts=(json.dumps(report.to_dict()),)) == set()
     assert not rewritten(read_snapshot(model))
@@ -68,7 +72,7 @@ def test_control_the_same_pickle_in_a_plain_process_gets_out_and_its_rewriting_i
     witnesses: Witnesses, tmp_path: Path
 ) -> None:
     model, work = tmp_path / "model", tmp_path / "work"
-    targets = witnesses.targets(loot=work / "way-0" / "attempt-0" / "answer" / "loot.json", snapshot=model)
+    targets = witnesses.targets(snapshot=model)
     model_directory(model, Payload(attack_source("nosy", targets)))
     report = audited(model, work, "process")
     assert report.outcome is Outcome.INCONCLUSIVE

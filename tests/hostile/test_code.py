@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from flows.isolation import ChildEnd
-from flows.sandbox import Level
+from flows.sandbox import Level, confinement
+from flows.sandbox.levels import Variant, variants_of
 from tests.hostile.conftest import TIGHT, need
 from tests.hostile.witnesses import Witnesses, attack_source
 
@@ -24,8 +25,9 @@ Attack = Callable[..., ChildEnd]
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def loot(tmp_path: Path, level: Level) -> dict[str, list[str]]:
-    return json.loads((tmp_path / f"nosy-{level}" / "work" / "answer" / "loot.json").read_text())
+def loot(end: ChildEnd) -> dict[str, list[str]]:
+    """What an attack got hold of, as it says."""
+    return json.loads(end.log[end.log.index("{") :])
 
 
 def test_in_bubblewrap_nothing_is_read_written_or_called(
@@ -33,7 +35,7 @@ def test_in_bubblewrap_nothing_is_read_written_or_called(
 ) -> None:
     end = as_child("nosy", Level.BUBBLEWRAP)
     assert end.cause is None, end
-    assert loot(tmp_path, Level.BUBBLEWRAP) == {
+    assert loot(end) == {
         "secrets": [], "connected": [], "wrote": [], "writable": [], "namespaces": [],
     }  # fmt: skip
     work = tmp_path / "nosy-bubblewrap"
@@ -43,10 +45,11 @@ def test_in_bubblewrap_nothing_is_read_written_or_called(
 
 
 def test_below_bubblewrap_there_is_no_network_but_the_users_files_are_open(
-    as_child: Attack, witnesses: Witnesses, tmp_path: Path
+    as_child: Attack, witnesses: Witnesses
 ) -> None:
-    assert as_child("nosy", Level.NETWORK).cause is None
-    found = loot(tmp_path, Level.NETWORK)
+    end = as_child("nosy", Level.NETWORK)
+    assert end.cause is None
+    found = loot(end)
     assert found["connected"] == []
     assert found["secrets"] == ["home"], "the parent's environment is out of sight, its files are not"
     assert found["namespaces"] == []
@@ -54,10 +57,11 @@ def test_below_bubblewrap_there_is_no_network_but_the_users_files_are_open(
 
 
 def test_control_in_a_plain_process_the_same_code_connects_reads_and_writes(
-    as_child: Attack, witnesses: Witnesses, tmp_path: Path
+    as_child: Attack, witnesses: Witnesses
 ) -> None:
-    assert as_child("nosy", Level.PROCESS).cause is None
-    found = loot(tmp_path, Level.PROCESS)
+    end = as_child("nosy", Level.PROCESS)
+    assert end.cause is None
+    found = loot(end)
     assert found["connected"] == ["AF_INET", "AF_UNIX"]
     assert "home" in found["secrets"]
     assert "environment" not in found["secrets"], "scrubbed at every level"
@@ -66,9 +70,9 @@ def test_control_in_a_plain_process_the_same_code_connects_reads_and_writes(
 
 
 def test_control_run_directly_it_reads_the_environment(witnesses: Witnesses, tmp_path: Path) -> None:
-    targets = witnesses.targets(loot=tmp_path / "loot.json", snapshot=tmp_path)
-    subprocess.run([sys.executable, "-c", attack_source("nosy", targets)], check=True, capture_output=True)
-    found = json.loads((tmp_path / "loot.json").read_text())
+    source = attack_source("nosy", witnesses.targets(snapshot=tmp_path))
+    done = subprocess.run([sys.executable, "-c", source], check=True, capture_output=True, text=True)
+    found = json.loads(done.stdout[done.stdout.index("{") :])
     assert {"environment", "environment of another process", "home"} <= set(found["secrets"])
     assert witnesses.findings(texts=(str(found),)) == {"connection", "outside"}
 
@@ -129,9 +133,68 @@ def test_a_gigabyte_of_output_ends_the_audit_and_reaches_no_disk(
 
 
 @pytest.mark.parametrize("level", list(Level))
-def test_a_full_answer_folder_ends_the_audit(as_child: Attack, level: Level) -> None:
+def test_an_answer_without_end_ends_the_audit(as_child: Attack, level: Level, tmp_path: Path) -> None:
     end = as_child("big_answer", level)
-    assert end.cause == "disk limit"
+    assert end.cause == "answer limit"
+    assert (tmp_path / f"big_answer-{level}" / "work" / "answer.jsonl").stat().st_size <= TIGHT.answer_bytes
+
+
+def _ways() -> list[tuple[Level, Variant]]:
+    return [(level, variant) for level in (Level.BUBBLEWRAP, Level.NETWORK) for variant in variants_of(level)]
+
+
+@pytest.mark.parametrize(("level", "variant"), _ways(), ids=lambda value: getattr(value, "name", str(value)))
+def test_the_first_process_inside_is_confined_and_out_of_reach(
+    as_child: Attack, level: Level, variant: Variant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(confinement, "variants_of", lambda _: (variant,))
+    found = json.loads(as_child("first_process", level).log)
+    assert (found["Seccomp"], found["NoNewPrivs"]) == ("2", "1")
+    assert [found[name] for name in ("mem", "environ", "maps")] == ["PermissionError"] * 3
+    assert found["own"]["Seccomp"] == "2"
+    if variant.own_user:
+        assert int(found["own"]["CapBnd"], 16) == 0
+
+
+def test_control_the_first_process_of_a_plain_level_is_the_hosts(as_child: Attack) -> None:
+    assert json.loads(as_child("first_process", Level.PROCESS).log)["own"]["Seccomp"] == "2"
+
+
+@pytest.mark.parametrize("level", list(Level))
+def test_a_program_that_uses_up_its_processor_time_is_told_apart(as_child: Attack, level: Level) -> None:
+    end = as_child("spin", level, replace(TIGHT, cpu_seconds=1.0))
+    assert (end.cause, end.message.split(":")[0]) == ("time limit", "the audit used up its CPU time")
+
+
+@pytest.mark.parametrize("level", list(Level))
+def test_what_it_leaves_behind_is_removed_and_links_lead_nowhere(
+    as_child: Attack, witnesses: Witnesses, tmp_path: Path, level: Level
+) -> None:
+    before = witnesses.outside.stat().st_mode
+    assert as_child("deep_home", level).cause in (None, "disk limit")
+    work = tmp_path / f"deep_home-{level}" / "work"
+    assert sorted(path.name for path in work.iterdir() if path.is_dir()) == []
+    assert witnesses.outside.stat().st_mode == before
+    assert witnesses.findings() == set()
+
+
+@pytest.mark.parametrize("level", [Level.NETWORK, Level.PROCESS])
+@pytest.mark.parametrize("how", ["unlinked", "closed"])
+def test_disk_without_names_is_counted(as_child: Attack, level: Level, how: str) -> None:
+    if how == "closed" and os.geteuid() == 0:
+        pytest.skip("root reads every folder, and counts it")
+    assert as_child("hidden_disk", level, how=how).cause == "disk limit"
+
+
+@pytest.mark.parametrize("level", list(Level))
+def test_kernel_memory_that_nobody_holds_is_refused(as_child: Attack, level: Level) -> None:
+    assert as_child("semaphores", level).log.strip() == "taken []"
+
+
+def test_control_run_directly_it_takes_semaphores() -> None:
+    source = attack_source("semaphores", {})
+    done = subprocess.run([sys.executable, "-c", source], check=True, capture_output=True, text=True)
+    assert "semaphores" in done.stdout
 
 
 #: A parent of its own, which an attack may kill: runs each level named, in this order.
@@ -144,9 +207,9 @@ base = Path(sys.argv[1])
 isolation._own_root = lambda: base / "own"
 for name in sys.argv[2:]:
     folder = base / name
-    (folder / "answer").mkdir(parents=True)
+    folder.mkdir(parents=True)
     limits = Limits(seconds=20, memory_bytes=2**30, file_bytes=2**20)
-    end = isolation.run_child({}, folder, limits, level=Level(name), answer=folder / "answer", readable=[base / "own"])
+    end = isolation.run_child({}, folder, limits, level=Level(name), readable=[base / "own"])
     print(name, end.cause, end.log, flush=True)
 """
 
@@ -157,7 +220,7 @@ def test_an_attack_on_its_parent_hits_nothing_but_the_control_kills_it(witnesses
     package = tmp_path / "own" / "registry_models"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("")
-    spy = attack_source("nosy", witnesses.targets(loot=tmp_path / "none" / "loot", snapshot=tmp_path / "none"))
+    spy = attack_source("nosy", witnesses.targets(snapshot=tmp_path / "none"))
     (package / "child.py").write_text(spy + (Path(__file__).parent / "attacks" / "kill.py").read_text())
     levels = [level for level in ("bubblewrap", "network", "process") if level != "bubblewrap" or _offered()]
     done = subprocess.run(
@@ -172,6 +235,4 @@ def test_an_attack_on_its_parent_hits_nothing_but_the_control_kills_it(witnesses
 
 
 def _offered() -> bool:
-    from flows.sandbox.levels import variants_of
-
     return bool(variants_of(Level.BUBBLEWRAP))

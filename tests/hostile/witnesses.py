@@ -42,7 +42,7 @@ class Witnesses:
             listener.setblocking(False)
         return cls(outside, home, secret, listeners)
 
-    def targets(self, *, loot: Path, snapshot: Path, **more: Any) -> dict[str, Any]:
+    def targets(self, *, snapshot: Path, **more: Any) -> dict[str, Any]:
         import registry_models
 
         return {
@@ -54,7 +54,6 @@ class Witnesses:
             "outside": str(self.outside),
             "snapshot": str(snapshot),
             "precious": [os.devnull + "/..", "/etc/passwd", str(registry_models.__file__), sys.prefix + "/pyvenv.cfg"],
-            "loot": str(loot),
             **more,
         }
 

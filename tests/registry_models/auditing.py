@@ -44,23 +44,29 @@ def in_a_child(client: MlflowClient, reference: str, folder: Path) -> AuditRepor
     """Audit in a process of its own, in an empty directory, which must not have imported MLflow."""
     folder.mkdir()
     snapshot = download_version(VersionReference.parse(reference).resolve(client), client, folder)
-    answer = folder / "answer"
-    answer.mkdir()
-    request = {**snapshot.request(), "settings": {}, "device": "cpu", "answer_folder": str(answer)}
+    answer, empty = folder / "answer.jsonl", folder / "empty"
+    empty.mkdir()
+    reading, writing = os.pipe()
+    request = {**snapshot.request(), "settings": {}, "device": "cpu", "answer": writing}
     (folder / "request.json").write_text(json.dumps(request))
     root = str(Path(__file__).resolve().parents[2])
     code = (
         f"import sys; sys.path[0] = {root!r}; from registry_models import child; child.main(sys.argv[1:]);"
         "print([name for name in ('mlflow', 'prefect') if name in sys.modules])"
     )
-    done = subprocess.run(
+    process = subprocess.Popen(
         [sys.executable, "-c", code, str(folder / "request.json")],
-        cwd=answer,
-        capture_output=True,
+        cwd=empty,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
+        pass_fds=(writing,),
         env={"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"},
-        check=False,
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip().endswith("[]"), "the child imports neither MLflow nor Prefect"
+    os.close(writing)
+    with os.fdopen(reading, "rb") as stream:
+        answer.write_bytes(stream.read())
+    printed, _ = process.communicate()
+    assert process.returncode == 0, printed
+    assert printed.strip().endswith("[]"), "the child imports neither MLflow nor Prefect"
     return read_answer(answer)

@@ -1,9 +1,11 @@
-"""Leaves 200 MiB in the answer's folder, and then waits."""
+"""Answers with 200 MiB, and then waits."""
 
-import os
+import json
 import time
 
-for number in range(200):
-    with open(os.path.join(TARGETS["answer"], str(number)), "wb") as stream:  # noqa: F821
-        stream.write(bytes(1 << 20))
+with open(TARGETS["request"]) as stream:  # noqa: F821
+    answer = json.load(stream)["answer"]
+with open(answer, "wb") as stream:
+    for _ in range(200):
+        stream.write(b"x" * 2**20)
 time.sleep(30)

@@ -50,5 +50,3 @@ libc = ctypes.CDLL(None)
 if libc.unshare(0x10000000) == 0:  # CLONE_NEWUSER
     loot["namespaces"].append("user")
 print("\x1b[2J\x1b]0;owned\x07", json.dumps(loot), flush=True)
-with contextlib.suppress(OSError), open(TARGETS["loot"], "w") as stream:  # noqa: F821
-    json.dump(loot, stream)
