@@ -2,7 +2,7 @@
 
 Started by path as ``python -I -S entry.py SPECIFICATION PROGRAM ARGUMENT...``. Knows only the standard library: what
 it imports must cost nothing and work before anything of an artifact is on the import path. The order matters: unshare,
-change the user, limit, filter, execute.
+limit, filter, change the user, execute.
 
 In a process namespace of its own it is the first process and stays it: the kernel spares a first process the signals
 that it does not handle, SIGXCPU among them, so the program runs as its child. It is limited and filtered as the program
@@ -25,6 +25,7 @@ _CLONE_NEWUSER, _CLONE_NEWPID, _CLONE_NEWNET = 0x10000000, 0x20000000, 0x4000000
 _MS_REC_PRIVATE, _MS_NOSUID_NODEV_NOEXEC = 0x4000 | 0x40000, 2 | 4 | 8
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 4, 22, 24, 38
 _SECCOMP_MODE_FILTER = 2
+_CAPABILITY_VERSION = 0x20080522
 _NOBODY = 65534
 
 
@@ -36,21 +37,25 @@ def main(arguments: list[str]) -> int:
         status = _unshare(libc)
         if status is not None:
             return status
+    _limit(specification["limits"])
+    if sys.platform == "linux":
+        _checked(libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
+        _filter(libc, specification.get("filter"))
+        if os.getpid() == 1:
+            # Nobody's memory but its own; and a process that starts others as root stays root itself, without its
+            # powers, or the end of the one that started it would not reach it.
+            _checked(libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0), "undumpable")
+            _checked(libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "end with the parent")
+            pid = os.fork()
+            if pid:
+                _drop_capabilities(libc)
+                return _wait(pid)
     uid = specification.get("uid")
     if uid is not None:
         _drop_bounding_set(libc)
         os.setgroups([])
         os.setresgid(uid, uid, uid)
         os.setresuid(uid, uid, uid)
-    _limit(specification["limits"])
-    if sys.platform == "linux":
-        _checked(libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "no_new_privs")
-        _filter(libc, specification.get("filter"))
-        if os.getpid() == 1:
-            _checked(libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0), "undumpable")
-            pid = os.fork()
-            if pid:
-                return _wait(pid)
     os.execv(program[0], program)
     return 0  # pragma: no cover
 
@@ -64,6 +69,12 @@ def _wait(program: int) -> int:
         pid, status = os.wait()
         if pid == program:
             return 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
+
+
+def _drop_capabilities(libc: Any) -> None:
+    """Give up every capability: ``capset`` with the header of its third version and three empty sets of 64 bits."""
+    header, none = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0), (ctypes.c_uint32 * 6)()
+    _checked(libc.capset(ctypes.byref(header), ctypes.byref(none)), "capset")
 
 
 def _drop_bounding_set(libc: Any) -> None:
@@ -86,7 +97,6 @@ def _unshare(libc: Any) -> int | None:
     if pid:
         _, status = os.waitpid(pid, 0)
         return 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status)
-    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     os.setsid()
     _checked(libc.mount(None, b"/", None, _MS_REC_PRIVATE, None), "mount /")
     # The host's /proc would show the parent, and to the same user the parent's environment.

@@ -149,7 +149,7 @@ def test_the_first_process_inside_is_confined_and_out_of_reach(
 ) -> None:
     monkeypatch.setattr(confinement, "variants_of", lambda _: (variant,))
     found = json.loads(as_child("first_process", level).log)
-    assert (found["Seccomp"], found["NoNewPrivs"]) == ("2", "1")
+    assert (found["Seccomp"], found["NoNewPrivs"], int(found["CapEff"], 16)) == ("2", "1", 0)
     assert [found[name] for name in ("mem", "environ", "maps")] == ["PermissionError"] * 3
     assert found["own"]["Seccomp"] == "2"
     if variant.own_user:

@@ -6,7 +6,7 @@ found = {}
 with open("/proc/1/status") as stream:
     for line in stream:
         name, _, value = line.partition(":")
-        if name in ("Seccomp", "NoNewPrivs"):
+        if name in ("Seccomp", "NoNewPrivs", "CapEff"):
             found[name] = value.strip()
 for name in ("mem", "environ", "maps"):
     try:
