@@ -21,7 +21,7 @@ from audits.settings import AuditSettings
 from flows.fallback import Way
 from flows.gpu import chosen_gpu, held
 from flows.keys import digest, environment
-from flows.one_version import run_way
+from flows.one_snapshot import run_way
 from flows.private_folders import private_folder
 from flows.progress import listener
 from flows.settings import GradauditSettings

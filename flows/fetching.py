@@ -9,8 +9,13 @@ from pathlib import Path
 from mlflow.tracking import MlflowClient
 
 from audits.errors import ArtifactError, DiskError, GradauditError, InfrastructureError, SetupError
+from audits.naming import visible
 from registry_models.snapshot import Snapshot, artifact_bytes, download_version
 from registry_models.versions import Version, answers
+
+#: What the files themselves are to blame for, and no service: folders nested too deep, names and numbers beyond any
+#: type. The next night would meet the same.
+CONTENT = (RecursionError, UnicodeError, ArithmeticError, MemoryError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +64,8 @@ def fetch(
             isinstance(error, DiskError) or not isinstance(error, SetupError)
         ):
             raise
+        if isinstance(error, CONTENT):
+            return Fetched(None, f"the files could not be read: {type(error).__name__}: {visible(str(error))[:300]}")
         if not answers(client):
             if isinstance(error, GradauditError):
                 raise

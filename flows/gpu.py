@@ -12,6 +12,7 @@ from functools import cache
 from flows.keys import driver_version
 from flows.settings import GradauditSettings, visible_gpus
 from flows.sweeping import state_folder, waiting_for
+from registry_models.files_below import files_in
 from registry_models.snapshot import Snapshot
 
 #: Weights that an audit holds at its peak, in copies of the artifact: the gradient check keeps four in float64, which
@@ -76,8 +77,7 @@ def parsed(listing: str) -> list[Gpu]:
 
 def needed_bytes(snapshot: Snapshot) -> int:
     """Return the device memory that auditing the snapshot needs, estimated before anything is loaded."""
-    files = (path for path in snapshot.folder.rglob("*") if path.is_file() and not path.is_symlink())
-    return CONTEXT_BYTES + COPIES * sum(path.stat().st_size for path in files)
+    return CONTEXT_BYTES + COPIES * sum(path.stat().st_size for path in files_in(snapshot.folder))
 
 
 @contextlib.contextmanager

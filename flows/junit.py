@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import re
 import xml.etree.ElementTree as ET
 
 from audits.outcomes import Outcome, ResultRow
 from audits.report import AuditReport
-
-#: Characters that XML 1.0 cannot hold.
-_FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+from registry_models.untrusted_text import for_xml
 
 
 def junit_xml(report: AuditReport) -> str:
@@ -22,7 +19,7 @@ def junit_xml(report: AuditReport) -> str:
     name = f"{report.identity.model_name or 'model'} v{report.identity.model_version or '?'}"
     suite = ET.Element(
         "testsuite",
-        name=_text(f"gradaudit {name}"),
+        name=for_xml(f"gradaudit {name}"),
         tests=str(len(report.rows)),
         failures=str(counts["fail"]),
         errors=str(counts["inconclusive"]),
@@ -39,19 +36,17 @@ def junit_xml(report: AuditReport) -> str:
 
 def _case(suite: ET.Element, row: ResultRow) -> None:
     where = [row.parameter or "model", row.phase, f"step {row.step}" if row.step is not None else None, row.lane]
-    case = ET.SubElement(suite, "testcase", classname=row.check, name=_text(" · ".join(str(w) for w in where if w)))
-    text = _text(" ".join(part for part in (row.message, row.where_to_look) if part))
+    case = ET.SubElement(
+        suite, "testcase", classname=for_xml(row.check), name=for_xml(" · ".join(str(w) for w in where if w))
+    )
+    text = for_xml(" ".join(part for part in (row.message, row.where_to_look) if part))
     match row.counted:
         case Outcome.FAIL:
-            ET.SubElement(case, "failure", message=_text(row.message)).text = text
+            ET.SubElement(case, "failure", message=for_xml(row.message)).text = text
         case Outcome.INCONCLUSIVE:
-            ET.SubElement(case, "error", message=_text(row.message)).text = text
+            ET.SubElement(case, "error", message=for_xml(row.message)).text = text
         case Outcome.SKIPPED:
-            ET.SubElement(case, "skipped", message=_text(row.cause or row.message))
+            ET.SubElement(case, "skipped", message=for_xml(row.cause or row.message))
         case Outcome.WARN:
-            waived = _text(f"Waived: {row.waiver}. ") if row.waiver else ""
+            waived = for_xml(f"Waived: {row.waiver}. ") if row.waiver else ""
             ET.SubElement(case, "system-out").text = f"{waived}{text}"
-
-
-def _text(value: str) -> str:
-    return _FORBIDDEN.sub("", value)

@@ -37,10 +37,10 @@ class NotKeptError(InfrastructureError):
 
 def keep(
     report: AuditReport,
+    *,
     version: Version,
     client: MlflowClient,
     settings: GradauditSettings,
-    *,
     fingerprint: str,
     key: str,
     occasion: str,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import functools
 import logging
-import threading
 import uuid
 from collections.abc import Callable
 from importlib import metadata
@@ -14,30 +14,29 @@ from pathlib import Path
 
 from mlflow.tracking import MlflowClient
 
-from audits.confirming import settled, suspected
-from audits.errors import GradauditError, InputError
+from audits.errors import GradauditError, InfrastructureError, SettingsError
 from audits.report import AuditReport
 from audits.run import refused, with_identity
 from audits.settings import AuditSettings
-from flows.fallback import Way, ran_out, told, ways
 from flows.fetching import fetch
-from flows.gpu import held
-from flows.isolation import limits_of, run_child
-from flows.judging import standing_waivers, under_severities, under_waivers
+from flows.judging import standing_waivers, under_waivers
 from flows.keeping import keep
 from flows.keys import digest, due_key, environment, trusted_digest
+from flows.one_snapshot import audit_snapshot
 from flows.private_folders import private_folder
 from flows.rerunning import rerun_of
-from flows.sandbox import Level, reached_level
-from flows.sandbox.artifact import rewritten, shown
+from flows.sandbox import reached_level
 from flows.settings import GradauditSettings
 from flows.sweeping import Sweep
-from registry_models.answer import clean, read_answer
+from registry_models.answer import clean
 from registry_models.recipe_files import RECIPE_FILE
 from registry_models.snapshot import Snapshot, read_snapshot
 from registry_models.versions import Version
 
 _log = logging.getLogger(__name__)
+
+#: Of a recipe's file a report shows this much; those of 2,000 parameters are about 200 kB.
+SHOWN_RECIPE_BYTES = 2**20
 
 #: The due key of an audit that something else than the version kept from judging: no version has it, so it stays due.
 DUE_AGAIN = "again"
@@ -116,12 +115,12 @@ def audit_version(
                 on_stage("auditing")
                 try:
                     report = audit_snapshot(snapshot, folder, settings, audit_settings, stopping=sweep.stopping)
-                except GradauditError:
+                except (InfrastructureError, SettingsError):
                     raise
+                except GradauditError as error:
+                    report = refused(clean(str(error)))
                 except Exception as error:
-                    _log.exception("an error of gradaudit's own, on %s", version.label)
-                    report = refused(f"an error of gradaudit's own: {type(error).__name__}: {error}", cause="own error")
-                    key = DUE_AGAIN
+                    report, key = own_error(error, version), DUE_AGAIN
         recipe_yaml = _recipe_text(snapshot)
     fingerprint = digest(
         version.name,
@@ -149,19 +148,32 @@ def audit_version(
     report = under_waivers(report, settings)
     if not write:
         return report
+    keeping = functools.partial(
+        keep,
+        version=version,
+        client=client,
+        settings=settings,
+        fingerprint=fingerprint,
+        occasion=target.occasion,
+        rerun=rerun_command(version, settings.tracking_uri),
+    )
     with sweep.alone(sweep.keeping):
         on_stage("publishing")
-        return keep(
-            report,
-            version,
-            client,
-            settings,
-            fingerprint=fingerprint,
-            key=due_key(version, settings, audit_settings) if key is None else key,
-            occasion=target.occasion,
-            recipe_yaml=recipe_yaml,
-            rerun=rerun_command(version, settings.tracking_uri),
-        )
+        key = due_key(version, settings, audit_settings) if key is None else key
+        try:
+            return keeping(report, key=key, recipe_yaml=recipe_yaml)
+        except GradauditError:
+            raise
+        except Exception as error:  # what the answer or the files hold cannot be shown or stored: this is said instead
+            instead = dataclasses.replace(own_error(error, version), identity=report.identity)
+            return keeping(instead, key=DUE_AGAIN, recipe_yaml=None)
+
+
+def own_error(error: Exception, version: Version) -> AuditReport:
+    """Return the report of a version over which something of gradaudit's own broke; the log has the traceback."""
+    _log.error("an error of gradaudit's own, on %s", version.label, exc_info=error)
+    text = clean(f"an error of gradaudit's own: {type(error).__name__}: {error}", 300)
+    return refused(text, cause="own error")
 
 
 def audit_directory(
@@ -191,88 +203,6 @@ def audit_directory(
     )
 
 
-def audit_snapshot(
-    snapshot: Snapshot,
-    folder: Path,
-    settings: GradauditSettings,
-    audit_settings: AuditSettings,
-    *,
-    stopping: threading.Event | None = None,
-) -> AuditReport:
-    """Audit a snapshot in child processes: the best way there is memory for, the report saying what was not.
-
-    Args:
-        snapshot: the files.
-        folder: private folder of this audit.
-        settings: device and limits.
-        audit_settings: what to check.
-        stopping: once it is set, the audit ends.
-
-    Raises:
-        InfrastructureError: the child's process cannot be started.
-        SettingsError: this host does not offer the isolation asked for.
-        Stopped: ``stopping`` was set.
-    """
-    reasons: list[str] = []
-    stopping = stopping or threading.Event()
-    report = refused("no way to audit it was found", cause="out of memory")
-    for number, (way, reason) in enumerate(ways(snapshot, settings.device, audit_settings)):
-        reasons += [reason] if reason else []
-        with held(way.device, settings, stopping):
-            report = run_way(snapshot, folder / f"way-{number}", settings, way, stopping=stopping)
-            if suspected(report):  # of the first call: a second child's first call tells
-                fresh = run_way(snapshot, folder / f"way-{number}-afresh", settings, way, stopping=stopping)
-                report = settled(report, fresh)
-        report = told(report, way, reasons)
-        if not ran_out(report):
-            break
-    return under_severities(report, audit_settings)
-
-
-def run_way(
-    snapshot: Snapshot, folder: Path, settings: GradauditSettings, way: Way, *, stopping: threading.Event
-) -> AuditReport:
-    """Run the child on a snapshot and read its answer; a child that dies again and again is inconclusive.
-
-    Raises:
-        InfrastructureError: the child's process cannot be started.
-        SettingsError: this host does not offer the isolation asked for.
-        Stopped: ``stopping`` was set.
-    """
-    level, limits = reached_level(settings.isolation), limits_of(settings)
-    for attempt in range(settings.attempts):
-        place = folder / f"attempt-{attempt}"
-        answer = place / "answer.jsonl"
-        place.mkdir(parents=True)
-        request = {
-            **snapshot.request(),
-            "settings": way.settings.to_mapping(),
-            "device": way.device,
-        }
-        end = run_child(
-            request,
-            place,
-            limits,
-            level=level,
-            readable=shown(snapshot),
-            answer=answer,
-            extra=settings.readable_paths,
-            stopping=stopping,
-        )
-        _log.debug("attempt %d printed:\n%s", attempt + 1, end.log)
-        if end.cause is None:
-            if level is not Level.BUBBLEWRAP and rewritten(snapshot):
-                return refused("the audited version rewrote its own files while it was audited", cause="rewritten")
-            try:
-                return read_answer(answer, seconds=end.seconds)
-            except InputError as error:
-                return refused(clean(str(error)), cause="bad answer")
-        _log.warning("attempt %d: %s\n%s", attempt + 1, end.message, end.log)
-        if end.cause != "crashed":
-            break
-    return refused(end.message, cause=end.cause or "crashed")
-
-
 def _with_parts(report: AuditReport, snapshot: Snapshot) -> AuditReport:
     """Add what the files say of weights and code to what the audit's process says of recipe and sources."""
     return dataclasses.replace(
@@ -289,4 +219,12 @@ def _recipe_text(snapshot: Snapshot | None) -> str | None:
     if snapshot is None or snapshot.recipe_folder is None:
         return None
     path = snapshot.recipe_folder / RECIPE_FILE
-    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        with path.open("rb") as stream:
+            text = stream.read(SHOWN_RECIPE_BYTES + 1)
+    except OSError:
+        return None
+    cut = "\n# ... and more: the file is in the version\n" if len(text) > SHOWN_RECIPE_BYTES else ""
+    return text[:SHOWN_RECIPE_BYTES].decode("utf-8", "replace") + cut

@@ -2,14 +2,40 @@
 
 from __future__ import annotations
 
+import contextlib
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from audits.errors import ArtifactError
 
 #: Torch writes its records uncompressed. What claims to grow to more than twice the file is no archive of torch's.
 _GROWTH = 2
 _MARGIN = 2**20
+
+
+#: A model of 2,000 tensors has 2,100 records, of some 100 bytes each in the table of contents.
+MAXIMUM_RECORDS = 50_000
+_MAXIMUM_TABLE = 1_000 * MAXIMUM_RECORDS
+
+
+@contextlib.contextmanager
+def opened_archive(path: Path) -> Iterator[zipfile.ZipFile]:
+    """Open a zip whose table of contents is of a model's size; how long it is stands at the file's end.
+
+    Raises:
+        zipfile.BadZipFile: it is none, or its table is longer.
+    """
+    # The standard library's own reader of that record; it has no public name.
+    end_record: Any = zipfile._EndRecData  # type: ignore[attr-defined]
+    with path.open("rb") as stream:
+        record = end_record(stream)
+    entries, size = (record[4], record[5]) if record else (0, 0)
+    if entries > MAXIMUM_RECORDS or size > _MAXIMUM_TABLE:
+        raise zipfile.BadZipFile(f"more than {MAXIMUM_RECORDS:,} records")
+    with zipfile.ZipFile(path) as archive:
+        yield archive
 
 
 def refuse_expanding(path: Path) -> None:
@@ -19,9 +45,9 @@ def refuse_expanding(path: Path) -> None:
         ArtifactError: it is truncated, corrupt or would expand.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with opened_archive(path) as archive:
             total = sum(record.file_size for record in archive.infolist())
-    except (zipfile.BadZipFile, OSError, EOFError, ValueError) as error:
+    except (zipfile.BadZipFile, OSError, EOFError, ValueError, NotImplementedError) as error:
         raise ArtifactError(f"the model file {path.name} is missing, truncated or corrupt: {error}") from error
     if total > _GROWTH * path.stat().st_size + _MARGIN:
         raise ArtifactError(
@@ -33,6 +59,6 @@ def is_torchscript(path: Path) -> bool:
     """Whether the file is a TorchScript archive: a zip with ``constants.pkl`` and ``code/`` in it."""
     if not zipfile.is_zipfile(path):
         return False
-    with zipfile.ZipFile(path) as archive:
+    with opened_archive(path) as archive:
         names = [name.partition("/")[2] for name in archive.namelist()]
     return "constants.pkl" in names and any(name.startswith("code/") for name in names)

@@ -16,7 +16,8 @@ from audits.errors import ArtifactError
 from registry_models.archives import is_torchscript, refuse_expanding
 from registry_models.exported import ExportedGraph, load_exported
 from registry_models.factory_files import read_factory
-from registry_models.recipe_files import FOLDER, load_yaml
+from registry_models.mlmodel import read_mlmodel
+from registry_models.recipe_files import FOLDER
 from registry_models.transformers_files import load_transformers
 
 #: Top-level names that a version's own code may not replace.
@@ -91,7 +92,7 @@ def load_model(folder: Path, artifact_kind: str, code_folders: tuple[Path, ...] 
 
 def _flavors(folder: Path) -> tuple[str, ...]:
     """The flavors that the MLmodel file names."""
-    described = load_yaml(folder / "MLmodel", aliases=True) if (folder / "MLmodel").is_file() else None
+    described = read_mlmodel(folder) if (folder / "MLmodel").is_file() else None
     flavors = described.get("flavors") if isinstance(described, dict) else None
     return tuple(flavors) if isinstance(flavors, dict) else ()
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import re
+from collections.abc import Iterator, Sequence
 
 from mlflow.tracking import MlflowClient
 
 from audits.report import AuditReport
+from registry_models.mlflow_values import tag_value
 from registry_models.places import still_the_same
 from registry_models.report.text import escape_markdown
 from registry_models.versions import OUTCOME_TAG, SUBJECT_TAG, Version, registry_errors
@@ -45,18 +48,40 @@ def mark(
             "audit.failed_parameters": named_parameters(report.failed_parameters),
             "audit.coverage": f"{report.coverage:.4f}",
             "audit.fingerprint": fingerprint,
-            SUBJECT_TAG: _subject(version),
         }
-        if OUTCOME_TAG in current.tags and current.tags[OUTCOME_TAG] != str(report.outcome):
-            # Between the first and the last tag the version shows no verdict rather than an outdated one.
-            client.delete_model_version_tag(version.name, str(version.version), OUTCOME_TAG)
+        tags = {name: tag_value(value) for name, value in tags.items()} | {SUBJECT_TAG: _subject(version)}
         description = with_block(current.description, _block(report, run_id, experiment_id))
-        client.update_model_version(version.name, str(version.version), description)
-        for name, value in tags.items():
-            client.set_model_version_tag(version.name, str(version.version), name, value)
-        _mark_model(client, report, version)
-        client.set_model_version_tag(version.name, str(version.version), OUTCOME_TAG, str(report.outcome))
+        with _all_or_nothing(client, current, [*tags, OUTCOME_TAG]):
+            if OUTCOME_TAG in current.tags and current.tags[OUTCOME_TAG] != str(report.outcome):
+                # Between the first and the last tag the version shows no verdict rather than an outdated one.
+                client.delete_model_version_tag(version.name, str(version.version), OUTCOME_TAG)
+            client.update_model_version(version.name, str(version.version), description)
+            for name, value in tags.items():
+                client.set_model_version_tag(version.name, str(version.version), name, value)
+            _mark_model(client, report, version)
+            client.set_model_version_tag(version.name, str(version.version), OUTCOME_TAG, str(report.outcome))
     return True
+
+
+@contextlib.contextmanager
+def _all_or_nothing(client: MlflowClient, before: Version, names: Sequence[str]) -> Iterator[None]:
+    """Put tags and description back as they were where the block does not come to its end.
+
+    A registry that does not answer any more leaves them without a verdict; the version stays due.
+    """
+    try:
+        yield
+    except BaseException:
+        version = (before.name, str(before.version))
+        with contextlib.suppress(Exception):
+            client.update_model_version(*version, before.description)
+            for name in names:  # the verdict last, as ever
+                if name in before.tags:
+                    client.set_model_version_tag(*version, name, before.tags[name])
+                else:
+                    with contextlib.suppress(Exception):
+                        client.delete_model_version_tag(*version, name)
+        raise
 
 
 def named_parameters(names: list[str]) -> str:

@@ -10,7 +10,7 @@ from mlflow.entities import Metric, RunStatus
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from registry_models.publishing import MAXIMUM_TAG
+from registry_models.mlflow_values import tag_value
 from registry_models.versions import ensure_experiment, registry_errors
 
 
@@ -40,8 +40,8 @@ def publish_night(
         experiment_id = _experiment_beside(client, experiment)
         tags = {
             "night.occasion": occasion,
-            "night.headline": headline[:MAXIMUM_TAG],
-            "mlflow.note.content": note[:MAXIMUM_TAG],
+            "night.headline": tag_value(headline),
+            "mlflow.note.content": tag_value(note),
             "mlflow.source.name": "gradaudit",
             "mlflow.source.type": "JOB",
         }

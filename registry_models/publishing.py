@@ -16,14 +16,12 @@ from audits.outcomes import GRADIENT_EVIDENCE, UPDATE_EVIDENCE, WORST_FIRST, Res
 from audits.report import AuditReport
 from audits.results import write_parquet
 from registry_models.logged_models import link_run, logged_model_of
+from registry_models.mlflow_values import tag_value
 from registry_models.report import Changes, render_html, render_markdown, render_plots
 from registry_models.untrusted_text import neutralised
 from registry_models.versions import Version, ensure_experiment, registry_errors
 
 _log = logging.getLogger(__name__)
-
-#: Longest tag value that MLflow's stores take without cutting.
-MAXIMUM_TAG = 5000
 
 
 def publish(
@@ -57,14 +55,15 @@ def publish(
             "audit.model": version.name,
             "audit.version": str(version.version),
             "audit.outcome": str(report.outcome),
-            "audit.failed_checks": ",".join(report.failed_checks)[:MAXIMUM_TAG],
+            "audit.failed_checks": ",".join(report.failed_checks),
             "audit.fingerprint": fingerprint,
             "audit.artifact_kind": identity.artifact_kind,
             "audit.isolation": identity.isolation,
             "mlflow.source.name": "gradaudit",
             "mlflow.source.type": "JOB",
-            "mlflow.note.content": render_markdown(report, links={}, changes=changes)[:MAXIMUM_TAG],
+            "mlflow.note.content": render_markdown(report, links={}, changes=changes),
         }
+        tags = {name: value if name == "audit.model" else tag_value(value) for name, value in tags.items()}
         run = client.create_run(experiment_id, run_name=version.label, tags=tags)
         run_id = str(run.info.run_id)
         now = int(identity.audited_at.timestamp() * 1000)

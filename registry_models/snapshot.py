@@ -16,9 +16,11 @@ from mlflow.tracking import MlflowClient
 from audits.errors import ArtifactError, RecipeError
 from audits.naming import visible
 from registry_models.factory_files import FACTORY_FILE
+from registry_models.files_below import files_in
 from registry_models.logged_models import logged_model_of, model_exists
+from registry_models.mlmodel import read_mlmodel
 from registry_models.places import Artifacts, artifacts_at, at_home, read_inside, still_the_same, version_artifacts
-from registry_models.recipe_files import FOLDER, RECIPE_FILE, load_yaml
+from registry_models.recipe_files import FOLDER, RECIPE_FILE
 from registry_models.recipe_sources import RecipeSource, Trust, copy_matching
 from registry_models.version_parts import version_parts
 from registry_models.versions import RECIPE_TAG, Version, registry_errors
@@ -32,11 +34,14 @@ _WEIGHTS = (".pth", ".pt", ".bin", ".safetensors", ".ckpt")
 
 _MODEL_ID = re.compile(r"m-[0-9a-f]{1,64}")
 
-#: MLflow writes this file into downloads of a registered version; it is no part of the model.
+#: MLflow writes this file beside MLmodel when it downloads a registered version; it is no part of the model.
 _NOT_CONTENT = "registered_model_meta"
 
 #: Largest recipe folder that a tag can bring in.
 MAXIMUM_RECIPE_FOLDER_BYTES = 2 * 2**30
+
+#: Longest path below a model's folder that MLmodel may name.
+MAXIMUM_NAME = 1000
 
 #: Longest logged parameter that is passed on; optimizers' options are short.
 MAXIMUM_PARAMETER = 500
@@ -176,10 +181,10 @@ def read_snapshot(folder: Path, *, overlay: Path | None = None, overlay_source: 
         raise ArtifactError(f"{folder} is no MLflow model directory: it has no MLmodel file")
     files = _files(folder)
     try:
-        described = load_yaml(folder / "MLmodel", aliases=True)
+        described = read_mlmodel(folder)
     except RecipeError as error:
         raise ArtifactError(str(error)) from error
-    flavors = described.get("flavors") if isinstance(described, Mapping) else None
+    flavors = described.get("flavors") if described is not None else None
     if not isinstance(flavors, Mapping):
         raise ArtifactError("MLmodel names no flavors: the file is damaged")
     own = folder / "extra_files" / FOLDER
@@ -205,7 +210,7 @@ def _check_complete(folder: Path, version: Version, artifacts: Artifacts) -> Non
     if (folder / "MLmodel").is_file():
         return
     where = visible(artifacts.place)
-    names = sorted(path.name for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else []
+    names = sorted(path.name for path in files_in(folder)) if folder.is_dir() else []
     weights = [name for name in names if name.endswith(_WEIGHTS)]
     if not names:
         raise ArtifactError(f"{version.label} has no files: there is nothing at {where}. Were they deleted?")
@@ -224,10 +229,10 @@ def _check_model(folder: Path, version: Version, client: MlflowClient) -> None:
     """
     asked = logged_model_of(client, version)
     try:
-        described = load_yaml(folder / "MLmodel", aliases=True) if (folder / "MLmodel").is_file() else None
+        described = read_mlmodel(folder) if (folder / "MLmodel").is_file() else None
     except RecipeError:
         return  # said better by whoever reads the whole
-    fetched = described.get("model_id") if isinstance(described, Mapping) else None
+    fetched = described.get("model_id") if described is not None else None
     if asked is None or not isinstance(fetched, str) or not _MODEL_ID.fullmatch(fetched) or fetched == asked:
         return
     if not model_exists(client, fetched):
@@ -251,7 +256,9 @@ def _artifact_kind(folder: Path, flavors: Mapping[str, Any]) -> str:
 def _code_folder(folder: Path, flavors: Mapping[str, Any]) -> Path | None:
     for flavor in flavors.values():
         code = flavor.get("code") if isinstance(flavor, Mapping) else None
-        if isinstance(code, str):
+        if isinstance(code, str) and code:
+            if "\0" in code or len(code) > MAXIMUM_NAME:
+                raise ArtifactError("MLmodel's code path is no path: the file is damaged")
             path = (folder / code).resolve()
             if not path.is_relative_to(folder.resolve()):
                 raise ArtifactError(f"MLmodel's code path {code!r} leaves the model's folder")
@@ -261,14 +268,9 @@ def _code_folder(folder: Path, flavors: Mapping[str, Any]) -> Path | None:
 
 
 def _files(folder: Path, *, limit: int | None = None) -> list[Path]:
-    files, total = [], 0
-    for path in sorted(folder.rglob("*")):
-        if path.is_symlink():
-            raise ArtifactError(f"the model's files hold a symbolic link, {path.relative_to(folder)}: refused")
-        if path.is_file() and path.name != _NOT_CONTENT:
-            files.append(path)
-            total += path.stat().st_size
-    if limit is not None and total > limit:
+    """The files that are content; MLflow writes one more beside MLmodel when it downloads a registered version."""
+    files = [path for path in files_in(folder) if path != folder / _NOT_CONTENT]
+    if limit is not None and sum(path.stat().st_size for path in files) > limit:
         raise ArtifactError(f"the recipe is larger than {limit // 2**20} MiB: refused")
     return files
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from audits.errors import ArtifactError, RecipeError
-from registry_models.recipe_files import load_yaml
+from registry_models.mlmodel import read_mlmodel
 
 #: Where MLflow puts the pipeline's model and its other parts.
 MODEL_FOLDER, COMPONENTS_FOLDER = "model", "components"
@@ -82,7 +82,7 @@ def build(architecture: str, config: Mapping[str, Any], attention: str | None = 
 def transformers_flavor(folder: Path) -> Mapping[str, Any]:
     """Return MLflow's description of a logged transformers pipeline."""
     try:
-        flavor = load_yaml(folder / "MLmodel", aliases=True)["flavors"]["transformers"]
+        flavor = (read_mlmodel(folder) or {})["flavors"]["transformers"]
     except (RecipeError, KeyError, TypeError) as error:
         raise ArtifactError(f"MLmodel describes no transformers model: {error}") from error
     if not isinstance(flavor, Mapping):

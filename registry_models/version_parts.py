@@ -7,6 +7,7 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from registry_models.archives import opened_archive
 from registry_models.factory_files import FACTORY_FILE
 from registry_models.recipe_files import FOLDER
 
@@ -63,7 +64,7 @@ def version_parts(folder: Path, files: Sequence[tuple[Path, str]], code_folder: 
 def _members(path: Path) -> list[tuple[str, str, bool]] | None:
     """Name, checksum and whether it is a tensor, of every member that counts; None for a file that is no archive."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with opened_archive(path) as archive:
             listed = archive.infolist()
     except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
         return None

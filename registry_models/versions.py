@@ -29,7 +29,7 @@ READY, PENDING, FAILED = "READY", "PENDING_REGISTRATION", "FAILED_REGISTRATION"
 REGISTRATION_SECONDS, _LOOK = 60.0, 1.0
 
 #: Largest version number that MLflow's databases can hold.
-_LARGEST = 2**31 - 1
+LARGEST_VERSION = 2**31 - 1
 
 
 class UnreadyError(ArtifactError):
@@ -67,7 +67,7 @@ class VersionReference:
             ArtifactError: there is no such version, or the registry names another one in its answer.
             InfrastructureError: the registry does not answer.
         """
-        if self.version is not None and not 1 <= self.version <= _LARGEST:
+        if self.version is not None and not 1 <= self.version <= LARGEST_VERSION:
             raise ArtifactError(f"{self}: there is no such version{_what_there_is(self, client)}")
         try:
             with registry_errors(str(self)):

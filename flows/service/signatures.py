@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
+import re
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -14,6 +15,12 @@ SIGNATURE, TIMESTAMP, DELIVERY = "x-mlflow-signature", "x-mlflow-timestamp", "x-
 
 #: Seconds by which a delivery's clock may differ from ours; MLflow gives up 8 s after the first try.
 TOLERANCE = 300.0
+
+#: Whole seconds since 1970, of this millennium and the next ones.
+_SECONDS = re.compile(r"[0-9]{1,12}")
+
+#: Longest id of a delivery that is taken; MLflow's are UUIDs.
+LONGEST_ID = 200
 
 #: Deliveries remembered; older ones are refused by their time.
 REMEMBERED = 10_000
@@ -43,14 +50,15 @@ def verify(secret: str, headers: Mapping[str, str], body: bytes, *, now: float |
     """
     signature, timestamp = headers.get(SIGNATURE, ""), headers.get(TIMESTAMP, "")
     delivery = headers.get(DELIVERY, "")
+    if len(delivery) > LONGEST_ID:
+        raise RefusedError("its id is too long for one of MLflow's")
     if not (signature and timestamp and delivery):
         raise RefusedError("it is not signed: the webhook in MLflow needs the same secret")
     if not hmac.compare_digest(sign(secret, delivery, timestamp, body).encode(), signature.encode("utf-8", "replace")):
         raise RefusedError("its signature is wrong: the webhook in MLflow has another secret")
-    try:
-        off = abs((time.time() if now is None else now) - int(timestamp))
-    except ValueError:
-        raise RefusedError("its time is no number") from None
+    if not _SECONDS.fullmatch(timestamp):
+        raise RefusedError("its time is no number of seconds")
+    off = abs((time.time() if now is None else now) - int(timestamp))
     if not off <= TOLERANCE:
         raise RefusedError(f"it was signed {off:.0f} s away from now, {TOLERANCE:.0f} are allowed; compare the clocks")
 

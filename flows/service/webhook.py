@@ -6,6 +6,7 @@ durably Prefect's: any other answer makes MLflow try again.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import datetime
@@ -14,7 +15,7 @@ import logging
 import signal
 import socket
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 from mlflow.tracking import MlflowClient
+from starlette.requests import ClientDisconnect
 
 from audits.errors import ArtifactError, InfrastructureError, SettingsError
 from audits.naming import reference_to, visible
@@ -33,15 +35,24 @@ from flows.service.registering import register_webhook
 from flows.service.setup import configured_api
 from flows.service.signatures import DELIVERY, Deliveries, RefusedError, verify
 from flows.settings import GradauditSettings
-from registry_models.versions import RECIPE_TAG, VersionReference, answers
+from registry_models.versions import LARGEST_VERSION, RECIPE_TAG, VersionReference, answers
 
 _log = logging.getLogger(__name__)
 
 #: Bytes of the largest event taken; MLflow's are below 10 kB, descriptions included.
 BODY_LIMIT = 256 * 1024
 
+#: Seconds within which an event's body has come; MLflow sends it at once.
+BODY_SECONDS = 10.0
+
+#: Connections at one time; MLflow's server sends from at most 10 threads.
+CONNECTIONS = 100
+
 #: Where MLflow is to send its events.
 PATH = "/webhook"
+
+#: Longest name of a registered model in MLflow's databases.
+LONGEST_NAME = 256
 
 #: Seconds an event waits for those before it; MLflow waits 30 for the answer.
 TURN = 15.0
@@ -99,7 +110,16 @@ def run_webhook(options: WebhookOptions, settings: GradauditSettings) -> int:
     options = dataclasses.replace(options, port=listener.getsockname()[1])
     reconciler = Reconciler(settings, interval=options.interval, since_hours=options.since_hours)
     application = make_app(settings, reconciler, options)
-    server = _Server(uvicorn.Config(application, log_level="warning", access_log=False, timeout_graceful_shutdown=20))
+    server = _Server(
+        uvicorn.Config(
+            application,
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=20,
+            timeout_keep_alive=5,
+            limit_concurrency=CONNECTIONS,
+        )
+    )
     _log.warning("listening at %s, reconciling every %g s", options.url, options.interval)
     with listener:
         server.run(sockets=[listener])
@@ -141,10 +161,16 @@ def make_app(settings: GradauditSettings, reconciler: Reconciler, options: Webho
     @app.post(PATH)
     async def receive(request: Request) -> Response:
         body = bytearray()
-        async for piece in request.stream():
-            body += piece
-            if len(body) > BODY_LIMIT:
-                return _answer(413, f"an event of more than {BODY_LIMIT} bytes is none of MLflow's")
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                async for piece in request.stream():
+                    body += piece
+                    if len(body) > BODY_LIMIT:
+                        return _answer(413, f"an event of more than {BODY_LIMIT} bytes is none of MLflow's")
+        except TimeoutError:
+            return _answer(408, f"the event did not come within {BODY_SECONDS:g} s", headers={"Connection": "close"})
+        except ClientDisconnect:  # nobody is there to be answered
+            return Response(status_code=400)
         try:
             if not options.insecure:
                 verify(secret, request.headers, bytes(body))
@@ -208,6 +234,10 @@ def wanted_version(body: bytes) -> str | None:
     name, version = (data.get("name"), str(data.get("version"))) if isinstance(data, dict) else (None, "")
     if not isinstance(name, str) or not name or not (version.isascii() and version.isdigit()):
         raise ValueError("the event names no model version")
+    if len(name) > LONGEST_NAME or any("\ud800" <= character <= "\udfff" for character in name):
+        raise ValueError("the event names a model as no registry can")
+    if len(version) > len(str(LARGEST_VERSION)) or int(version) > LARGEST_VERSION:
+        raise ValueError("the event names a version as no registry can")
     return reference_to(name, int(version))
 
 
@@ -248,5 +278,5 @@ def _register(client: MlflowClient, url: str, secret: str, stop: threading.Event
         stop.wait(30.0)
 
 
-def _answer(code: int, text: str) -> JSONResponse:
-    return JSONResponse({"detail": text}, status_code=code)
+def _answer(code: int, text: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    return JSONResponse({"detail": text}, status_code=code, headers=headers)

@@ -16,7 +16,7 @@ from torch import nn
 from audits.errors import RecipeError
 from audits.structures import map_tensors, tensors_in
 from registry_models.loading import LoadedModel
-from registry_models.recipe_files import load_yaml
+from registry_models.mlmodel import read_mlmodel
 
 #: Rows of a made-up batch, and the length of a dimension that a signature leaves open.
 ROWS, OPEN_DIMENSION = 4, 8
@@ -70,7 +70,7 @@ class Example:
 
 def find_example(folder: Path, loaded: LoadedModel) -> Example | None:
     """Return the best example there is, or None."""
-    described = load_yaml(folder / "MLmodel", aliases=True)
+    described = read_mlmodel(folder)
     return (
         _input_example(folder, described, loaded.module)
         or _sample_inputs(loaded)

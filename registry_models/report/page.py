@@ -19,6 +19,9 @@ from registry_models.untrusted_text import clean
 #: Claims about the whole model that a page lists row by row.
 LISTED_CLAIMS = 400
 
+#: Parameters that a page lists, those with findings first, and names of unresolved ones. 10,000 tensors are four MB.
+LISTED_PARAMETERS, LISTED_NAMES = 5000, 500
+
 #: A network with more tensors starts with its healthy parts folded.
 FOLDED_ABOVE = 40
 
@@ -59,7 +62,9 @@ class Page:
     claims: list[ResultRow]
     unlisted_claims: int
     not_checked: list[Unchecked]
+    unlisted_lines: int
     unresolved: tuple[str, ...]
+    unlisted_names: int
     anchors: Mapping[str, str]
     changes: Changes | None
     provenance: list[tuple[str, str]]
@@ -81,6 +86,7 @@ def page_of(
     """Return the page of an audit."""
     groups, unlisted = finding_groups(report, rerun)
     lines = parameter_lines(report.rows, report.coverage_of.unresolved)
+    listed = _worst_first(lines)
     claims = [row for row in report.rows if not is_parameter(row)]
     claims.sort(key=lambda row: RANK[shown_outcome(row)])
     anchors: dict[str, str] = {}
@@ -98,12 +104,14 @@ def page_of(
         counts=_counts([shown_outcome(row) for row in report.rows]),
         groups=groups,
         unlisted=unlisted,
-        lines=lines,
-        parts=_parts(lines),
+        lines=listed,
+        parts=_parts(listed),
         claims=claims[:LISTED_CLAIMS],
         unlisted_claims=max(0, len(claims) - LISTED_CLAIMS),
         not_checked=not_checked(report.rows),
-        unresolved=report.coverage_of.unresolved,
+        unlisted_lines=len(lines) - len(listed),
+        unresolved=report.coverage_of.unresolved[:LISTED_NAMES],
+        unlisted_names=max(0, len(report.coverage_of.unresolved) - LISTED_NAMES),
         anchors=anchors,
         changes=changes,
         provenance=_provenance(report),
@@ -113,6 +121,13 @@ def page_of(
         links=links or {},
         audited_at=_utc(report.identity.audited_at),
     )
+
+
+def _worst_first(lines: list[ParameterLine]) -> list[ParameterLine]:
+    """The lines that a page has room for, in their order; of too many, those with the worst outcome."""
+    if len(lines) <= LISTED_PARAMETERS:
+        return lines
+    return sorted(sorted(lines, key=lambda line: RANK[line.worst])[:LISTED_PARAMETERS], key=lambda line: line.index)
 
 
 def verdict_sentence(report: AuditReport, groups: Sequence[FindingGroup]) -> str:

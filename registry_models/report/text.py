@@ -9,6 +9,10 @@ from registry_models.untrusted_text import clean
 
 _SPECIAL = re.compile(r"([\\`*_\[\]<>|~&$])")
 
+#: What GitHub's kind of markdown makes a link of, and what begins a block.
+_ADDRESS = re.compile(r"(?i)\b[a-z][a-z0-9+.-]*://|\bwww\.|\b(?:mailto|xmpp):")
+_BEGINS = re.compile(r"^(\d*)([.)](?=\s|$)|[#+=-](?=[#+=\s-]*(?:\s|$)))")
+
 MISSING = "–"
 
 
@@ -18,8 +22,12 @@ def one_line(text: str) -> str:
 
 
 def escape_markdown(text: str) -> str:
-    """Return a text that comes from a model as one line of plain markdown: no markup, no HTML, no formula."""
-    return _SPECIAL.sub(r"\\\1", one_line(text))
+    """Return a text that comes from a model as one line of plain markdown: no markup, no HTML, no formula, no link.
+
+    Addresses would become links by themselves; a heading, a list or a line begins with its first characters.
+    """
+    escaped = _SPECIAL.sub(r"\\\1", one_line(text))
+    return _BEGINS.sub(r"\1\\\2", _ADDRESS.sub(lambda found: found[0].replace(":", r"\:").replace(".", r"\."), escaped))
 
 
 def shortened(text: str, limit: int) -> str:

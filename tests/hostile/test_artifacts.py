@@ -21,7 +21,8 @@ from audits.errors import ArtifactError, InputError
 from audits.outcomes import Outcome
 from audits.report import AuditReport
 from audits.settings import AuditSettings
-from flows.one_version import Target, audit_directory, audit_snapshot, audit_version, fresh_occasion
+from flows.one_snapshot import audit_snapshot
+from flows.one_version import Target, audit_directory, audit_version, fresh_occasion
 from flows.sandbox import Level
 from flows.sandbox.artifact import rewritten, shown
 from flows.settings import GradauditSettings
@@ -55,7 +56,7 @@ def test_a_nosy_pickle_is_audited_in_bubblewrap_and_touches_nothing(
     witnesses: Witnesses, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     need(Level.BUBBLEWRAP)
-    caplog.set_level("DEBUG", "flows.one_version")
+    caplog.set_level("DEBUG", "flows.one_snapshot")
     model, work = tmp_path / "model", tmp_path / "work"
     targets = witnesses.targets(snapshot=model)
     model_directory(model, Payload(attack_source("nosy", targets)))

@@ -14,8 +14,9 @@ from audits.outcomes import Coverage, Outcome, ResultRow
 from audits.report import AuditReport
 from audits.result_format import AuditIdentity
 from registry_models.marking import BLOCK_BEGIN, mark, named_parameters, with_block
-from registry_models.publishing import neutralised, parameters_frame, publish
+from registry_models.publishing import parameters_frame, publish
 from registry_models.report.text import escape_markdown
+from registry_models.untrusted_text import neutralised
 from registry_models.versions import Version, VersionReference
 from tests.stores import register_linear
 

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
+import threading
 import time
 from pathlib import Path
 
 import httpx
 import pytest
+import uvicorn
 from mlflow.tracking import MlflowClient
 from mlflow.webhooks.delivery import _generate_hmac_signature
 from prefect.settings import PREFECT_API_URL, PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from audits.errors import InfrastructureError, SettingsError
+from flows.service import webhook
 from flows.service.reconciling import Reconciler
 from flows.service.signatures import REMEMBERED, Deliveries, RefusedError, sign, verify
 from flows.service.webhook import BODY_LIMIT, WebhookOptions, make_app, run_webhook
@@ -98,6 +102,78 @@ def test_what_the_door_keeps_out(settings: GradauditSettings) -> None:
     mark = event("model_version_tag", "set", name="m", version="1", key="audit.outcome", value="pass")
     for body, code in ((b"[]", 400), (b"\xff", 400), (mark, 204), (event("prompt", "created"), 204)):
         assert post(settings, body, signed(body)) == [code]
+
+
+HUGE = "9" * 5000
+
+
+@pytest.mark.parametrize(
+    ("headers", "code"),
+    [
+        ({"x-mlflow-timestamp": "9" * 400}, 401),
+        ({"x-mlflow-timestamp": HUGE}, 401),
+        ({"x-mlflow-timestamp": "1e9"}, 401),
+        ({"x-mlflow-timestamp": "-5"}, 401),
+        ({"x-mlflow-delivery-id": "d" * 5000}, 401),
+        ({"x-mlflow-signature": "v1," + "A" * 5000}, 401),
+    ],
+)
+def test_headers_beyond_any_bound_are_refused(settings: GradauditSettings, headers: dict[str, str], code: int) -> None:
+    body = event("model_version", "created", name="none", version="1")
+    given = {**signed(body), **headers}
+    if "x-mlflow-timestamp" in headers:  # rightly signed, by somebody who has the secret
+        given["x-mlflow-signature"] = sign(SECRET, given["x-mlflow-delivery-id"], given["x-mlflow-timestamp"], body)
+    assert post(settings, body, given) == [code]
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        ({"name": "m", "version": HUGE}, 400),
+        ({"name": "m", "version": "9" * 12}, 400),
+        ({"name": "m", "version": "2147483648"}, 400),
+        ({"name": "m", "version": "2147483647"}, 404),
+        ({"name": "\ud800", "version": "1"}, 400),
+        ({"name": "m" * 5000, "version": "1"}, 400),
+        ({"name": "m\0", "version": "1"}, 404),
+        ({"name": "../..", "version": "1"}, 404),
+    ],
+)
+def test_names_and_versions_beyond_any_bound_are_refused(
+    settings: GradauditSettings, data: dict[str, str], code: int
+) -> None:
+    body = event("model_version", "created", **data)
+    assert post(settings, body, signed(body)) == [code]
+    raw = body.replace(f'"{HUGE}"'.encode(), HUGE.encode())
+    assert post(settings, raw, signed(raw)) == [code]
+
+
+def test_a_body_that_does_not_end_is_not_waited_for(
+    settings: GradauditSettings, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """On a real socket: unfinished bodies are answered, dropped connections leave no line."""
+    monkeypatch.setattr(webhook, "BODY_SECONDS", 0.5)
+    app = make_app(settings, Reconciler(settings), WebhookOptions())
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", lifespan="off"))
+    listener = socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        head = b"POST /webhook HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{"
+        kept = [socket.create_connection(listener.getsockname()) for _ in range(20)]
+        for connection in kept:
+            connection.sendall(head)
+        for _ in range(20):
+            with socket.create_connection(listener.getsockname()) as dropped:
+                dropped.sendall(head)
+        for connection in kept:
+            connection.settimeout(10)
+            assert connection.recv(100).startswith(b"HTTP/1.1 408")
+            connection.close()
+    finally:
+        server.should_exit = True
+        thread.join()
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_without_a_secret_it_does_not_start(settings: GradauditSettings) -> None:

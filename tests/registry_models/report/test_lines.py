@@ -14,6 +14,7 @@ from registry_models.report import scale as scale_module
 from registry_models.report.lines import parameter_lines, relative_error
 from registry_models.report.scale import LogScale
 from registry_models.report.text import escape_markdown, number, shortened
+from registry_models.untrusted_text import for_xml, neutralised
 
 GRADIENT = ResultRow(check="gradient.finite-difference", outcome=Outcome.PASS, parameter="w")
 
@@ -105,3 +106,32 @@ def test_numbers(value: float | None, text: str) -> None:
 def test_text() -> None:
     assert shortened("abcdefghij", 5) == "ab…ij"
     assert escape_markdown("a_b\n<i>\x1b[0m") == "a\\_b \\<i\\>\\[0m"
+
+
+@pytest.mark.parametrize(
+    ("text", "escaped"),
+    [
+        ("see http://evil.com now", r"see http\://evil.com now"),
+        ("www.evil.com", r"www\.evil.com"),
+        ("mailto:a@b.c", r"mailto\:a@b.c"),
+        ("# heading", r"\# heading"),
+        ("- item", r"\- item"),
+        ("1. item", r"1\. item"),
+        ("---", r"\---"),
+        ("2.weight", "2.weight"),
+        ("-3", "-3"),
+    ],
+)
+def test_no_text_becomes_a_link_or_a_block(text: str, escaped: str) -> None:
+    assert escape_markdown(text) == escaped
+
+
+@pytest.mark.parametrize("before", ["", " ", "\u00a0", "\ufeff", "\u200b", "\u2003", "\x00", "\t", "\n"])
+@pytest.mark.parametrize("formula", ["=1+1", "+1", "-1", "@x"])
+def test_no_cell_is_a_formula(before: str, formula: str) -> None:
+    assert neutralised(before + formula).startswith("'")
+    assert neutralised(f"a{before}{formula}").startswith("a")
+
+
+def test_what_xml_cannot_hold_is_left_out() -> None:
+    assert for_xml("a\ufffe\uffff\x0b\ud800b\U0001f600") == "ab\U0001f600"
