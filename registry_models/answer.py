@@ -40,6 +40,8 @@ _IDENTITY = ("recipe_digest", "settings_digest", "torch", "device", "driver")
 
 _KINDS = typing.get_type_hints(ResultRow)
 _FIELDS = tuple(_KINDS)
+#: Numbers of a row that have no sign.
+_SIZES = ("detection_limit", "parameter_norm", "gradient_norm", "update_norm")
 #: Texts of a row that are a sentence; the others are names.
 _SENTENCES = ("message", "where_to_look", "waiver", "cause")
 
@@ -174,7 +176,10 @@ def _value(name: str, value: Any) -> Any:
     if wanted in (Outcome, Severity, Lane):
         return wanted(value)
     if wanted is float:
-        return _number(value, finite=False)
+        number = _number(value, finite=False)
+        if name in _SIZES and number < 0:
+            raise ValueError(f"{name} is negative")
+        return number
     if type(value) is not wanted:
         raise TypeError(f"{name} is a {type(value).__name__}")
     if wanted is int and not 0 <= value < (2**15 if name == "step" else 2**63):

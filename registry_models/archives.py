@@ -57,8 +57,9 @@ def refuse_expanding(path: Path) -> None:
 
 def is_torchscript(path: Path) -> bool:
     """Whether the file is a TorchScript archive: a zip with ``constants.pkl`` and ``code/`` in it."""
-    if not zipfile.is_zipfile(path):
+    try:
+        with opened_archive(path) as archive:
+            names = [name.partition("/")[2] for name in archive.namelist()]
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):  # no zip, or a broken one
         return False
-    with opened_archive(path) as archive:
-        names = [name.partition("/")[2] for name in archive.namelist()]
     return "constants.pkl" in names and any(name.startswith("code/") for name in names)

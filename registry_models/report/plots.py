@@ -54,8 +54,8 @@ def _plot(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    values = [value(line) for line in lines]
-    limits = [limit(line) if limit else None for line in lines]
+    values = [_drawn(value(line)) for line in lines]
+    limits = [_drawn(limit(line)) if limit else None for line in lines]
     positive = [v for v in [*values, *limits] if v]
     if not any(v is not None for v in values):
         return None
@@ -65,6 +65,8 @@ def _plot(
     # Fixed margins: a layout that is searched for takes as long as the picture itself.
     axes = figure.add_subplot(position=(0.07, 0.14, 0.91, 0.73))
     axes.set_yscale("log")
+    if not positive:  # all zero: drawn on the floor
+        axes.set_ylim(floor / 10, 1.0)
     if limit is not None:
         _draw_limits(axes, limits, floor)
     for kind, (colour, marker, name) in _MARKS.items():
@@ -90,6 +92,11 @@ def _plot(
     stream = io.BytesIO()
     figure.savefig(stream, format="png", metadata={"Software": None})
     return stream.getvalue()
+
+
+def _drawn(value: float | None) -> float | None:
+    """A size as it is drawn: what is beyond any picture's axis lies at its end."""
+    return value if not value else min(max(abs(value), 1e-100), 1e100)
 
 
 def _draw_limits(axes: Any, limits: Sequence[float | None], floor: float) -> None:

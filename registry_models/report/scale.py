@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
+#: Decades whose powers are numbers of full precision.
+LOWEST, HIGHEST = -307, 308
+
 
 @dataclass(frozen=True)
 class LogScale:
@@ -33,7 +36,8 @@ class LogScale:
         has_zero = len(positive) < len(finite)
         if not positive:
             return cls(-1, 0, has_zero)
-        low, high = math.floor(min(positive)), math.ceil(max(positive))
+        low, high = max(math.floor(min(positive)), LOWEST), min(math.ceil(max(positive)), HIGHEST)
+        low = min(low, HIGHEST - 1)
         return cls(low, max(high, low + 1), has_zero)
 
     def share(self, value: float) -> float:
