@@ -16,6 +16,9 @@ _KEPT = ("CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP")
 #: Top-level folders that are links into /usr on most systems and real folders on some.
 _TOP = ("/bin", "/sbin", "/lib", "/lib32", "/lib64", "/libx32")
 
+#: Settings of the host's that lie below /usr and that no library needs.
+_HIDDEN = ("/usr/etc", "/usr/local/etc", "/usr/src", "/usr/local/src")
+
 #: Device nodes of the GPU drivers, by the start of their names.
 _GPU_NODES = ("nvidia", "kfd", "dri", "dxg")
 
@@ -62,6 +65,8 @@ def bubblewrap_command(
     command += _parents([Path("/etc/passwd"), *readable])
     for path in readable:
         command += ["--ro-bind", str(path), str(path)]
+    for path in filter(os.path.isdir, _HIDDEN):
+        command += ["--tmpfs", path, "--remount-ro", path]
     for name, text in _identity_files().items():
         (folder / name).write_text(text, encoding="utf-8")
         (folder / name).chmod(0o644)

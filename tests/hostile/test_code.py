@@ -152,6 +152,8 @@ def test_the_first_process_inside_is_confined_and_out_of_reach(
     assert (found["Seccomp"], found["NoNewPrivs"], int(found["CapEff"], 16)) == ("2", "1", 0)
     assert [found[name] for name in ("mem", "environ", "maps")] == ["PermissionError"] * 3
     assert found["own"]["Seccomp"] == "2"
+    if level is Level.BUBBLEWRAP:
+        assert found["settings"] == []
     if variant.own_user:
         assert int(found["own"]["CapBnd"], 16) == 0
 

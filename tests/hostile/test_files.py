@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from audits.errors import ArtifactError, RecipeError
+from flows.removing import remove_tree
 from registry_models.archives import MAXIMUM_RECORDS, refuse_expanding
 from registry_models.files_below import MAXIMUM_DEPTH
 from registry_models.mlmodel import MAXIMUM_BYTES, read_mlmodel
@@ -109,8 +110,11 @@ def not_utf8(folder: Path) -> None:
 def test_folders_beyond_a_model_s_are_refused(tmp_path: Path, plant: Callable[[Path], None]) -> None:
     folder = model_directory(tmp_path / "model", solved(), mlmodel=MLMODEL)
     plant(folder)
-    with pytest.raises(ArtifactError, match="refused"):
-        read_snapshot(folder)
+    try:
+        with pytest.raises(ArtifactError, match="refused"):
+            read_snapshot(folder)
+    finally:
+        assert remove_tree(folder), "pytest could not"
 
 
 def test_folders_as_deep_as_a_model_may_have_them_are_read(tmp_path: Path) -> None:
