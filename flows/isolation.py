@@ -21,6 +21,7 @@ from flows.processes import die_with_parent
 from flows.removing import remove_tree
 from flows.sandbox import Confinement, Level, Limits, confine
 from flows.sandbox.limits import excess_on_disk, machine_memory
+from flows.sandbox.memory_group import MemoryGroup, memory_group
 from flows.sandbox.process_tree import ProcessTree
 from flows.settings import GradauditSettings
 from flows.sweeping import Stopped
@@ -106,7 +107,11 @@ def run_child(
         Stopped: ``stopping`` was set.
     """
     reading, writing = os.pipe()
-    with os.fdopen(reading, "rb", buffering=0) as pipe, os.fdopen(writing, "wb", buffering=0) as its_end:
+    with (
+        os.fdopen(reading, "rb", buffering=0) as pipe,
+        os.fdopen(writing, "wb", buffering=0) as its_end,
+        memory_group(limits) as group,
+    ):
         request_file = folder / "request.json"
         request_file.write_text(json.dumps({**request, "answer": writing}), encoding="utf-8")
         request_file.chmod(0o644)
@@ -121,7 +126,7 @@ def run_child(
             extra=extra,
         )
         (folder / "home").mkdir()
-        process = _started(confinement, request_file, folder / "home", its_end)
+        process = _started(confinement, request_file, folder / "home", its_end, group)
         assert process.stdout is not None
         printed = Printed(process.stdout, limits.log_bytes)
         answered = Answered(pipe, answer, min(limits.answer_bytes, MAXIMUM_BYTES))
@@ -133,16 +138,26 @@ def run_child(
             process.wait()
             output.close()
             remove_tree(folder / "home")
+        if cause == "crashed" and group is not None and group.ran_out:
+            cause, message = "memory limit", _memory_text("what the kernel counts", limits)
     return ChildEnd(cause, message, time.monotonic() - began, clean(printed.text, KEPT_LOG))
 
 
-def _started(confinement: Confinement, request: Path, home: Path, its_end: IO[bytes]) -> subprocess.Popen[bytes]:
+def _started(
+    confinement: Confinement, request: Path, home: Path, its_end: IO[bytes], group: MemoryGroup | None
+) -> subprocess.Popen[bytes]:
     """Start the child, which then holds the only writing end of the pipe.
 
     Raises:
         InfrastructureError: the process cannot be started.
     """
     parent = os.getpid()
+
+    def before() -> None:
+        die_with_parent(parent)
+        if group is not None:
+            group.enter()
+
     try:
         return subprocess.Popen(
             [*confinement.command, sys.executable, "-m", "registry_models.child", str(request)],
@@ -154,7 +169,7 @@ def _started(confinement: Confinement, request: Path, home: Path, its_end: IO[by
             close_fds=True,
             pass_fds=(its_end.fileno(),),
             start_new_session=True,
-            preexec_fn=lambda: die_with_parent(parent),
+            preexec_fn=before,
         )
     except OSError as error:
         raise InfrastructureError(f"an audit's process could not be started: {error}") from error
@@ -235,11 +250,7 @@ def _excess(tree: ProcessTree, limits: Limits, folder: Path, seconds: float) -> 
             "(GRADAUDIT_PROCESS_LIMIT)"
         )
     if usage.memory_bytes > limits.memory_bytes:
-        return "memory limit", (
-            f"the audit was ended at {usage.memory_bytes / _GIB:.1f} GiB, its memory limit "
-            f"({limits.memory_bytes / _GIB:.1f} GiB): GRADAUDIT_MEMORY_LIMIT raises it, in GiB, where the machine has "
-            "more"
-        )
+        return "memory limit", _memory_text(f"{usage.memory_bytes / _GIB:.1f} GiB", limits)
     disk = excess_on_disk(folder, limits, usage.nameless_bytes)
     if disk is not None:
         return "disk limit", (
@@ -247,6 +258,13 @@ def _excess(tree: ProcessTree, limits: Limits, folder: Path, seconds: float) -> 
             "(GRADAUDIT_ANSWER_LIMIT, in GiB)"
         )
     return None
+
+
+def _memory_text(used: str, limits: Limits) -> str:
+    return (
+        f"the audit was ended at {used}, its memory limit ({limits.memory_bytes / _GIB:.1f} GiB): "
+        "GRADAUDIT_MEMORY_LIMIT raises it, in GiB, where the machine has more"
+    )
 
 
 def _ending(code: int) -> tuple[str | None, str]:

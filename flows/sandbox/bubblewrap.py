@@ -65,8 +65,8 @@ def bubblewrap_command(
     command += _parents([Path("/etc/passwd"), *readable])
     for path in readable:
         command += ["--ro-bind", str(path), str(path)]
-    for path in filter(os.path.isdir, _HIDDEN):
-        command += ["--tmpfs", path, "--remount-ro", path]
+    for hidden in filter(os.path.isdir, _HIDDEN):
+        command += ["--tmpfs", hidden, "--remount-ro", hidden]
     for name, text in _identity_files().items():
         (folder / name).write_text(text, encoding="utf-8")
         (folder / name).chmod(0o644)

@@ -16,6 +16,7 @@ import pytest
 from flows.isolation import ChildEnd
 from flows.sandbox import Level, confinement
 from flows.sandbox.levels import Variant, variants_of
+from flows.sandbox.memory_group import memory_group
 from tests.hostile.conftest import TIGHT, need
 from tests.hostile.witnesses import Witnesses, attack_source
 
@@ -191,6 +192,14 @@ def test_disk_without_names_is_counted(as_child: Attack, level: Level, how: str)
 @pytest.mark.parametrize("level", list(Level))
 def test_kernel_memory_that_nobody_holds_is_refused(as_child: Attack, level: Level) -> None:
     assert as_child("semaphores", level).log.strip() == "taken []"
+
+
+@pytest.mark.parametrize("level", list(Level))
+def test_buffers_of_sockets_are_counted_where_there_is_a_memory_group(as_child: Attack, level: Level) -> None:
+    with memory_group(TIGHT) as group:
+        if group is None:
+            pytest.skip("this host lets nobody make a memory cgroup")
+    assert as_child("sockets", level, replace(TIGHT, seconds=15)).cause == "memory limit"
 
 
 def test_control_run_directly_it_takes_semaphores() -> None:
