@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import fnmatch
-import inspect
 import os.path
 import types
 from collections import OrderedDict, defaultdict, deque
@@ -21,6 +20,9 @@ import torch
 import torch.optim.optimizer as torch_optimizer
 
 from audits.copying import GONE, SAME, Copier, attributes_of
+
+#: Where torch's own code is.
+_TORCH = os.path.dirname(torch.__file__) + os.sep
 
 #: Where torch keeps an optimizer's hooks; those of the step are part of what a training step does.
 STEP_HOOKS = {"step pre-hook": "_optimizer_step_pre_hooks", "step post-hook": "_optimizer_step_post_hooks"}
@@ -97,21 +99,29 @@ def own_step(optimizer: torch.optim.Optimizer) -> Callable[..., Any] | None:
     puts the class's back as an attribute.
     """
     step = vars(optimizer).get("step")
-    while step is not None:
-        if (inner := getattr(step, "_torchdynamo_orig_callable", None)) is not None:
-            step = inner
-        elif hasattr(step, "_wrapped_by_lr_sched") and hasattr(step, "__wrapped__"):
-            step = types.MethodType(step.__wrapped__, optimizer)
-        else:
-            break
-    if isinstance(step, types.MethodType) and step.__self__ is optimizer and _same_code(step, type(optimizer).step):
+    if step is None:
         return None
-    return cast("Callable[..., Any] | None", step)
+    inside, owners = _within_torchs(step)
+    if inside is _within_torchs(type(optimizer).step)[0] and all(owner is optimizer for owner in owners):
+        return None
+    return cast("Callable[..., Any]", step if isinstance(step, types.MethodType) else inside)
 
 
-def _same_code(one: types.MethodType, other: Any) -> bool:
-    """Whether two functions come to the same one: torch wraps the ``step`` of its classes, also after this one."""
-    return one.__func__ is other or inspect.unwrap(one.__func__) is inspect.unwrap(other)
+def _within_torchs(function: Any) -> tuple[Any, list[Any]]:
+    """Return what torch's own wrappers call in the end, and what the methods among them are bound to.
+
+    A wrapper of the user's is the end, also where `functools.wraps` made it look like another function.
+    """
+    owners = []
+    while True:
+        if isinstance(function, types.MethodType):
+            owners.append(function.__self__)
+            function = function.__func__
+        file = getattr(getattr(function, "__code__", None), "co_filename", "")
+        inner = getattr(function, "__wrapped__", None) or getattr(function, "_torchdynamo_orig_callable", None)
+        if inner is None or not file.startswith(_TORCH):
+            return function, owners
+        function = inner
 
 
 def patched_step(cls: type[torch.optim.Optimizer]) -> str | None:
@@ -121,7 +131,7 @@ def patched_step(cls: type[torch.optim.Optimizer]) -> str | None:
     function: Any = cls.step
     while function is not None:
         file = getattr(getattr(function, "__code__", None), "co_filename", "")
-        if not file.startswith(os.path.dirname(torch.__file__)):
+        if not file.startswith(_TORCH):
             return callable_name(function) if function.__module__ != cls.__module__ else f"a function of {file or 'C'}"
         function = getattr(function, "__wrapped__", None)
     return None

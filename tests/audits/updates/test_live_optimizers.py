@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import types
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import audits
 from audits import AuditReport, Outcome, Recipe, RecipeError
+from audits.moulds import own_step
 from tests.audits.updates import live_optimizers as live
 
 Make = Callable[[nn.Module], torch.optim.Optimizer]
@@ -246,17 +248,41 @@ def test_torchs_own_optimizers_keep_their_recipe() -> None:
         assert recipe.phases[0].optimizer.kept is None
 
 
-def test_a_step_that_torch_wraps_after_the_scheduler_did_is_still_the_class_s() -> None:
+@pytest.mark.parametrize("before", [False, True], ids=["after the scheduler", "before it"])
+def test_a_step_that_torch_itself_wraps_is_still_the_class_s(before: bool) -> None:
+    """`torch.compile` anywhere in a process wraps the steps of two of torch's classes."""
     model, batch = live.subject()
     optimizer = torch.optim.LBFGS(model.parameters())
-    torch.optim.lr_scheduler.StepLR(optimizer, 5)
     original = torch.optim.LBFGS.step
-    torch.optim.LBFGS.step = torch._dynamo.disable(original)  # type: ignore[method-assign]  # as torch.compile does
+
+    def wrap() -> None:
+        torch.optim.LBFGS.step = torch._dynamo.disable(original)  # type: ignore[method-assign]
+
     try:
+        if before:
+            wrap()
+        torch.optim.lr_scheduler.StepLR(optimizer, 5)
+        wrap()
         recipe = Recipe.capture(model, batch=batch, loss=live.classify, optimizer=optimizer)
     finally:
         torch.optim.LBFGS.step = original  # type: ignore[method-assign]
     assert recipe.phases[0].optimizer.kept is None
+
+
+def test_a_step_that_the_user_wraps_is_his_whatever_it_looks_like() -> None:
+    model, batch = live.subject()
+    optimizer = SGD(model.parameters(), lr=0.1)
+    theirs = optimizer.step
+
+    @functools.wraps(theirs)
+    def step(closure: Any = None) -> Any:
+        return theirs(closure)
+
+    optimizer.step = step  # type: ignore[method-assign]
+    kept = Recipe.capture(model, batch=batch, loss=live.classify, optimizer=optimizer).phases[0].optimizer.kept
+    assert kept is not None
+    assert kept.mould is not None
+    assert own_step(kept.mould) is not None
 
 
 def test_a_hook_on_all_optimizers_is_a_hook_of_each() -> None:
