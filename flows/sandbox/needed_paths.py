@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import site
 import sys
@@ -50,9 +51,10 @@ def needed_paths(own_root: Path, *, gpu: bool, extra: Iterable[str] = ()) -> lis
 
 def _links_of(path: Path) -> list[Path]:
     found = [path]
-    while path.is_symlink() and len(found) < 10:
-        path = path.parent / path.readlink()
-        found.append(Path(os.path.normpath(path)))
+    with contextlib.suppress(OSError):  # a folder on the way that this user may not look into
+        while path.is_symlink() and len(found) < 10:
+            path = path.parent / path.readlink()
+            found.append(Path(os.path.normpath(path)))
     return found
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from flows.isolation import ChildEnd
 from flows.sandbox import Level, confinement
-from flows.sandbox.levels import Variant, variants_of
+from flows.sandbox.levels import variants_of
 from flows.sandbox.memory_group import memory_group
 from tests.hostile.conftest import TIGHT, need
 from tests.hostile.witnesses import Witnesses, attack_source
@@ -140,14 +140,19 @@ def test_an_answer_without_end_ends_the_audit(as_child: Attack, level: Level, tm
     assert (tmp_path / f"big_answer-{level}" / "work" / "answer.jsonl").stat().st_size <= TIGHT.answer_bytes
 
 
-def _ways() -> list[tuple[Level, Variant]]:
-    return [(level, variant) for level in (Level.BUBBLEWRAP, Level.NETWORK) for variant in variants_of(level)]
+WAYS = [
+    *((Level.BUBBLEWRAP, name) for name in ("own user", "user namespace, none inside", "user namespace")),
+    (Level.NETWORK, "user namespace"),
+]
 
 
-@pytest.mark.parametrize(("level", "variant"), _ways(), ids=lambda value: getattr(value, "name", str(value)))
+@pytest.mark.parametrize(("level", "name"), WAYS)
 def test_the_first_process_inside_is_confined_and_out_of_reach(
-    as_child: Attack, level: Level, variant: Variant, monkeypatch: pytest.MonkeyPatch
+    as_child: Attack, level: Level, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    variant = next((variant for variant in variants_of(level) if variant.name == name), None)
+    if variant is None:
+        pytest.skip(f"this host or user has no {level} by {name}")
     monkeypatch.setattr(confinement, "variants_of", lambda _: (variant,))
     found = json.loads(as_child("first_process", level).log)
     assert (found["Seccomp"], found["NoNewPrivs"], int(found["CapEff"], 16)) == ("2", "1", 0)
