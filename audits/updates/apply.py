@@ -56,6 +56,8 @@ def rule_for(subject: Subject, phase: LivePhase) -> Rule | None:
         if torchs:
             candidates += _named(torchs[0].__name__, f"the nearest torch ancestor of {cls.__name__}")
         candidates += _named(cls.__name__, f"found by the name {cls.__name__}")
+    known = {**attributes_of(phase), **phase.recipe.optimizer.defaults}
+    candidates.sort(key=lambda r: not any(mark in known for mark in r.marks))  # stable: the order stays within each
     rule = next((r for r in candidates if _has_options(r, phase)), None)
     return None if rule is None else dataclasses.replace(
         rule, relative={torch.float64: FOREIGN_TOLERANCE, **(rule.relative or {})}

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from audits.optimizers import optimizer_class
+from audits.optimizers import mould_of_recipe, optimizer_class
 from audits.subject import LivePhase
 
 _KNOWN: weakref.WeakKeyDictionary[LivePhase, dict[str, Any]] = weakref.WeakKeyDictionary()
@@ -30,6 +30,22 @@ def attributes_of(phase: LivePhase) -> Mapping[str, Any]:
         found = vars(phase.build_optimizer(with_state=False))
         _KNOWN[phase] = {k: v for k, v in found.items() if k not in _TORCHS and _plain(v)}
     return _KNOWN[phase]
+
+
+def shared_state(phase: LivePhase) -> Mapping[str, torch.Tensor]:
+    """Return the single numbers that a captured optimizer keeps in ``state`` under no tensor: MADGRAD's count ``k``."""
+    mould = mould_of_recipe(phase.recipe.optimizer)
+    return {} if mould is None else shared_of(mould)
+
+
+def shared_of(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """Return the single numbers in an optimizer's ``state`` that belong to no tensor, by name."""
+    return {
+        key: torch.as_tensor(value).detach().reshape(())
+        for key, value in optimizer.state.items()
+        if isinstance(key, str)
+        and ((isinstance(value, torch.Tensor) and value.numel() == 1) or type(value) in (int, float))
+    }
 
 
 def _plain(value: Any) -> bool:

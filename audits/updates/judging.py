@@ -15,6 +15,7 @@ from audits.optimizers import optimizer_class
 from audits.outcomes import Lane, Outcome, ResultRow
 from audits.subject import LivePhase, Subject
 from audits.updates.apply import reference_state, rule_for
+from audits.updates.attributes import shared_state
 from audits.updates.compare import (
     COARSE_RESOLUTION,
     RESOLUTION,
@@ -66,6 +67,7 @@ class RuleJudge:
         self._phase = phase
         self.rule = rule_for(subject, phase)
         self._captured = phase.recipe.optimizer.state if with_state and not phase.starts_fresh else {}
+        self._shared = shared_state(phase) if self._captured else {}
         self._state: dict[str, State] = {}
         self._moved = 0.0
         self._replays = Replays(phase.recipe.optimizer, self._captured)
@@ -133,7 +135,8 @@ class RuleJudge:
         lane: torch.dtype | None = None,
     ) -> Expected | None:
         if name not in states:
-            states[name] = reference_state(self._captured.get(name), call.before[name].device, self._names)
+            held = {**self._shared, **self._captured.get(name, {})}
+            states[name] = reference_state(held, call.before[name].device, self._names)
         state = states[name]
         return expect(rule, self._phase, call, name, state, theta, lane)
 

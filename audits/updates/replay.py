@@ -13,7 +13,7 @@ from audits.optimizers import build_optimizer, placed_state
 from audits.recipe import OptimizerRecipe, ParameterGroup
 from audits.structures import map_tensors
 from audits.updates.compare import real_dtype, to_double
-from audits.updates.modes import in_train_mode
+from audits.updates.modes import options_of_train_mode
 from audits.updates.recorder import Call
 
 #: State entries of torch.optim that count or multiply up over steps, whatever the parameter's shape.
@@ -52,8 +52,8 @@ class Replay:
         self.native = {name: value.dtype for name, value in weights.items()}
         self.copies = {name: nn.Parameter(self._cast(value).clone()) for name, value in weights.items()}
         built = build_optimizer(recipe, self.copies, with_state=False, fresh=not state, hooks=False, dtype=dtype)
-        self.optimizer = in_train_mode(built)
-        self._overrides = dict(overrides or {})
+        self.optimizer = built
+        self._overrides = {**options_of_train_mode(built), **(overrides or {})}
         for group in self.optimizer.param_groups:
             group.update(self._overrides)
         for name, values in state.items():

@@ -13,6 +13,7 @@ from audits.recipe import ParameterGroup
 from audits.subject import LivePhase
 from audits.updates.apply import reference_state, reference_update, rule_options
 from audits.updates.compare import rms, to_double
+from audits.updates.attributes import shared_of
 from audits.updates.replay import Replay
 from audits.updates.rules import Rule, State
 
@@ -66,7 +67,8 @@ def _names_on(shape: tuple[int, ...], phase: LivePhase, rule: Rule) -> dict[str,
         chosen = rule_options(phase, options, torch.float64)
         reference_update(rule, theta, gradient.to_sparse() if rule.sparse else gradient, state, chosen)
         replay.step({"probe": theta}, {"probe": gradient}, {"probe": options})
-        actual, held = replay.optimizer.state[replay.copies["probe"]], replay.optimizer.param_groups[0]
+        held = replay.optimizer.param_groups[0]
+        actual = {**shared_of(replay.optimizer), **replay.optimizer.state[replay.copies["probe"]]}
     told = {key for key in state if any(_same(held.get(name), state[key]) for name in _KEPT_AS.get(key, (key,)))}
     told |= {"lr_max"}  # where no group tells, the rate now in force
     return {key: _name_of(key, value, actual, device) for key, value in state.items() if key not in told}

@@ -1,4 +1,4 @@
-"""Published kin of Adam: AdaBelief, Adan, AdEMAMix, Yogi, StableAdamW, QHAdam, ADOPT, AdaBound."""
+"""Published kin of Adam: AdaBelief, Adan, AdEMAMix, Yogi, StableAdamW, QHAdam, ADOPT, AdaBound, RAdam."""
 
 from __future__ import annotations
 
@@ -187,6 +187,32 @@ def adabound(theta: torch.Tensor, gradient: torch.Tensor, state: State, options:
 
 
 _NO_MEMORY = {"betas": (0.0, 0.0)}
+def radam_published(theta: torch.Tensor, gradient: torch.Tensor, state: State, options: Options) -> torch.Tensor:
+    """Return ``-lr r m_hat / (sqrt(v) + eps)`` from ``rho_t >= n_sma_threshold`` on.
+
+    ``rho_t = rho - 2 t b2^t / (1 - b2^t)``, ``rho = 2 / (1 - b2) - 1``;
+    ``r = sqrt((1 - b2^t) (rho_t - 4) (rho_t - 2) rho / ((rho - 4) (rho - 2) rho_t))``. Before that the step is
+    ``-lr m_hat`` with ``degenerated_to_sgd``, and none at all (no decay either) without.
+
+    Reference: Liu et al. 2020, On the variance of the adaptive learning rate and beyond, and its authors' code.
+    """
+    refuse(options)
+    threshold, degenerates = float(options["n_sma_threshold"]), bool(options["degenerated_to_sgd"])
+    b1, b2 = (float(beta) for beta in options["betas"])
+    t, lr = count(state, options), float(options["lr"])
+    g, shrink = decayed(ascent(gradient, options), theta, options, decouple=True)
+    m = average(state, "exp_avg", b1, g)
+    v = average(state, "exp_avg_sq", b2, g * g)
+    left = 1.0 - b2**t
+    longest = 2.0 / (1.0 - b2) - 1.0
+    rho = longest - 2.0 * t * b2**t / left
+    rate = lr / (1.0 - b1**t)
+    if rho >= threshold:
+        r = math.sqrt(left * (rho - 4.0) * (rho - 2.0) * longest / ((longest - 4.0) * (longest - 2.0) * rho))
+        return shrink - rate * r * m / (v.sqrt() + float(options["eps"]))
+    return shrink - rate * m if degenerates else torch.zeros_like(theta)
+
+
 ADABELIEF = Rule("AdaBelief", adabelief, _NO_MEMORY)
 ADAN = Rule("Adan", adan, {})
 ADEMAMIX = Rule("AdEMAMix", ademamix, {"alpha": 0.0})
@@ -195,3 +221,4 @@ STABLE_ADAMW = Rule("StableAdamW", stable_adamw, _NO_MEMORY, elementwise=False)
 QHADAM = Rule("QHAdam", qhadam, _NO_MEMORY)
 ADOPT = Rule("ADOPT", adopt, {})
 ADABOUND = Rule("AdaBound", adabound, _NO_MEMORY)
+RADAM_PUBLISHED = Rule("RAdam", radam_published, {}, marks=("n_sma_threshold", "degenerated_to_sgd"))

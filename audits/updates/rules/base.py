@@ -50,6 +50,7 @@ class Rule:
         signs: the update's elements jump (a sign): where rounding decides which way, it may do so.
         found: how a rule for a class that is not torch's own was found, as half a sentence.
         guessed: nobody declared the rule: it was found by what the class inherits or is called.
+        marks: options that tell this variant from others of the same name: a class that has one of them means it.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Rule:
     signs: bool = False
     found: str = ""
     guessed: bool = False
+    marks: tuple[str, ...] = ()
 
     @property
     def title(self) -> str:

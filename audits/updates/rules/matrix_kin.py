@@ -39,14 +39,49 @@ def adafactor_fairseq(theta: torch.Tensor, gradient: torch.Tensor, state: State,
     """
     refuse(options)
     t = count(state, options)
-    eps1, eps2 = (float(eps) for eps in options["eps"])
+    alpha = _rate(theta, t, options, float(options["eps"][1]))
+    rest = math.pow(t, float(options["decay_rate"]))
+    u = alpha * _clipped(ascent(gradient, options), state, options, rest, float(options["eps"][0]))
+    if options["beta1"] is not None:
+        u = average(state, "exp_avg", float(options["beta1"]), u)
+    return -u - alpha * float(options["weight_decay"]) * theta
+
+
+def adafactor_capped(theta: torch.Tensor, gradient: torch.Tensor, state: State, options: Options) -> torch.Tensor:
+    """Return the same with ``beta_t = min(b2, 1 - t^decay_rate)`` and a momentum that is kept in ``momentum_dtype``.
+
+    As `adafactor_fairseq` with the options that pytorch_optimizer gives: ``betas``, ``eps1``, ``eps2``, a decay that
+    may be coupled. What enters the momentum and the momentum itself are rounded to its dtype.
+    """
+    refuse(options)
+    t = count(state, options)
+    alpha = _rate(theta, t, options, float(options["eps2"]))
+    b1, b2 = options["betas"][0], float(options["betas"][1])
+    g, shrink = decayed(ascent(gradient, options), theta, options, decouple=True, lr=alpha)
+    rest = 1.0 - min(b2, 1.0 - math.pow(t, float(options["decay_rate"])))
+    u = alpha * _clipped(g, state, options, rest, float(options["eps1"]))
+    if b1 is not None:
+        store = _finest(options["momentum_dtype"])
+        before = kept(state, "exp_avg", u)
+        state["exp_avg"] = u = (before + (1.0 - float(b1)) * (u.to(store).double() - before)).to(store).double()
+    return shrink - u
+
+
+def _finest(store: torch.dtype) -> torch.dtype:
+    """The dtype that a rule rounds to: only what is coarser than any weights is told from float64."""
+    return store if torch.finfo(store).eps > torch.finfo(torch.float32).eps else torch.float64
+
+
+def _rate(theta: torch.Tensor, t: float, options: Options, least: float) -> float:
     rho = 0.0 if options["relative_step"] else float(options["lr"])
     if options["relative_step"]:
         rho = min(1e-6 * t if options["warmup_init"] else 1e-2, 1.0 / math.sqrt(t))
-    alpha = max(eps2, float(theta.square().mean().sqrt())) * rho if options["scale_parameter"] else rho
-    rest = math.pow(t, float(options["decay_rate"]))
-    g = ascent(gradient, options)
-    square = g * g + eps1
+    return max(least, float(theta.square().mean().sqrt())) * rho if options["scale_parameter"] else rho
+
+
+def _clipped(g: torch.Tensor, state: State, options: Options, rest: float, eps: float) -> torch.Tensor:
+    """Return ``U / max(1, rms(U) / clip_threshold)`` and advance the second moment."""
+    square = g * g + eps
     if g.dim() > 1:
         r = average(state, "exp_avg_sq_row", 1.0 - rest, square.mean(dim=-1))
         c = average(state, "exp_avg_sq_col", 1.0 - rest, square.mean(dim=-2))
@@ -54,10 +89,7 @@ def adafactor_fairseq(theta: torch.Tensor, gradient: torch.Tensor, state: State,
     else:
         v = average(state, "exp_avg_sq", 1.0 - rest, square)
     u = g / v.sqrt()
-    u = alpha * u / max(1.0, float(u.square().mean().sqrt()) / float(options["clip_threshold"]))
-    if options["beta1"] is not None:
-        u = average(state, "exp_avg", float(options["beta1"]), u)
-    return -u - alpha * float(options["weight_decay"]) * theta
+    return u / max(1.0, float(u.square().mean().sqrt()) / float(options["clip_threshold"]))
 
 
 def muon_published(
@@ -160,6 +192,7 @@ def rmsprop_tensorflow(theta: torch.Tensor, gradient: torch.Tensor, state: State
 
 
 ADAFACTOR_FAIRSEQ = Rule("Adafactor", adafactor_fairseq, {}, elementwise=False)
+ADAFACTOR_CAPPED = Rule("Adafactor", adafactor_capped, {}, elementwise=False)
 MUON_PUBLISHED = Rule(
     "Muon",
     muon_published,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from audits.updates.rules.adam_kin import ADABELIEF, ADABOUND, ADAN, ADEMAMIX, ADOPT, QHADAM, STABLE_ADAMW, YOGI
+from audits.updates.rules.adam_kin import ADABELIEF, ADABOUND, ADAN, ADEMAMIX, ADOPT, QHADAM, RADAM_PUBLISHED, STABLE_ADAMW, YOGI
 from audits.updates.rules.averaging import MADGRAD, SCHEDULE_FREE_ADAMW, SCHEDULE_FREE_SGD, SGDW
 from audits.updates.rules.base import Rule
 from audits.updates.rules.layerwise import LAMB, LARS, NOVOGRAD
-from audits.updates.rules.matrix_kin import ADAFACTOR_FAIRSEQ, MUON_PUBLISHED, RMSPROP_TENSORFLOW
+from audits.updates.rules.matrix_kin import ADAFACTOR_CAPPED, ADAFACTOR_FAIRSEQ, MUON_PUBLISHED, RMSPROP_TENSORFLOW
 from audits.updates.rules.signs import LION, SIGN_SGD, TIGER
 
 
@@ -30,11 +30,13 @@ _NAMES: tuple[tuple[Rule, tuple[str, ...]], ...] = (
     (QHADAM, ("QHAdam",)),
     (ADOPT, ("ADOPT",)),
     (ADABOUND, ("AdaBound",)),
+    (RADAM_PUBLISHED, ("RAdam",)),
     (SCHEDULE_FREE_SGD, ("ScheduleFreeSGD", "SGDScheduleFree")),
     (SCHEDULE_FREE_ADAMW, ("ScheduleFreeAdamW", "AdamWScheduleFree")),
     (MADGRAD, ("MADGRAD",)),
     (SGDW, ("SGDW",)),
     (ADAFACTOR_FAIRSEQ, ("Adafactor",)),
+    (ADAFACTOR_CAPPED, ("Adafactor",)),
     (MUON_PUBLISHED, ("Muon", "SingleDeviceMuon", "MuonWithAuxAdam", "SingleDeviceMuonWithAuxAdam")),
     (RMSPROP_TENSORFLOW, ("RMSpropTF",)),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import nn
 
 from audits.optimizers import RUNNING
 from audits.outcomes import Outcome, ResultRow
-from audits.updates.rules import PUBLISHED, plain_name
+from audits.updates.rules import PUBLISHED, Rule, plain_name
 from audits.updates.rules.base import PACKAGE
 from audits.updates.rules.matrix_kin import rmsprop_tensorflow
 from tests.audits.updates.subjects import audited, of
@@ -63,6 +64,11 @@ CASES: list[tuple[Any, dict[str, Any]]] = [
     (transformers.Adafactor, {"weight_decay": 0.1}),
     (transformers.Adafactor, {"warmup_init": True}),
     (transformers.Adafactor, {"lr": 0.01, "relative_step": False, "scale_parameter": False, "beta1": 0.9}),
+    (pytorch_optimizer.AdaFactor, {"weight_decay": 0.1}),
+    (pytorch_optimizer.AdaFactor, {"momentum_dtype": torch.float64, "relative_step": False, "weight_decay": 0.1}),
+    (pytorch_optimizer.AdaFactor, {"betas": (None, 0.99), "weight_decouple": False, "weight_decay": 0.1}),
+    (pytorch_optimizer.RAdam, {"weight_decay": 0.1, "betas": (0.9, 0.99)}),
+    (pytorch_optimizer.RAdam, {"weight_decay": 0.1, "betas": (0.9, 0.99), "degenerated_to_sgd": True}),
     (pytorch_optimizer.Muon, {"weight_decay": 0.1}),
     (pytorch_optimizer.Muon, {"use_adjusted_lr": True, "nesterov": False}),
     (pytorch_optimizer.Muon, {"use_muon": False, "weight_decay": 0.1}),
@@ -84,6 +90,18 @@ def _built(cls: Any, parameter: nn.Parameter, options: dict[str, Any]) -> torch.
     return optimizer
 
 
+def _rule_for(cls: Any, optimizer: torch.optim.Optimizer) -> Rule:
+    """The first of that name that the class has the options of."""
+    several = PUBLISHED[plain_name(cls.__name__)]
+    known = {**vars(optimizer), **optimizer.defaults, PACKAGE: cls.__module__.partition(".")[0]}
+    ones = torch.ones(2, 2, dtype=torch.float64)
+    for rule in several[:-1]:
+        with contextlib.suppress(KeyError):
+            rule.update(ones, ones, {}, known)
+            return rule
+    return several[-1]
+
+
 @pytest.mark.parametrize("shape", [(6, 4), (7,)], ids=str)
 @pytest.mark.parametrize(("cls", "options"), CASES, ids=lambda value: getattr(value, "__name__", str(value)))
 def test_rule_agrees_with_a_public_implementation(cls: Any, options: dict[str, Any], shape: tuple[int, ...]) -> None:
@@ -92,7 +110,7 @@ def test_rule_agrees_with_a_public_implementation(cls: Any, options: dict[str, A
     torch.manual_seed(1)
     parameter = nn.Parameter(torch.randn(shape, dtype=torch.float64))
     optimizer = _built(cls, parameter, options)
-    rule = PUBLISHED[plain_name(cls.__name__)][0]
+    rule = _rule_for(cls, optimizer)
     attributes = {k: v for k, v in vars(optimizer).items() if k not in ("defaults", "state", "param_groups")}
     defaults = {k: v for k, v in optimizer.defaults.items() if k not in RUNNING}
     state: dict[str, Any] = {}
@@ -111,7 +129,8 @@ def test_rule_agrees_with_a_public_implementation(cls: Any, options: dict[str, A
 
 def test_every_published_rule_has_a_public_witness() -> None:
     rules = {id(rule): rule.name for several in PUBLISHED.values() for rule in several}
-    seen = {id(PUBLISHED[plain_name(cls.__name__)][0]) for cls, _ in CASES}
+    small = nn.Parameter(torch.ones(4, 6, dtype=torch.float64))
+    seen = {id(_rule_for(cls, _built(cls, small, options))) for cls, options in CASES}
     assert {name for key, name in rules.items() if key not in seen} == {"RMSpropTF"}  # by hand, below
 
 
