@@ -70,6 +70,7 @@ class Kept:
         live: whether the mould is of the live object: nothing is missing then.
         fresh: values before the first step of those attributes that a step changes; found once.
         replaced: whether the instance's own ``step`` was seen never to reach that of its class.
+        begun: whether the constructor itself leaves state for its parameters (Adagrad's sums); None before it is known.
     """
 
     attributes: Mapping[str, Any] | None = None
@@ -78,6 +79,7 @@ class Kept:
     live: bool = False
     fresh: dict[str, Any] | None = field(default=None, repr=False)
     replaced: bool = False
+    begun: bool | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what only this process has: another one goes by the plain values, as a stored recipe does."""

@@ -89,6 +89,8 @@ def build_optimizer(
         for group, own in zip(optimizer.param_groups, held, strict=True):
             group["params"][:] = own
         _complete(optimizer, recipe, held)
+        if fresh:
+            _begin_state(optimizer, recipe, held)
     _OWN.update(_and_inside(optimizer))
     for built, recorded in zip(optimizer.param_groups, recipe.groups, strict=True):
         for key in RUNNING if mould is not None and fresh else ():  # as the constructor leaves them
@@ -186,6 +188,20 @@ def _complete(
     for name, value in attributes_of(other):
         if not hasattr(optimizer, name):
             object.__setattr__(optimizer, name, value)
+
+
+def _begin_state(
+    optimizer: torch.optim.Optimizer, recipe: OptimizerRecipe, held: Sequence[Sequence[torch.Tensor]]
+) -> None:
+    """Fill in the state that a constructor makes before the first step: the sums of Adagrad and of its subclasses."""
+    assert recipe.kept is not None
+    if recipe.kept.begun is False:
+        return
+    with random_state_kept(), contextlib.suppress(RecipeError):
+        begun = {k: v for k, v in constructed(recipe, held).state.items() if isinstance(k, torch.Tensor) and v}
+        recipe.kept.begun = bool(begun)
+        for tensor, state in begun.items():
+            optimizer.state.setdefault(tensor, state)
 
 
 def _placed(tensor: torch.Tensor, device: torch.device, dtype: torch.dtype | None) -> torch.Tensor:

@@ -40,9 +40,10 @@ def shared_state(phase: LivePhase) -> Mapping[str, torch.Tensor]:
 
 def shared_of(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     """Return the single numbers in an optimizer's ``state`` that belong to no tensor, by name."""
+    entries: dict[Any, Any] = dict(optimizer.state)  # torch's annotation knows only tensors as keys
     return {
         key: torch.as_tensor(value).detach().reshape(())
-        for key, value in optimizer.state.items()
+        for key, value in entries.items()
         if isinstance(key, str)
         and ((isinstance(value, torch.Tensor) and value.numel() == 1) or type(value) in (int, float))
     }

@@ -20,7 +20,8 @@ from audits.updates.fresh import FreshState
 from audits.updates.gradient_rows import gradient_rows
 from audits.updates.handling import handling_rows, skipped_handling_rows
 from audits.updates.judging import RuleJudge
-from audits.updates.probe import ENVIRONMENT, probe_rows
+from audits.updates.ownership import ENVIRONMENT
+from audits.updates.probe import probe_rows
 from audits.updates.recorder import snapshot
 from audits.updates.registration import registration_rows, tied_rows
 from audits.updates.relations import relation_rows

@@ -9,7 +9,7 @@ import torch
 
 from audits.devices import Draws
 from audits.updates.apply import copy_state, reference_update
-from audits.updates.compare import Judged, deviation, judge, real_dtype, to_double
+from audits.updates.compare import Judged, deviation, judge, real_dtype, rms, to_double
 from audits.updates.rules import Rule, State
 
 #: The native run rounds at each of the handful of operations of a rule; each response below is that of one rounding.
@@ -47,13 +47,16 @@ def judge_conditioned(
         noise: scatter of the rule's own coarse arithmetic.
         known: rms of theta and of the reference, where they were worked out already.
     """
+    if rule.inside is not None:
+        size, length = known or (rms(theta), rms(reference))
+        known = max(size, rule.inside(theta, to_double(gradient), state, options)), length
     found = judge(deviation(actual, reference, theta, dtype, known), rule, dtype, options, noise)
     if found.met or not bool(torch.isfinite(actual).all()):
         return found
     response = rounding_response(rule, reference, theta, gradient, state, options, dtype)
     difference = actual - reference
     left = difference.sign() * (difference.abs() - ROUNDINGS * response).clamp(min=0.0)
-    return judge(deviation(reference + left, reference, theta, dtype), rule, dtype, options, noise)
+    return judge(deviation(reference + left, reference, theta, dtype, known), rule, dtype, options, noise)
 
 
 def rounding_response(

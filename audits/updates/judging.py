@@ -148,6 +148,10 @@ class RuleJudge:
         )  # fmt: skip
         theta, full = reference.size, reference.length
         rule = self.rule
+        if rule.inside is not None:
+            theta = max(
+                theta, rule.inside(reference.theta, double(reference.gradient), reference.before, reference.options)
+            )
         if rule.found and rule.noise is None and judged.met and judged.threshold == THRESHOLDS[dtype][0]:
             # The tolerance for code that computes in float32 was not called upon: it agrees to the dtype's rounding.
             rule = replace(rule, relative=None)

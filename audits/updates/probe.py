@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,23 +9,20 @@ from typing import Any
 import torch
 from torch.optim.optimizer import _default_to_fused_or_foreach
 
-from audits.moulds import patched_step
-from audits.optimizers import optimizer_class
 from audits.outcomes import Lane, Outcome, ResultRow
 from audits.subject import LivePhase, Subject
 from audits.updates.apply import rule_for
 from audits.updates.compare import THRESHOLDS, Deviation, Judged, deviation, judge, real_dtype, rms, to_double
 from audits.updates.conditioning import judge_conditioned
 from audits.updates.diagnose import explain
+from audits.updates.ownership import ENVIRONMENT, torch_owned
 from audits.updates.relations import round_trip_rows
 from audits.updates.replay import Replay
+from audits.updates.round_trip import round_trip
 from audits.updates.rows import row
 from audits.updates.rules import RULES, Rule
 from audits.updates.rules.base import DECLARE, SCALARS
 from audits.updates.synthetic import Synthetic, reference_updates, synthesize
-
-#: Cause of a fault of the torch build's kernels; reported once per environment.
-ENVIRONMENT = "environment"
 
 #: Relative change of an update by rounded scalars that is worth a note on the build: Adam's is 1e-5, RAdam's 6e-3.
 NOTED = 1e-3
@@ -37,9 +33,6 @@ LOOP = {"foreach": False, "fused": False}
 #: Stands in for the rule where implementations of an unknown one are compared: plain thresholds.
 _ANY = RULES["SGD"]
 _EQUAL = Deviation(0.0, 0.0, 0.0, 1.0)
-
-#: Step after which the round trip saves.
-SAVED_AFTER = 4
 
 
 @dataclass(frozen=True)
@@ -70,7 +63,7 @@ def probe_rows(subject: Subject, phase: LivePhase, seed: int) -> list[ResultRow]
     if wants("optimizer.parity"):
         rows.append(_parity(subject, phase, synthetic, rule))
     if wants("registration.state-round-trip"):
-        rows.append(_round_trip(subject, phase, synthetic, rule))
+        rows.append(round_trip(subject, phase, synthetic, rule))
     return rows
 
 
@@ -172,19 +165,6 @@ def rounded_scalars(phase: LivePhase, synthetic: Synthetic, rule: Rule) -> tuple
     )
 
 
-def torch_owned(phase: LivePhase) -> bool:
-    """Whether all that happens in the optimizer's ``step`` is torch.optim's own code."""
-    kept = phase.recipe.optimizer.kept
-    if kept is not None and kept.replaced:
-        return False
-    for cls in optimizer_class(phase.recipe.optimizer).__mro__:
-        if getattr(torch.optim, cls.__name__, None) is cls:
-            return patched_step(cls) is None
-        if any(callable(value) and name != "__init__" for name, value in vars(cls).items()):
-            return False  # torch's step calls methods (`_init_group`) that a subclass may have made its own
-    return False
-
-
 def whose_fault(phase: LivePhase, synthetic: Synthetic, rule: Rule, failure: ProbeFailure) -> tuple[str | None, str]:
     """Return (cause, half a sentence): the torch build, the dtype's range, or the optimizer itself."""
     if not torch_owned(phase):
@@ -249,53 +229,3 @@ def _parity(subject: Subject, phase: LivePhase, synthetic: Synthetic, rule: Rule
     return row(subject, check, Outcome.PASS if worst.met else Outcome.FAIL, message, error=worst.error,
                threshold=worst.threshold, cause=ENVIRONMENT if not worst.met and torch_owned(phase) else None,
                **common)  # fmt: skip
-
-
-def _round_trip(subject: Subject, phase: LivePhase, synthetic: Synthetic, rule: Rule | None) -> ResultRow:
-    check = "registration.state-round-trip"
-    common: dict[str, Any] = {"phase": phase.name, "lane": Lane.SYNTHETIC}
-    try:
-        going = Replay(synthetic.recipe, synthetic.weights[0], None, {})
-        loaded: Replay | None = None
-        for number, (weights, gradients) in enumerate(
-            zip(synthetic.weights, synthetic.gradients, strict=True), start=1
-        ):
-            one = going.step(weights, gradients, synthetic.options)
-            if loaded is not None:
-                other = loaded.step(weights, gradients, synthetic.options)
-                apart = next((n for n in one if not torch.equal(one[n].nan_to_num(), other[n].nan_to_num())), None)
-                if apart is not None:
-                    dtype = real_dtype(synthetic.native[apart])
-                    found = judge(deviation(other[apart], one[apart], to_double(weights[apart]), dtype), rule or _ANY,
-                                  dtype, synthetic.options[apart])  # fmt: skip
-                    cause, outcome = None, Outcome.FAIL
-                    message = (f"saved after step {SAVED_AFTER} and loaded into a fresh build, the optimizer of phase "
-                               f"{phase.name!r} goes another way at step {number} than one that never stopped: state "
-                               "that state_dict() does not hold, or load_state_dict() does not restore")  # fmt: skip
-                    kept = going.optimizer.state[going.copies[apart]].values()
-                    finer = any(
-                        isinstance(v, torch.Tensor) and v.is_floating_point() and v.dtype != dtype for v in kept
-                    )
-                    if torch_owned(phase) or (finer and found.met):
-                        # torch casts state (NAdam's mu_product, moments in float32) to the weights' dtype as it loads.
-                        cause = None if found.met else ENVIRONMENT
-                        outcome = Outcome.PASS if found.met else Outcome.FAIL
-                        message += "; no code but torch's is involved"
-                        if found.met:
-                            message = (f"saved and loaded, the optimizer of phase {phase.name!r} goes on as one that "
-                                       "never stopped, but for a rounding: torch loads state in the weights' "
-                                       "dtype")  # fmt: skip
-                    count = int((one[apart] != other[apart]).sum())
-                    return row(subject, check, outcome, message, measured=float(count), expected=0.0, step=number,
-                               error=found.error, threshold=found.threshold, cause=cause, **common)  # fmt: skip
-            if number == SAVED_AFTER:
-                loaded = Replay(synthetic.recipe, weights, None, {})
-                with io.BytesIO() as file:
-                    torch.save(going.optimizer.state_dict(), file)
-                    file.seek(0)
-                    loaded.optimizer.load_state_dict(torch.load(file, weights_only=False))
-    except Exception as problem:
-        message = f"the optimizer's state could not be saved and loaded: {type(problem).__name__}: {problem}"
-        return row(subject, check, Outcome.INCONCLUSIVE, message, cause="probe raised", **common)
-    message = f"saved, loaded and stepped equals stepped for phase {phase.name!r}, bit for bit"
-    return row(subject, check, Outcome.PASS, message, measured=0.0, expected=0.0, **common)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from audits.optimizers import build_optimizer, placed_state
+from audits.optimizers import build_optimizer, optimizer_class, placed_state
 from audits.recipe import OptimizerRecipe, ParameterGroup
 from audits.structures import map_tensors
 from audits.updates.compare import real_dtype, to_double
@@ -56,6 +57,7 @@ class Replay:
         self._overrides = {**options_of_train_mode(built), **(overrides or {})}
         for group in self.optimizer.param_groups:
             group.update(self._overrides)
+        self._made = _dtypes_made(recipe, dtype) if dtype is not None and any(n in self.copies for n in state) else {}
         for name, values in state.items():
             if name in self.copies:
                 copy = self.copies[name]
@@ -110,9 +112,29 @@ class Replay:
             counter = value.dim() == 0 and key in _COUNTERS
             if counter or not (value.is_floating_point() or value.is_complex()):
                 return value
-            return self._cast(value)
+            return value.detach().to(self._made[key]) if key in self._made else self._cast(value)
 
         return {key: map_tensors(value, lambda t, key=key: cast(t, key)) for key, value in values.items()}  # type: ignore[misc]
+
+
+def _dtypes_made(recipe: OptimizerRecipe, dtype: torch.dtype) -> dict[str, torch.dtype]:
+    """Return the dtypes that an optimizer which is not torch's own keeps its state in on weights of a dtype.
+
+    Some of it may follow the weights and some be in bfloat16 whatever they are.
+    """
+    if getattr(torch.optim, optimizer_class(recipe).__name__, None) is optimizer_class(recipe):
+        return {}
+    small = {"matrix": torch.ones(3, 2, dtype=dtype), "vector": torch.ones(2, dtype=dtype)}
+    groups = (ParameterGroup(recipe.groups[0].options, tuple(small)),)
+    found: dict[str, torch.dtype] = {}
+    with contextlib.suppress(Exception):  # what cannot step on these keeps what is not known
+        replay = Replay(dataclasses.replace(recipe, groups=groups, state={}), small, dtype, {})
+        replay.step(small, small, {})
+        for name in small:
+            for key, value in replay.optimizer.state[replay.copies[name]].items():
+                if isinstance(value, torch.Tensor) and value.is_floating_point() and value.numel() > 1:
+                    found[key] = value.dtype
+    return found
 
 
 def parts_of(names: Sequence[str], sizes: Mapping[str, int]) -> list[tuple[str, ...]]:

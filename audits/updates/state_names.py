@@ -12,8 +12,8 @@ from audits.optimizers import RUNNING
 from audits.recipe import ParameterGroup
 from audits.subject import LivePhase
 from audits.updates.apply import reference_state, reference_update, rule_options
-from audits.updates.compare import rms, to_double
 from audits.updates.attributes import shared_of
+from audits.updates.compare import rms, to_double
 from audits.updates.replay import Replay
 from audits.updates.rules import Rule, State
 
@@ -71,7 +71,21 @@ def _names_on(shape: tuple[int, ...], phase: LivePhase, rule: Rule) -> dict[str,
         actual = {**shared_of(replay.optimizer), **replay.optimizer.state[replay.copies["probe"]]}
     told = {key for key in state if any(_same(held.get(name), state[key]) for name in _KEPT_AS.get(key, (key,)))}
     told |= {"lr_max"}  # where no group tells, the rate now in force
-    return {key: _name_of(key, value, actual, device) for key, value in state.items() if key not in told}
+    names = {key: _name_of(key, value, actual, device) for key, value in state.items() if key not in told}
+    chosen = rule_options(phase, options, torch.float64)
+    return {
+        k: name for k, name in names.items() if name is not None or _matters(k, rule, theta, gradient, state, chosen)
+    }
+
+
+def _matters(
+    key: str, rule: Rule, theta: torch.Tensor, gradient: torch.Tensor, state: State, options: Mapping[str, Any]
+) -> bool:
+    """Whether the rule's next step is another one without an entry of its state: RMSprop only counts its steps."""
+    gradient = gradient.to_sparse() if rule.sparse else gradient
+    left = {k: v for k, v in state.items() if k != key}
+    with_it, without = (reference_update(rule, theta, gradient, s, options) for s in (dict(state), left))
+    return not torch.equal(with_it, without)
 
 
 def _name_of(key: str, wanted: Any, actual: Mapping[str, Any], device: torch.device) -> str | None:

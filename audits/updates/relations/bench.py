@@ -131,6 +131,7 @@ class Bench:
     Attributes:
         faithful: whether what the constructor makes of the recorded options goes as the live object does; then options
             that differ are given to the constructor too.
+        coupled: whether a tensor's step depends on the other tensors (a norm of all gradients); None while unknown.
     """
 
     def __init__(
@@ -143,6 +144,7 @@ class Bench:
         self.seed = seed
         self.steps = steps
         self.faithful = False
+        self.coupled: bool | None = None
         self.name = optimizer_class(recipe).__name__
 
     def using(self, *, dtype: torch.dtype | None = None, steps: int | None = None) -> Bench:

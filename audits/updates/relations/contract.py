@@ -25,7 +25,7 @@ REPEATS = "the same start and seed give the same steps"
 UNTOUCHED = "a tensor without gradient, or frozen, is left alone"
 RESUMES = "saved and loaded, it goes on as if it never stopped"
 COPIES = "a copy goes on as the original"
-ORDER = "the order of the tensors does not matter"
+ORDER = "the order of the tensors, and which of them have a gradient, does not matter to the others"
 GROUPS = "each param group is stepped with its own options"
 
 
@@ -72,8 +72,13 @@ def untouched(bench: Bench, layout: Layout) -> Relation:
 
 
 def resumes(bench: Bench, layout: Layout) -> Iterator[Relation]:
-    """Go on in a fresh optimizer that loaded the state, and in a copy."""
-    base = bench.run(layout.groups, layout.leaves, watched=True)  # in the model's own dtype, which loading may cast to
+    """Go on in a fresh optimizer that loaded the state, and in a copy.
+
+    Args:
+        bench: in a dtype that loading may cast state to, fine enough to show a step beside the weights.
+        layout: its groups and tensors.
+    """
+    base = bench.run(layout.groups, layout.leaves, watched=True)
     for how, claim in (("state_dict", RESUMES), ("copy", COPIES)):
         try:
             run = bench.run(layout.groups, layout.leaves, resume=how)
@@ -101,7 +106,21 @@ def order(bench: Bench, layout: Layout, base: Run) -> Relation:
             f"in the opposite order the {_kind(apart[0])} goes elsewhere at step {apart[1]}, {apart[2]:.2g} of a step"
         )
         return broken(ORDER, f"{told}: state or scalars of one tensor reach another", contract=True)
+    if bench.coupled is False and (told := _elsewhere_beside_a_silent_one(bench, layout, base)):
+        return broken(ORDER, f"{told}: its state is filed by its place", contract=True)
     return holds(ORDER, contract=True)
+
+
+def _elsewhere_beside_a_silent_one(bench: Bench, layout: Layout, base: Run) -> str:
+    """Return what goes elsewhere where the first tensor of each group has no gradient any more; empty for nothing."""
+    silent = {group.names[0]: bench.saved_after for group in layout.groups}
+    try:
+        run = bench.run(layout.groups, layout.leaves, silent=silent)
+    except Exception:  # `untouched` tells
+        return ""
+    others = [name for name in layout.names if name not in silent]
+    apart = first_apart(base.path, run.path, others, bench.dtype, arithmetic_of(base, bench.dtype))
+    return f"where another tensor has no gradient any more, the {_kind(apart[0])} goes elsewhere" if apart else ""
 
 
 def groups(bench: Bench, layout: Layout, base: Run) -> Relation:
@@ -117,6 +136,7 @@ def groups(bench: Bench, layout: Layout, base: Run) -> Relation:
         a for run, names in zip(alone, kept, strict=True)
         if (a := first_apart(run.path, together.path, names, bench.dtype, arithmetic))
     ]  # fmt: skip
+    bench.coupled = bool(coupled)
     first = Group(own.options, kept[0])
 
     def ignored(changes: dict[str, Any]) -> str:

@@ -186,7 +186,9 @@ def _all(
     yield contract.UNTOUCHED, lambda: contract.untouched(bench, chosen)
     yield contract.GROUPS, lambda: contract.groups(bench, chosen, base)
     yield contract.ORDER, lambda: contract.order(bench, chosen, base)
-    yield contract.RESUMES, lambda: list(contract.resumes(bench.using(dtype=native), chosen))
+    # What loading casts state to is the weights' dtype; in a coarse one a step is lost beside the weights.
+    shown = native if native is torch.float64 else torch.float32
+    yield contract.RESUMES, lambda: list(contract.resumes(bench.using(dtype=shown), chosen))
     yield elements.PIECES, lambda: elements.pieces(bench, chosen, shapes, seed, drew=base.drew)
     yield options.STILL, lambda: options.still(bench, chosen)
     yield options.USED, lambda: options.used(bench, chosen)

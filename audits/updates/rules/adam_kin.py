@@ -187,6 +187,8 @@ def adabound(theta: torch.Tensor, gradient: torch.Tensor, state: State, options:
 
 
 _NO_MEMORY = {"betas": (0.0, 0.0)}
+
+
 def radam_published(theta: torch.Tensor, gradient: torch.Tensor, state: State, options: Options) -> torch.Tensor:
     """Return ``-lr r m_hat / (sqrt(v) + eps)`` from ``rho_t >= n_sma_threshold`` on.
 
@@ -209,8 +211,10 @@ def radam_published(theta: torch.Tensor, gradient: torch.Tensor, state: State, o
     rate = lr / (1.0 - b1**t)
     if rho >= threshold:
         r = math.sqrt(left * (rho - 4.0) * (rho - 2.0) * longest / ((longest - 4.0) * (longest - 2.0) * rho))
-        return shrink - rate * r * m / (v.sqrt() + float(options["eps"]))
-    return shrink - rate * m if degenerates else torch.zeros_like(theta)
+        update: torch.Tensor = shrink - rate * r * m / (v.sqrt() + float(options["eps"]))
+    else:
+        update = shrink - rate * m if degenerates else torch.zeros_like(theta)
+    return update
 
 
 ADABELIEF = Rule("AdaBelief", adabelief, _NO_MEMORY)

@@ -88,6 +88,14 @@ def madgrad(theta: torch.Tensor, gradient: torch.Tensor, state: State, options: 
     return (1.0 - momentum) * (start - s / (v.pow(1.0 / 3.0) + eps) - theta) + shrink
 
 
+def madgrad_inside(theta: torch.Tensor, gradient: torch.Tensor, state: State, options: Options) -> float:
+    """Return the rms of ``s / (v^(1/3) + eps)``: without momentum it is added to the weights and taken off again."""
+    if float(options["momentum"]):
+        return 0.0
+    v, s = kept(state, "grad_sum_sq", gradient), kept(state, "s", gradient)
+    return float((s / (v.pow(1.0 / 3.0) + float(options["eps"]))).square().mean().sqrt())
+
+
 def sgdw(theta: torch.Tensor, gradient: torch.Tensor, state: State, options: Options) -> torch.Tensor:
     """Return SGD's step plus ``-lr * weight_decay * theta``.
 
@@ -100,5 +108,5 @@ def sgdw(theta: torch.Tensor, gradient: torch.Tensor, state: State, options: Opt
 
 SCHEDULE_FREE_SGD = Rule("Schedule-Free SGD", schedule_free_sgd, {"momentum": 0.0})
 SCHEDULE_FREE_ADAMW = Rule("Schedule-Free AdamW", schedule_free_adamw, {})
-MADGRAD = Rule("MADGRAD", madgrad, {"momentum": 0.0})
+MADGRAD = Rule("MADGRAD", madgrad, {"momentum": 0.0}, inside=madgrad_inside)
 SGDW = Rule("SGDW", sgdw, {"momentum": 0.0, "nesterov": False})

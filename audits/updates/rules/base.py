@@ -50,6 +50,8 @@ class Rule:
         signs: the update's elements jump (a sign): where rounding decides which way, it may do so.
         found: how a rule for a class that is not torch's own was found, as half a sentence.
         guessed: nobody declared the rule: it was found by what the class inherits or is called.
+        inside: rms of what the update is a small difference of, where that is larger than weights and update: its
+            rounding is theirs.
         marks: options that tell this variant from others of the same name: a class that has one of them means it.
     """
 
@@ -66,6 +68,7 @@ class Rule:
     signs: bool = False
     found: str = ""
     guessed: bool = False
+    inside: Callable[[torch.Tensor, torch.Tensor, State, Options], float] | None = None
     marks: tuple[str, ...] = ()
 
     @property

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from audits.updates.rules.adam_kin import ADABELIEF, ADABOUND, ADAN, ADEMAMIX, ADOPT, QHADAM, RADAM_PUBLISHED, STABLE_ADAMW, YOGI
+from audits.updates.rules.adam_kin import (
+    ADABELIEF,
+    ADABOUND,
+    ADAN,
+    ADEMAMIX,
+    ADOPT,
+    QHADAM,
+    RADAM_PUBLISHED,
+    STABLE_ADAMW,
+    YOGI,
+)
 from audits.updates.rules.averaging import MADGRAD, SCHEDULE_FREE_ADAMW, SCHEDULE_FREE_SGD, SGDW
 from audits.updates.rules.base import Rule
 from audits.updates.rules.layerwise import LAMB, LARS, NOVOGRAD

@@ -164,7 +164,7 @@ def _audited(cls: Any, mistake: str, dtype: torch.dtype, *, trained: bool, **opt
     model, batch = _model(dtype, cls)
     given = {"mistake": mistake} if issubclass(cls, published.Own) else {}
     optimizer = cls(model.parameters(), **given, **options)
-    if hasattr(optimizer, "train"):
+    if hasattr(optimizer, "train") and trained:  # captured fresh, the audit does it
         optimizer.train()
     for _ in range(3 if trained else 0):
         optimizer.zero_grad()
@@ -199,6 +199,10 @@ _PUBLIC: list[tuple[Any, dict[str, Any]]] = [
     (pytorch_optimizer.ScheduleFreeSGD, {"lr": 0.1}),
     (transformers.Adafactor, {"weight_decay": 0.1}),
     (transformers.Adafactor, {"lr": 0.01, "relative_step": False, "beta1": 0.9}),
+    (pytorch_optimizer.AdaFactor, {"weight_decay": 0.1}),  # its momentum is in bfloat16
+    (pytorch_optimizer.MADGRAD, {"weight_decay": 0.1}),  # its count is in its state under no tensor
+    (pytorch_optimizer.MADGRAD, {"momentum": 0.0}),
+    (pytorch_optimizer.RAdam, {"weight_decay": 0.1}),
 ]
 
 
