@@ -16,6 +16,7 @@ from audits.lanes.precision import INSIDE_EPS, Product
 from audits.optimizers import RUNNING, optimizer_class
 from audits.subject import LivePhase, Subject
 from audits.updates.attributes import attributes_of
+from audits.updates.coarse_names import bare_name, declares
 from audits.updates.compare import PRODUCT_EPS, to_double
 from audits.updates.hyperparameters import expected_class_name
 from audits.updates.rules import PUBLISHED, RULES, Options, Rule, State, plain_name
@@ -56,6 +57,10 @@ def rule_for(subject: Subject, phase: LivePhase) -> Rule | None:
         if torchs:
             candidates += _named(torchs[0].__name__, f"the nearest torch ancestor of {cls.__name__}")
         candidates += _named(cls.__name__, f"found by the name {cls.__name__}")
+        if not candidates and declares(phase.recipe.optimizer):
+            name = bare_name(cls.__name__)
+            torchs_name = next((known for known in RULES if known.lower() == name), name)
+            candidates += _named(torchs_name, f"found by the name {cls.__name__}, with a coarser state")
     known = {**attributes_of(phase), **phase.recipe.optimizer.defaults}
     candidates.sort(key=lambda r: not any(mark in known for mark in r.marks))  # stable: the order stays within each
     rule = next((r for r in candidates if _has_options(r, phase)), None)

@@ -16,6 +16,8 @@ from audits.outcomes import Lane, Outcome, ResultRow
 from audits.subject import LivePhase, Subject
 from audits.updates.apply import reference_state, rule_for
 from audits.updates.attributes import shared_state
+from audits.updates.coarse_rows import step_rows
+from audits.updates.coarse_state import coarse_state
 from audits.updates.compare import (
     COARSE_RESOLUTION,
     RESOLUTION,
@@ -39,7 +41,7 @@ from audits.updates.replay import Replays, parts_of
 from audits.updates.rows import norm, row, wide
 from audits.updates.rules import Rule, State
 from audits.updates.rules.base import DECLARE, SCALARS
-from audits.updates.state_names import state_names
+from audits.updates.state_names import IN_GROUP, state_names
 
 
 @dataclass
@@ -66,6 +68,7 @@ class RuleJudge:
         self._subject = subject
         self._phase = phase
         self.rule = rule_for(subject, phase)
+        self._coarse = None if self.rule is None else coarse_state(phase, self.rule)
         self._captured = phase.recipe.optimizer.state if with_state and not phase.starts_fresh else {}
         self._shared = shared_state(phase) if self._captured else {}
         self._state: dict[str, State] = {}
@@ -88,6 +91,10 @@ class RuleJudge:
         if self.rule is None:
             for parameter in wanted:
                 yield self._without_rule(call, parameter)
+            return
+        if self._coarse is not None:
+            yield from step_rows(self._subject, self._phase, self.rule, self._coarse, call, wanted)
+            yield from (self._without_gradient(call, n) for n in wanted if call.gradients.get(n) is None)
             return
         if call.state_before is not None:  # a declared hook wrote there: the rule goes on from what it wrote
             self._state, self._captured = {}, call.state_before
@@ -137,6 +144,9 @@ class RuleJudge:
         if name not in states:
             held = {**self._shared, **self._captured.get(name, {})}
             states[name] = reference_state(held, call.before[name].device, self._names)
+            if self._names.get("step") == IN_GROUP:  # a rule of torch's would count from the state alone
+                options = call.options[name]
+                states[name]["step"] = float(options.get("step", options.get("k", 0.0)))
         state = states[name]
         return expect(rule, self._phase, call, name, state, theta, lane)
 

@@ -12,6 +12,8 @@ from torch.optim.optimizer import _default_to_fused_or_foreach
 from audits.outcomes import Lane, Outcome, ResultRow
 from audits.subject import LivePhase, Subject
 from audits.updates.apply import rule_for
+from audits.updates.coarse_rows import uniform_row
+from audits.updates.coarse_state import coarse_state
 from audits.updates.compare import THRESHOLDS, Deviation, Judged, deviation, judge, real_dtype, rms, to_double
 from audits.updates.conditioning import judge_conditioned
 from audits.updates.diagnose import explain
@@ -58,12 +60,13 @@ def probe_rows(subject: Subject, phase: LivePhase, seed: int) -> list[ResultRow]
     if not synthetic.native:
         return [row(subject, "optimizer.probe", Outcome.INCONCLUSIVE, f"the optimizer of phase {phase.name!r} holds no "
                     "parameter of the model", phase=phase.name, cause="nothing held")]  # fmt: skip
+    coarse = coarse_state(phase, rule)
     if wants("optimizer.probe", "update.rule"):
-        rows.append(_probe(subject, phase, synthetic, rule))
+        rows.append(uniform_row(subject, phase, rule, coarse) if coarse else _probe(subject, phase, synthetic, rule))
     if wants("optimizer.parity"):
         rows.append(_parity(subject, phase, synthetic, rule))
     if wants("registration.state-round-trip"):
-        rows.append(round_trip(subject, phase, synthetic, rule))
+        rows.append(round_trip(subject, phase, synthetic, rule, coarse))
     return rows
 
 

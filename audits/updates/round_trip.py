@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from audits.outcomes import Lane, Outcome, ResultRow
 from audits.subject import LivePhase, Subject
-from audits.updates.compare import deviation, judge, real_dtype, to_double
+from audits.updates.coarse_state import CoarseState
+from audits.updates.compare import THRESHOLDS, deviation, judge, real_dtype, to_double
 from audits.updates.ownership import ENVIRONMENT, torch_owned
 from audits.updates.replay import Replay
 from audits.updates.rows import row
@@ -22,7 +24,9 @@ CHECK = "registration.state-round-trip"
 SAVED_AFTER = 4
 
 
-def round_trip(subject: Subject, phase: LivePhase, synthetic: Synthetic, rule: Rule) -> ResultRow:
+def round_trip(
+    subject: Subject, phase: LivePhase, synthetic: Synthetic, rule: Rule, coarse: CoarseState | None = None
+) -> ResultRow:  # fmt: skip
     """Return the row: stepped, saved, loaded and stepped on, against stepped throughout.
 
     Args:
@@ -30,7 +34,10 @@ def round_trip(subject: Subject, phase: LivePhase, synthetic: Synthetic, rule: R
         phase: whose optimizer.
         synthetic: the probe's tensors.
         rule: its rule, by whose tolerance a cast in loading is judged.
+        coarse: what is coarse in its state: torch loads it in the weights' dtype, which rounds no more.
     """
+    if coarse is not None:
+        rule = replace(rule, relative=dict.fromkeys(THRESHOLDS, coarse.tolerance))
     common: dict[str, Any] = {"phase": phase.name, "lane": Lane.SYNTHETIC}
     loaded: Replay | None = None
     resuming = False

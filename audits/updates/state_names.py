@@ -27,6 +27,9 @@ SHAPES: tuple[tuple[int, ...], ...] = ((4, 3), (5,))
 #: quantities of random gradients are far further apart.
 SAME = 1e-5
 
+#: Stands for a count that the optimizer keeps in its group, where the options tell it.
+IN_GROUP = "the group's own count"
+
 #: Names in a group of what the rule counts.
 _KEPT_AS = {"step": ("step", "k"), "weight_sum": ("weight_sum",)}
 
@@ -73,9 +76,9 @@ def _names_on(shape: tuple[int, ...], phase: LivePhase, rule: Rule) -> dict[str,
     told |= {"lr_max"}  # where no group tells, the rate now in force
     names = {key: _name_of(key, value, actual, device) for key, value in state.items() if key not in told}
     chosen = rule_options(phase, options, torch.float64)
-    return {
-        k: name for k, name in names.items() if name is not None or _matters(k, rule, theta, gradient, state, chosen)
-    }
+    kept = [k for k, name in names.items() if name is not None or _matters(k, rule, theta, gradient, state, chosen)]
+    in_group = {"step": IN_GROUP} if "step" in told and "step" not in actual else {}
+    return {**{k: names[k] for k in kept}, **in_group}
 
 
 def _matters(

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 
-from audits.optimizers import optimizer_class
+from audits.updates.coarse_names import declares
 from audits.updates.compare import rms
 from audits.updates.relations.bench import Bench, Group, Leaf, Run
 from audits.updates.relations.layout import Layout
@@ -35,9 +34,6 @@ ROUNDINGS = 100.0
 
 #: Share of a tensor's elements whose difference is compared: a sign that flips on a tie is one element's.
 SHARE = 0.75
-
-#: Words in an option's or a class's name that declare coarse state.
-_DECLARES = ("dtype", "bf16", "8bit", "4bit", "fp8", "fp16", "int8", "quant", "precision", "bits")
 
 
 def precision(bench: Bench, layout: Layout, base: Run) -> Iterator[Relation]:
@@ -91,9 +87,7 @@ def _rounded(layout: Layout, draw: int) -> dict[str, Leaf]:
 
 
 def _state(bench: Bench, run: Run, layout: Layout) -> Relation:
-    arguments = inspect.signature(optimizer_class(bench.recipe).__init__).parameters
-    words = [bench.name, *layout.groups[0].options, *bench.recipe.defaults, *arguments]
-    if any(word in str(name).lower() for name in words for word in _DECLARES):
+    if declares(bench.recipe, layout.groups[0].options, vars(run.optimizer).values()):
         return does_not_apply(STATE, "its name or an option declares the state's precision")
     for state in run.optimizer.state.values():
         for key, value in state.items() if isinstance(state, dict) else ():

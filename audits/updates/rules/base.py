@@ -52,6 +52,7 @@ class Rule:
         guessed: nobody declared the rule: it was found by what the class inherits or is called.
         inside: rms of what the update is a small difference of, where that is larger than weights and update: its
             rounding is theirs.
+        rounds: the rule keeps its state in the dtype that an option names.
         marks: options that tell this variant from others of the same name: a class that has one of them means it.
     """
 
@@ -69,6 +70,7 @@ class Rule:
     found: str = ""
     guessed: bool = False
     inside: Callable[[torch.Tensor, torch.Tensor, State, Options], float] | None = None
+    rounds: bool = False
     marks: tuple[str, ...] = ()
 
     @property

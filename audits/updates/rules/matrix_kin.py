@@ -192,7 +192,7 @@ def rmsprop_tensorflow(theta: torch.Tensor, gradient: torch.Tensor, state: State
 
 
 ADAFACTOR_FAIRSEQ = Rule("Adafactor", adafactor_fairseq, {}, elementwise=False)
-ADAFACTOR_CAPPED = Rule("Adafactor", adafactor_capped, {}, elementwise=False)
+ADAFACTOR_CAPPED = Rule("Adafactor", adafactor_capped, {}, elementwise=False, rounds=True)
 MUON_PUBLISHED = Rule(
     "Muon",
     muon_published,
