@@ -163,7 +163,12 @@ def run_once(subject: Subject, seed: int) -> list[ResultRow]:
 
 def _raised(subject: Subject, step: TrainingStep) -> ResultRow:
     error = step.error
-    message = f"training step {step.number} raised {type(error).__name__}: {error}"
+    message = f"training step {step.number} raised {type(error).__name__}: {error}".rstrip(": ")
+    if isinstance(error, NotImplementedError) and not str(error):
+        message += (
+            ": an optimizer whose step() is not there (LOMO's works inside the backward) needs the real training "
+        )
+        message += "step: Recipe.capture(..., step=FUNCTION)"
     return row(subject, "update.rule", Outcome.INCONCLUSIVE, message, step=step.number, cause="step raised")
 
 

@@ -136,7 +136,9 @@ def groups(bench: Bench, layout: Layout, base: Run) -> Relation:
         a for run, names in zip(alone, kept, strict=True)
         if (a := first_apart(run.path, together.path, names, bench.dtype, arithmetic))
     ]  # fmt: skip
-    bench.coupled = bool(coupled)
+    within = [a for run, n in zip(alone, kept, strict=True)
+              if (a := first_apart(run.path, base.path, n, bench.dtype, arithmetic))]  # fmt: skip
+    bench.coupled = bool(coupled or within)  # within: by what a group keeps for all its tensors, as AvaGrad's gamma
     first = Group(own.options, kept[0])
 
     def ignored(changes: dict[str, Any]) -> str:
