@@ -35,6 +35,7 @@ from audits.updates.expected import LOW_PRECISION, Expected, expect, state_error
 from audits.updates.hook_watch import cure
 from audits.updates.kernels import limit_beside_scalars
 from audits.updates.lost import LOST_SHARE, lost_share, whole_step
+from audits.updates.masters import masters_of, seen_by_masters
 from audits.updates.recorder import Call
 from audits.updates.relations import RELATIONS, verdict_of
 from audits.updates.replay import Replays, parts_of
@@ -71,6 +72,9 @@ class RuleJudge:
         self._coarse = None if self.rule is None else coarse_state(phase, self.rule)
         self._captured = phase.recipe.optimizer.state if with_state and not phase.starts_fresh else {}
         self._shared = shared_state(phase) if self._captured else {}
+        self._with_state = with_state
+        names = masters_of(phase.recipe.optimizer)
+        self._masters = {n: s[k] for n, s in self._captured.items() for k in names if k in s}
         self._state: dict[str, State] = {}
         self._moved = 0.0
         self._replays = Replays(phase.recipe.optimizer, self._captured)
@@ -108,6 +112,12 @@ class RuleJudge:
                     "update.rule", Outcome.INCONCLUSIVE, message, call, parameter, cause="state under other names"
                 )
             return
+        if masters := masters_of(self._phase.recipe.optimizer):
+            held = self._masters if self._with_state else {}
+            call, self._masters, left = seen_by_masters(call, masters, held)
+            for parameter in left:
+                message = f"{parameter} is not the rounding of its master copy in the optimizer's state"
+                yield self._row("update.rule", Outcome.FAIL, message, call, parameter, lane=Lane.NATIVE)
         self._replays.history.append(call)
         self._moved = whole_step(call)
         for part in parts_of(wanted, {n: call.before[n].numel() for n in wanted}):
@@ -204,7 +214,9 @@ class RuleJudge:
         def still_open() -> list[str]:
             return [n for n, f in found.items() if f.judged.met and self._unresolved(expected[n], f)]
 
-        for lane, dtype in ((Lane.FLOAT32, torch.float32), (Lane.FLOAT64, torch.float64)):
+        # Master copies are in float32 whatever the weights are: a float64 copy of the weights shows no more than they.
+        lanes = ((Lane.FLOAT32, torch.float32), (Lane.FLOAT64, torch.float64))
+        for lane, dtype in lanes[:1] if masters_of(self._phase.recipe.optimizer) else lanes:
             names = [
                 n for n in still_open() if dtype is torch.float64 or real_dtype(call.before[n].dtype) in LOW_PRECISION
             ]

@@ -17,6 +17,7 @@ from audits.updates.coarse_state import coarse_state
 from audits.updates.compare import THRESHOLDS, Deviation, Judged, deviation, judge, real_dtype, rms, to_double
 from audits.updates.conditioning import judge_conditioned
 from audits.updates.diagnose import explain
+from audits.updates.masters import masters_of
 from audits.updates.ownership import ENVIRONMENT, torch_owned
 from audits.updates.relations import round_trip_rows
 from audits.updates.replay import Replay
@@ -123,7 +124,12 @@ def run_probe(
     """
     worst, ratio, failure = (0.0, 1.0), -1.0, None
     overrides = {k: v for k, v in (overrides or {}).items() if any(k in o for o in synthetic.options.values())}
-    for lane, dtype, shown in (("weights", None, Lane.NATIVE), ("wide", torch.float64, Lane.FLOAT64)):
+    lanes: tuple[tuple[str, torch.dtype | None, Lane], ...] = (
+        ("weights", None, Lane.NATIVE), ("wide", torch.float64, Lane.FLOAT64)
+    )  # fmt: skip
+    if masters_of(phase.recipe.optimizer):  # copies in float32, whatever the weights are
+        lanes = (lanes[0], ("weights", torch.float32, Lane.FLOAT32))
+    for lane, dtype, shown in lanes:
         references = reference_updates(phase, synthetic, rule, lane, overrides)
         weights = getattr(synthetic, lane)
         replay = Replay(synthetic.recipe, weights[0], dtype, {}, overrides)

@@ -14,6 +14,7 @@ from audits.optimizers import build_optimizer, optimizer_class, placed_state
 from audits.recipe import OptimizerRecipe, ParameterGroup
 from audits.structures import map_tensors
 from audits.updates.compare import real_dtype, to_double
+from audits.updates.masters import masters_of
 from audits.updates.modes import options_of_train_mode
 from audits.updates.recorder import Call
 
@@ -55,6 +56,7 @@ class Replay:
         built = build_optimizer(recipe, self.copies, with_state=False, fresh=not state, hooks=False, dtype=dtype)
         self.optimizer = built
         self._overrides = {**options_of_train_mode(built), **(overrides or {})}
+        self._masters = masters_of(recipe)
         for group in self.optimizer.param_groups:
             group.update(self._overrides)
         self._made = _dtypes_made(recipe, dtype) if dtype is not None and any(n in self.copies for n in state) else {}
@@ -73,6 +75,10 @@ class Replay:
         before = {}
         for name, copy in self.copies.items():
             copy.data.copy_(weights[name])
+            held = self.optimizer.state.get(copy, {})
+            for key in self._masters:
+                if key in held:
+                    held[key].copy_(weights[name])
             gradient = gradients.get(name)
             # A copy: SGD(foreach, nesterov), a GPU's default, writes into the gradient it is given.
             copy.grad = None if gradient is None else self._cast(gradient).clone()
@@ -81,9 +87,9 @@ class Replay:
         for group in self.optimizer.param_groups:
             if not options:
                 break
-            held = next((names[id(p)] for p in group["params"] if id(p) in names), None)
-            if held is not None and held in options:
-                group.update({**self._lane_options(options[held], held), **self._overrides})
+            first = next((names[id(p)] for p in group["params"] if id(p) in names), None)
+            if first is not None and first in options:
+                group.update({**self._lane_options(options[first], first), **self._overrides})
         with torch.enable_grad():
             self.optimizer.step()
         return {name: to_double(copy).sub_(before[name]) for name, copy in self.copies.items()}

@@ -142,3 +142,17 @@ def test_names_are_bared_of_how_the_state_is_kept() -> None:
     names = ("AdamW8bit", "PagedAdamW8bit", "AdamWFp8", "AdamW4bit", "FlashAdamW", "BF16AdamW", "CPUOffloadAdamW",
              "AdamWBFloat16State")  # fmt: skip
     assert {bare_name(name) for name in names} == {"adamw"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("steps", [0, 3])
+def test_master_copies_are_what_the_rule_moves(steps: int, dtype: torch.dtype) -> None:
+    right = judged(coarse.MasterAdamW, dtype, steps)
+    assert (right.outcome, right.coverage) == (Outcome.PASS, 1.0), right.headline
+    for mistake in ("decay missing", "bias not corrected"):
+        assert "update.rule" in failing(judged(coarse.MasterAdamW, dtype, steps, mistake=mistake))
+
+
+def test_a_master_copy_that_is_read_back_from_the_weights_loses_what_it_is_for() -> None:
+    report = judged(coarse.MasterAdamW, torch.bfloat16, 3, mistake="copy follows the weights")
+    assert "update.rule" in failing(report)

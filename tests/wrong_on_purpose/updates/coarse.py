@@ -125,3 +125,42 @@ class CoarseAncestor(torch.optim.AdamW):
                 if wrong not in ("decay missing", "decay coupled"):
                     p.mul_(1 - lr * decay)
                 p.sub_(lr * (m / first) / ((v / second).sqrt() + eps))
+
+
+class MasterAdamW(torch.optim.AdamW):
+    """AdamW on float32 copies of the weights, which are the copies' rounding."""
+
+    def __init__(self, params: Any, lr: float = 1e-2, weight_decay: float = 0.1, mistake: str = "") -> None:
+        super().__init__(params, lr=lr, weight_decay=weight_decay)
+        self.mistake = mistake
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        wrong = self.mistake
+        for group in self.param_groups:
+            lr, decay, eps, (b1, b2) = group["lr"], group["weight_decay"], group["eps"], group["betas"]
+            for p in group["params"]:
+                if p.grad is None:
+                    continue
+                state, g = self.state[p], p.grad.float()
+                if not state:
+                    state.update(step=torch.tensor(0.0), exp_avg=torch.zeros_like(g), exp_avg_sq=torch.zeros_like(g),
+                                 master=p.float().clone())  # fmt: skip
+                state["step"] += 1
+                t, w = float(state["step"]), state["master"]
+                if wrong == "copy follows the weights":
+                    w.copy_(p)
+                state["exp_avg"].lerp_(g, 1 - b1)
+                state["exp_avg_sq"].mul_(b2).addcmul_(g, g, value=1 - b2)
+                if wrong != "decay missing":
+                    w.mul_(1 - lr * decay)
+                second = 1.0 if wrong == "bias not corrected" else 1 - b2**t
+                w.addcdiv_(state["exp_avg"], (state["exp_avg_sq"] / second).sqrt() + eps, value=-lr / (1 - b1**t))
+                p.copy_(w)
+
+    def load_state_dict(self, state_dict: Any) -> None:
+        """Keep the state as it is: torch loads it in the weights' dtype."""
+        super().load_state_dict(state_dict)
+        held = [p for group in self.param_groups for p in group["params"]]
+        for key, saved in state_dict["state"].items():
+            self.state[held[key]].update({k: v.clone() for k, v in saved.items()})
