@@ -19,7 +19,7 @@ from typing import Any, cast
 import torch
 import torch.optim.optimizer as torch_optimizer
 
-from audits.copying import GONE, SAME, Copier, attributes_of
+from audits.copying import GONE, SAME, Copier, alike, attributes_of
 
 #: Where torch's own code is.
 _TORCH = os.path.dirname(torch.__file__) + os.sep
@@ -293,19 +293,3 @@ def _unheld_state(optimizer: torch.optim.Optimizer) -> Iterator[tuple[Any, Any]]
 def _clone(tensor: torch.Tensor) -> torch.Tensor:
     made = tensor.detach().clone()
     return torch.nn.Parameter(made, tensor.requires_grad) if isinstance(tensor, torch.nn.Parameter) else made
-
-
-def alike(one: Any, other: Any) -> bool:
-    """Whether two values are the same to the eye: containers and objects by what they hold."""
-    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
-        return one.shape == other.shape and one.dtype == other.dtype and bool(torch.equal(one, other))
-    if isinstance(one, dict) and isinstance(other, dict):
-        return len(one) == len(other) and all(map(alike, one.values(), other.values()))
-    if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
-        return len(one) == len(other) and all(map(alike, one, other))
-    if hasattr(one, "__dict__") and type(one) is type(other) and not callable(one):
-        return alike(vars(one), vars(other))
-    try:
-        return bool(one == other) or (callable(one) and callable(other))
-    except Exception:  # a comparison of somebody's own
-        return one is other

@@ -5,28 +5,24 @@ from __future__ import annotations
 import contextlib
 import inspect
 import warnings
-import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from audits.attributes import CONSTRUCTED, from_plain
 from audits.callables import import_object
-from audits.copying import GONE, SAME, Copier, attributes_of
+from audits.copying import GONE, SAME, Copier, alike, attributes_of
 from audits.errors import RecipeError
-from audits.moulds import STEP_HOOKS, TORCHS_OWN, alike, cast_from, changed_by, emptied, mould_of, without_global_hooks
+from audits.lone_optimizers import OWN
+from audits.moulds import STEP_HOOKS, TORCHS_OWN, cast_from, changed_by, emptied, mould_of
 from audits.recipe import OptimizerRecipe, UnknownTensor
 from audits.state import random_state_kept
 from audits.structures import map_tensors
 
 #: Entries of a group that optimizers write themselves, at every step: no options.
 RUNNING = ("step", "k", "weight_sum", "lr_max", "scheduled_lr")
-
-#: Optimizers that the audit built, and those that they hold: a wrapper's base optimizer.
-_OWN: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
 
 
 def optimizer_class(recipe: OptimizerRecipe) -> type[torch.optim.Optimizer]:
@@ -91,7 +87,7 @@ def build_optimizer(
         _complete(optimizer, recipe, held)
         if fresh:
             _begin_state(optimizer, recipe, held)
-    _OWN.update(_and_inside(optimizer))
+    OWN.update(_and_inside(optimizer))
     for built, recorded in zip(optimizer.param_groups, recipe.groups, strict=True):
         for key in RUNNING if mould is not None and fresh else ():  # as the constructor leaves them
             built.pop(key, None)
@@ -281,36 +277,6 @@ def _and_inside(optimizer: torch.optim.Optimizer) -> Iterator[torch.optim.Optimi
     for value in vars(optimizer).values():
         if isinstance(value, torch.optim.Optimizer):
             yield from _and_inside(value)
-
-
-@contextlib.contextmanager
-def others_refused(names: Mapping[int, str]) -> Iterator[None]:
-    """Stop the step of any optimizer that moves the model and is not the audit's own, before it writes anything.
-
-    A training script may have left hooks on the model that step its live optimizer in every backward.
-
-    Args:
-        names: ``id(parameter) -> name`` of the model's parameters.
-
-    Raises:
-        RecipeError: out of that optimizer's ``step``; the text names it and the cure.
-    """
-
-    def refuse(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        held = (names.get(id(p)) for group in optimizer.param_groups for p in group["params"])
-        name = None if optimizer in _OWN else next((n for n in held if n is not None), None)
-        if name is not None:
-            raise RecipeError(
-                f"the training step uses an optimizer of its own ({type(optimizer).__name__}, which holds {name!r}): "
-                "use context.optimizers['PHASE'], 'step' for a single phase, also in hooks registered on the model"
-            )
-
-    with without_global_hooks():
-        handle = register_optimizer_step_pre_hook(refuse)
-        try:
-            yield
-        finally:
-            handle.remove()
 
 
 def placed_state(state: Mapping[str, Any], parameter: torch.Tensor, optimizer: torch.optim.Optimizer) -> dict[str, Any]:

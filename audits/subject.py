@@ -18,7 +18,8 @@ from audits.compiled_parts import compiled_parts, eager, without_wrappers
 from audits.declared_names import check_functions, check_names, declares_functions
 from audits.devices import choose_device, mixes_devices
 from audits.errors import DeviceError, RecipeError, suggest
-from audits.optimizers import build_optimizer, keeps_state_aside, others_refused
+from audits.lone_optimizers import others_refused
+from audits.optimizers import build_optimizer, keeps_state_aside
 from audits.overlaps import Overlap, overlaps_of
 from audits.recipe import PhaseRecipe, Recipe
 from audits.settings import AuditSettings

@@ -12,6 +12,7 @@ from audits.outcomes import WORST_FIRST, Outcome, ResultRow
 from audits.subject import LivePhase, Subject
 from audits.updates.apply import is_lbfgs, rule_for
 from audits.updates.buffers import batch_norm_rows
+from audits.updates.calls import snapshot
 from audits.updates.claims import UPDATE_CHECKS
 from audits.updates.closures import ClosureJudge, closure_probe_rows
 from audits.updates.conduct import conduct_rows
@@ -22,7 +23,6 @@ from audits.updates.handling import handling_rows, skipped_handling_rows
 from audits.updates.judging import RuleJudge
 from audits.updates.ownership import ENVIRONMENT
 from audits.updates.probe import probe_rows
-from audits.updates.recorder import snapshot
 from audits.updates.registration import registration_rows, tied_rows
 from audits.updates.relations import relation_rows
 from audits.updates.rows import row

@@ -11,7 +11,7 @@ import torch
 from audits.outcomes import Outcome
 from audits.structures import tensors_in
 from audits.subject import Subject
-from audits.updates.recorder import Call
+from audits.updates.calls import Call
 from audits.updates.search import BeforeStep
 from audits.updates.steps import TrainingStep
 

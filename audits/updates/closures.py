@@ -14,9 +14,9 @@ from audits.outcomes import Lane, Outcome, ResultRow
 from audits.recipe import OptimizerRecipe, ParameterGroup
 from audits.structures import map_tensors
 from audits.subject import LivePhase, Subject
+from audits.updates.calls import Call
 from audits.updates.compare import deviation, rms
 from audits.updates.expected import LOW_PRECISION
-from audits.updates.recorder import Call
 from audits.updates.rows import norm, row
 from audits.updates.rules.lbfgs import SEARCH_THRESHOLD, THRESHOLD, Evaluate, Memory, lbfgs_step
 

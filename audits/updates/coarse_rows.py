@@ -14,11 +14,11 @@ from audits.outcomes import Lane, Outcome, ResultRow
 from audits.recipe import ParameterGroup
 from audits.subject import LivePhase, Subject
 from audits.updates.apply import reference_update
+from audits.updates.calls import Call
 from audits.updates.coarse_state import MOMENTS, CoarseState, CoarseVerdict, judge_uniform
 from audits.updates.compare import deviation, judge, real_dtype
 from audits.updates.conditioning import judge_conditioned
 from audits.updates.expected import Expected, expect
-from audits.updates.recorder import Call
 from audits.updates.replay import Replay
 from audits.updates.rows import norm, row
 from audits.updates.rules import Rule
@@ -63,7 +63,7 @@ def _verdict(phase: LivePhase, rule: Rule, coarse: CoarseState) -> CoarseVerdict
     return _KNOWN[phase]
 
 
-def step_rows(
+def coarse_step_rows(
     subject: Subject, phase: LivePhase, rule: Rule, coarse: CoarseState, call: Call, wanted: list[str]
 ) -> Iterator[ResultRow]:
     """Yield ``update.rule`` of each parameter that received a gradient: this step once more, from fresh state.

@@ -9,8 +9,8 @@ import torch
 from audits.moulds import declared_hook
 from audits.outcomes import Outcome, ResultRow
 from audits.subject import Subject
+from audits.updates.calls import Call, same_bits
 from audits.updates.hook_watch import cure
-from audits.updates.recorder import Call, same_bits
 from audits.updates.registration import ema_shadows, holders, matches
 from audits.updates.rows import norm, row
 from audits.updates.search import BeforeStep

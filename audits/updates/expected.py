@@ -10,10 +10,10 @@ import torch
 
 from audits.subject import LivePhase
 from audits.updates.apply import COUNTERS, copy_state, reference_update, rule_options
+from audits.updates.calls import Call
 from audits.updates.compare import IMMATERIAL, THRESHOLDS, real_dtype, rms
 from audits.updates.compare import to_double as double
 from audits.updates.kernels import told
-from audits.updates.recorder import Call
 from audits.updates.rules import Rule, State
 
 #: Elements from which the sizes of a rule's terms are taken: their rms is then known to about 1%.

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from audits.outcomes import Outcome, ResultRow
 from audits.structures import map_tensors
 from audits.subject import LivePhase, Subject
+from audits.updates.calls import Call
 from audits.updates.judging import RuleJudge
-from audits.updates.recorder import Call
 from audits.updates.replay import Replay
 
 

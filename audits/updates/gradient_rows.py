@@ -12,10 +12,10 @@ from audits.outcomes import Lane, Outcome, ResultRow, finite
 from audits.subject import Subject
 from audits.updates.agreement import global_rms, gradient_error
 from audits.updates.batch_use import BatchUse, batch_use
+from audits.updates.calls import Call
 from audits.updates.coarseness import dtype_name, gradient_threshold
 from audits.updates.compare import real_dtype, rms, to_double
 from audits.updates.hook_watch import cure
-from audits.updates.recorder import Call
 from audits.updates.reference import Reference
 from audits.updates.registration import matches
 from audits.updates.rows import norm, row

@@ -10,10 +10,10 @@ import torch
 
 from audits.outcomes import Outcome, ResultRow
 from audits.subject import LivePhase, Subject
+from audits.updates.calls import Call
 from audits.updates.compare import real_dtype
 from audits.updates.context import usable_rates
 from audits.updates.hyperparameters import declared_option
-from audits.updates.recorder import Call
 from audits.updates.rows import row
 from audits.updates.search import BeforeStep
 from audits.updates.steps import TrainingStep

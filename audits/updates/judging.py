@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -16,44 +15,26 @@ from audits.outcomes import Lane, Outcome, ResultRow
 from audits.subject import LivePhase, Subject
 from audits.updates.apply import reference_state, rule_for
 from audits.updates.attributes import shared_state
-from audits.updates.coarse_rows import step_rows
+from audits.updates.calls import Call
+from audits.updates.closer import Closer, Finding
+from audits.updates.coarse_rows import coarse_step_rows
 from audits.updates.coarse_state import coarse_state
 from audits.updates.compare import (
-    COARSE_RESOLUTION,
-    RESOLUTION,
-    SLACK,
-    THRESHOLDS,
-    Judged,
     real_dtype,
-    resolution,
     rms,
 )
 from audits.updates.compare import to_double as double
-from audits.updates.conditioning import judge_conditioned
 from audits.updates.diagnose import explain
-from audits.updates.expected import LOW_PRECISION, Expected, expect, state_error
+from audits.updates.expected import Expected, expect, state_error
 from audits.updates.hook_watch import cure
-from audits.updates.kernels import limit_beside_scalars
-from audits.updates.lost import LOST_SHARE, lost_share, whole_step
+from audits.updates.lost import whole_step
 from audits.updates.masters import masters_of, seen_by_masters
-from audits.updates.recorder import Call
-from audits.updates.relations import RELATIONS, verdict_of
 from audits.updates.replay import Replays, parts_of
-from audits.updates.rows import norm, row, wide
-from audits.updates.rules import Rule, State
-from audits.updates.rules.base import DECLARE, SCALARS
+from audits.updates.rows import norm, row
+from audits.updates.rules import State
+from audits.updates.rules.base import DECLARE
 from audits.updates.state_names import IN_GROUP, state_names
-
-
-@dataclass
-class Finding:
-    """How an update was judged: in which lane last, how far off, by what, and each term's smallest visible error."""
-
-    lane: Lane
-    judged: Judged
-    limits: dict[str, float]
-    reference: Expected
-    scaled: bool = False
+from audits.updates.step_rows import rounding_row, without_gradient_row, without_rule_row
 
 
 class RuleJudge:
@@ -77,7 +58,13 @@ class RuleJudge:
         self._masters = {n: s[k] for n, s in self._captured.items() for k in names if k in s}
         self._state: dict[str, State] = {}
         self._moved = 0.0
-        self._replays = Replays(phase.recipe.optimizer, self._captured)
+        self._begin()
+
+    def _begin(self) -> None:
+        """Begin the replays from what is captured."""
+        self._replays = Replays(self._phase.recipe.optimizer, self._captured)
+        if self.rule is not None:
+            self._closer = Closer(self.rule, self._phase, self._replays, self._expect)
 
     @cached_property
     def _names(self) -> Mapping[str, str | None]:
@@ -94,15 +81,15 @@ class RuleJudge:
         wanted = [n for n in dict.fromkeys(call.options) if self._subject.settings.wants_parameter(n)]
         if self.rule is None:
             for parameter in wanted:
-                yield self._without_rule(call, parameter)
+                yield without_rule_row(self._subject, call, parameter)
             return
         if self._coarse is not None:
-            yield from step_rows(self._subject, self._phase, self.rule, self._coarse, call, wanted)
-            yield from (self._without_gradient(call, n) for n in wanted if call.gradients.get(n) is None)
+            yield from coarse_step_rows(self._subject, self._phase, self.rule, self._coarse, call, wanted)
+            yield from (without_gradient_row(self._subject, call, n) for n in wanted if call.gradients.get(n) is None)
             return
         if call.state_before is not None:  # a declared hook wrote there: the rule goes on from what it wrote
             self._state, self._captured = {}, call.state_before
-            self._replays = Replays(self._phase.recipe.optimizer, self._captured)
+            self._begin()
         if nameless := self._nameless:
             keys = " and ".join(nameless)
             for parameter in wanted:
@@ -126,25 +113,24 @@ class RuleJudge:
 
     def _rows_of(self, call: Call, wanted: tuple[str, ...]) -> Iterator[ResultRow]:
         assert self.rule is not None
-        expected = {n: e for n in wanted if (e := self._expect(self.rule, call, n, self._state)) is not None}
+        expected = {n: e for n in wanted if (e := self._expect(call, n, self._state)) is not None}
         found: dict[str, Finding] = {}
         lengths: dict[str, float] = {}
         for name, reference in expected.items():
             actual = double(call.moved(name)).sub_(reference.theta)
             lengths[name] = rms(actual)
-            found[name] = self._find(Lane.NATIVE, real_dtype(call.before[name].dtype), actual, reference)
-        self._look_closer(call, expected, found)
+            found[name] = self._closer.find(Lane.NATIVE, real_dtype(call.before[name].dtype), actual, reference)
+        self._closer.look_closer(call, expected, found)
         for name in wanted:
             if name not in expected:
-                yield self._without_gradient(call, name)
+                yield without_gradient_row(self._subject, call, name)
                 continue
             yield self._rule_row(call, name, expected[name], found[name], lengths[name])
             yield from self._state_rows(call, name, expected[name])
-            yield self._rounding_row(call, name, expected[name])
+            yield rounding_row(self._subject, call, name, expected[name].update, self._moved)
 
     def _expect(
         self,
-        rule: Rule,
         call: Call,
         name: str,
         states: dict[str, State],
@@ -157,135 +143,8 @@ class RuleJudge:
             if self._names.get("step") == IN_GROUP:  # a rule of torch's would count from the state alone
                 options = call.options[name]
                 states[name]["step"] = float(options.get("step", options.get("k", 0.0)))
-        state = states[name]
-        return expect(rule, self._phase, call, name, state, theta, lane)
-
-    def _find(self, lane: Lane, dtype: torch.dtype, actual: torch.Tensor, reference: Expected) -> Finding:
         assert self.rule is not None
-        judged = judge_conditioned(
-            self.rule, actual, reference.update, reference.theta, reference.gradient, reference.before,
-            reference.options, dtype, reference.noise, (reference.size, reference.length),
-        )  # fmt: skip
-        theta, full = reference.size, reference.length
-        rule = self.rule
-        if rule.inside is not None:
-            theta = max(
-                theta, rule.inside(reference.theta, double(reference.gradient), reference.before, reference.options)
-            )
-        if rule.found and rule.noise is None and judged.met and judged.threshold == THRESHOLDS[dtype][0]:
-            # The tolerance for code that computes in float32 was not called upon: it agrees to the dtype's rounding.
-            rule = replace(rule, relative=None)
-        limits = {
-            term: resolution(rule, dtype, reference.options, theta, full, size, reference.noise)
-            for term, size in reference.terms.items()
-        }
-        if lane is Lane.FLOAT64 and judged.met and reference.options.get(SLACK):
-            self._beside_scalars(limits, actual, reference)
-        return Finding(lane, judged, limits, reference)
-
-    def _beside_scalars(self, limits: dict[str, float], actual: torch.Tensor, reference: Expected) -> None:
-        """Bound what is left of a small term where the implementation's scalars are rounded."""
-        assert self.rule is not None
-        outside = {"decay": {"weight_decay": 0.0}, "momentum": self.rule.momentum}
-        for term, limit in limits.items():
-            if term in outside and limit > RESOLUTION and SCALARS in reference.options:
-                found = limit_beside_scalars(
-                    self.rule, actual - reference.update, reference.theta, reference.gradient, reference.before,
-                    reference.options, outside[term], torch.finfo(torch.float64).eps,
-                )  # fmt: skip
-                limits[term] = min(limit, found)
-
-    def _unresolved(self, reference: Expected, finding: Finding) -> list[str]:
-        """Return the terms of the rule of which a hundredth (half, for a coarse rule) would not have shown."""
-        assert self.rule is not None
-        if self.rule.noise is not None:
-            # How momentum enters is below the scatter of Newton-Schulz on gradients that resemble each other; the
-            # buffer itself is judged exactly by update.state, its use by the probe's unlike gradients.
-            return [t for t, least in finding.limits.items() if t != "momentum" and not least <= COARSE_RESOLUTION]
-        return [term for term, smallest in finding.limits.items() if not smallest <= RESOLUTION]
-
-    def _look_closer(self, call: Call, expected: dict[str, Expected], found: dict[str, Finding]) -> None:
-        """Judge what a lane cannot resolve in the next one; a term is resolved when it is in any lane.
-
-        float32 copies for low-precision weights, float64 copies, and last float64 copies scaled down to the size of the
-        update, where even an update of 1e-18 shows all its digits (but not its decay, which the others show).
-        """
-
-        def still_open() -> list[str]:
-            return [n for n, f in found.items() if f.judged.met and self._unresolved(expected[n], f)]
-
-        # Master copies are in float32 whatever the weights are: a float64 copy of the weights shows no more than they.
-        lanes = ((Lane.FLOAT32, torch.float32), (Lane.FLOAT64, torch.float64))
-        for lane, dtype in lanes[:1] if masters_of(self._phase.recipe.optimizer) else lanes:
-            names = [
-                n for n in still_open() if dtype is torch.float64 or real_dtype(call.before[n].dtype) in LOW_PRECISION
-            ]
-            if not names:
-                continue
-            try:
-                updates = self._replays.updates(dtype)
-            except Exception:  # a kernel for the native dtype only: that lane shows nothing, and its terms stay open
-                continue
-            references = self._references(dtype, expected, names)
-            for name in names:
-                self._merge(found, name, self._find(lane, dtype, updates[name], references[name]))
-        if names := still_open():
-            try:
-                updates, references = self._replayed_small()
-            except Exception:
-                return
-            for name in names:
-                finding = self._find(Lane.FLOAT64, torch.float64, updates[name], references[name])
-                finding.scaled = True
-                self._merge(found, name, finding)
-
-    def _references(
-        self, dtype: torch.dtype, expected: dict[str, Expected], names: list[str]
-    ) -> Mapping[str, Expected]:  # fmt: skip
-        """Return the references of a lane: others than the native ones where a kernel's scalars are finer there."""
-        assert self.rule is not None
-        if not any(SCALARS in expected[name].options for name in names):
-            return expected
-        states: dict[str, State] = {}
-        found: dict[str, Expected] = {}
-        for call in self._replays.history:
-            for name in names:
-                reference = self._expect(self.rule, call, name, states, lane=dtype)
-                if reference is not None:
-                    found[name] = reference
-        return found
-
-    def _merge(self, found: dict[str, Finding], name: str, closer: Finding) -> None:
-        before = found[name].limits
-        for term, limit in before.items():
-            closer.limits[term] = min(limit, closer.limits.get(term, limit))
-        closer.limits = {t: limit for t, limit in closer.limits.items() if t in before}
-        found[name] = closer
-
-    def _replayed_small(self) -> tuple[dict[str, torch.Tensor], dict[str, Expected]]:
-        """Return the last call's updates on scaled weights, and the references for those weights."""
-        assert self.rule is not None
-        replay = self._replays.fresh(torch.float64)
-        sizes: dict[str, State] = {}
-        states: dict[str, State] = {}
-        updates: dict[str, torch.Tensor] = {}
-        references: dict[str, Expected] = {}
-        for call in self._replays.history:
-            weights, references = dict(call.before), {}
-            for name in self._replays.part:
-                size = self._expect(self.rule, call, name, sizes, lane=torch.float64)
-                if size is None:
-                    continue
-                scale = min(1.0, size.length / size.size) if size.size else 1.0
-                if self.rule.noise is not None and size.terms.get("decay"):
-                    # A coarse rule's decay shows where it is as large as the rest of the update.
-                    scale = size.terms.get("gradient", 0.0) / size.terms["decay"]
-                weights[name] = call.before[name].to(wide(call.before[name].dtype)) * scale
-                reference = self._expect(self.rule, call, name, states, double(weights[name]), torch.float64)
-                assert reference is not None
-                references[name] = reference
-            updates = replay.step(weights, call.gradients, call.options)
-        return updates, references
+        return expect(self.rule, self._phase, call, name, states[name], theta, lane)
 
     def _rule_row(self, call: Call, name: str, reference: Expected, finding: Finding, measured: float) -> ResultRow:
         assert self.rule is not None
@@ -330,7 +189,7 @@ class RuleJudge:
         if not length and norm(gradient) and not reference.options.get("lr"):
             return self._row("update.rule", Outcome.INCONCLUSIVE, f"{name}: the learning rate is 0, no update to judge",
                              call, name, cause="lr is 0", **numbers)  # fmt: skip
-        if unresolved := self._unresolved(reference, finding):
+        if unresolved := self._closer.unresolved(reference, finding):
             message = (f"{name}: the {' and '.join(unresolved)} term of {self.rule.title} is too small to see "
                        f"({where}): an error of {max(limits[t] for t in unresolved):.2g} of it would pass")  # fmt: skip
             return self._row("update.rule", Outcome.INCONCLUSIVE, message, call, name, cause="unresolved", **numbers)
@@ -349,36 +208,6 @@ class RuleJudge:
             return f"its step was set on the instance: {callable_name(step)}"
         patched = patched_step(optimizer_class(self._phase.recipe.optimizer))
         return f"the step of its class was replaced: {patched}" if patched else ""
-
-    def _without_gradient(self, call: Call, name: str) -> ResultRow:
-        moved = name in call.after
-        if moved:
-            message = f"{name} received no gradient in step {call.step} and was moved all the same"
-            return self._row("update.rule", Outcome.FAIL, message, call, name, lane=Lane.NATIVE, expected=0.0,
-                             measured=norm(call.moved(name) - call.before[name]))  # fmt: skip
-        if name not in self._subject.trainable or not call.before[name].numel():
-            why = "frozen" if call.before[name].numel() else "empty"
-            message = f"{name} is {why} and was left alone in step {call.step}: there is no update to judge"
-            return self._row("update.rule", Outcome.SKIPPED, message, call, name, cause=why, lane=Lane.NATIVE)
-        message = f"{name} received no gradient in step {call.step}: left alone, and its rule was not seen at work"
-        return self._row(
-            "update.rule", Outcome.INCONCLUSIVE, message, call, name, cause="no gradient", lane=Lane.NATIVE
-        )
-
-    def _without_rule(self, call: Call, name: str) -> ResultRow:
-        """Judge a step of a class that no rule is known for: by the relations, and by what this step did."""
-        if call.gradients.get(name) is None:
-            return self._without_gradient(call, name)
-        found = verdict_of(self._subject, self._phase)
-        what = f"{name} {'moved' if name in call.after else 'stayed'} in step {call.step}"
-        if found.unable:
-            return self._row("update.rule", Outcome.INCONCLUSIVE, f"{what}: {found.unable}", call, name,
-                             cause="no reference rule")  # fmt: skip
-        message = f"{what}; its optimizer has no reference rule and is judged by relations"
-        if not found.broken:
-            return self._row("update.rule", Outcome.PASS, message, call, name, cause=RELATIONS, lane=Lane.SYNTHETIC)
-        message += f", of which {len(found.broken)} do not hold: see optimizer.invariants"
-        return self._row("update.rule", Outcome.WARN, message, call, name, cause=RELATIONS, lane=Lane.SYNTHETIC)
 
     def _state_rows(self, call: Call, name: str, reference: Expected) -> Iterator[ResultRow]:
         assert self.rule is not None
@@ -403,20 +232,6 @@ class RuleJudge:
             message += "; before it " + "; ".join(f"{w.label} {w.text}" for w in hooks) + f"; {cure(hooks[0].hook)}"
         yield self._row("update.state", Outcome.PASS if met else Outcome.FAIL, message, call, name,
                         error=worst * threshold, threshold=threshold)  # fmt: skip
-
-    def _rounding_row(self, call: Call, name: str, reference: Expected) -> ResultRow:
-        share = lost_share(call, name, reference.update, self._moved)
-        lost = share > LOST_SHARE
-        dtype = call.before[name].dtype
-        message = f"{name}: {share:.0%} of the norm of step {call.step}'s update was lost"
-        if lost:
-            message += f": most of it is below the spacing of {dtype}"
-            message += (
-                "; keep float32 master weights, or round stochastically" if dtype in LOW_PRECISION
-                else "; the learning rate is too small for these weights"
-            )  # fmt: skip
-        return self._row("update.lost-to-rounding", Outcome.WARN if lost else Outcome.PASS, message, call, name,
-                         error=share, threshold=LOST_SHARE)  # fmt: skip
 
     def _row(self, check: str, outcome: Outcome, message: str, call: Call, name: str, **fields: Any) -> ResultRow:
         return row(

@@ -6,8 +6,8 @@ import math
 
 import torch
 
+from audits.updates.calls import Call
 from audits.updates.compare import to_double as double
-from audits.updates.recorder import Call
 
 #: Share of the update's norm that may be lost: what is left then makes an angle of asin(0.5) = 30 degrees with what is
 #: meant. bfloat16 weights whose learning rate is too small for them lose nearly all (their spacing is 2^-8 of

@@ -16,8 +16,8 @@ from audits.moulds import Kept
 from audits.optimizers import build_optimizer
 from audits.recipe import OptimizerRecipe, ParameterGroup
 from audits.state import random_state_kept
+from audits.updates.calls import Call
 from audits.updates.modes import in_train_mode
-from audits.updates.recorder import Call
 
 #: Steps after which a copy holds digits that the weights cannot.
 STEPS = 3

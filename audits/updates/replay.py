@@ -13,10 +13,10 @@ from torch import nn
 from audits.optimizers import build_optimizer, optimizer_class, placed_state
 from audits.recipe import OptimizerRecipe, ParameterGroup
 from audits.structures import map_tensors
+from audits.updates.calls import Call
 from audits.updates.compare import real_dtype, to_double
 from audits.updates.masters import masters_of
 from audits.updates.modes import options_of_train_mode
-from audits.updates.recorder import Call
 
 #: State entries of torch.optim that count or multiply up over steps, whatever the parameter's shape.
 _COUNTERS = ("step", "mu_product", "eta", "mu")

@@ -14,9 +14,10 @@ from audits.state import ModuleState, RandomState
 from audits.subject import LivePhase, Subject
 from audits.updates.agreement import agrees, distance, scattered
 from audits.updates.buffers import BufferWatch
+from audits.updates.calls import Call
 from audits.updates.coarseness import gradient_threshold
 from audits.updates.observed import Observer, draws_of, matches
-from audits.updates.recorder import Call, Recorder
+from audits.updates.recorder import Recorder
 from audits.updates.reference import Gradients, Reference, Start, reference_gradient
 from audits.updates.watch import ClippingCall, Watch
 

@@ -12,10 +12,11 @@ import torch
 from audits.structures import map_tensors
 from audits.subject import LivePhase, Subject
 from audits.updates.buffers import BufferWatch
+from audits.updates.calls import Call, OutsideWrite
 from audits.updates.canonical import canonical_step
 from audits.updates.context import INITIAL_SCALE, StepContext, build_context, handed
 from audits.updates.observed import Observer
-from audits.updates.recorder import Call, OutsideWrite, Recorder
+from audits.updates.recorder import Recorder
 from audits.updates.renorms import Renorms
 from audits.updates.search import BeforeStep, ReferenceSearch
 from audits.updates.shadows import shadows_of, tensors_of

@@ -11,7 +11,8 @@ import torch
 from audits.optimizers import optimizer_class
 from audits.recipe import OptimizerRecipe
 from audits.subject import LivePhase, Subject
-from audits.updates.relations.bench import COUNTS, Group, Leaf, leaf
+from audits.updates.relations.bench import COUNTS, Group
+from audits.updates.relations.problem import Leaf, leaf
 
 #: Distinct option sets that are run: layer-wise rates repeat the same code.
 MAX_GROUPS = 3

@@ -9,8 +9,9 @@ import torch
 
 from audits.updates.coarse_names import declares
 from audits.updates.compare import rms
-from audits.updates.relations.bench import Bench, Group, Leaf, Run
+from audits.updates.relations.bench import Bench, Group, Run
 from audits.updates.relations.layout import Layout
+from audits.updates.relations.problem import Leaf
 from audits.updates.relations.relation import (
     Relation,
     arithmetic_of,

@@ -15,8 +15,9 @@ from audits.outcomes import Lane, Outcome, ResultRow
 from audits.subject import LivePhase, Subject
 from audits.updates.compare import real_dtype
 from audits.updates.relations import contract, descent, elements, numbers, options
-from audits.updates.relations.bench import LATE, PLAIN, Bench, Run, Way, way_of
+from audits.updates.relations.bench import PLAIN, Bench, Run, Way, way_of
 from audits.updates.relations.layout import Layout, layout, own_layout
+from audits.updates.relations.problem import LATE
 from audits.updates.relations.relation import Held, Relation, does_not_apply, first_apart, moved
 from audits.updates.rows import row
 
