@@ -19,16 +19,13 @@ from audits.state import random_state_kept
 from audits.updates.calls import Call
 from audits.updates.modes import in_train_mode
 
-#: Steps after which a copy holds digits that the weights cannot.
-STEPS = 3
-
 _KNOWN: weakref.WeakKeyDictionary[Kept, tuple[str, ...]] = weakref.WeakKeyDictionary()
 
 
 def masters_of(recipe: OptimizerRecipe) -> tuple[str, ...]:
     """Return the names in an optimizer's state of the copies it keeps of bfloat16 weights; torch's classes keep none.
 
-    The build takes three steps on a small matrix and a vector in bfloat16. What is finer than the weights, of their
+    The build takes a step on a small matrix and a vector in bfloat16. What is finer than the weights, of their
     shape, not equal to them, and equal once rounded, is their master copy.
     """
     if recipe.kept is None:
@@ -49,10 +46,9 @@ def _found(recipe: OptimizerRecipe) -> tuple[str, ...]:
         warnings.simplefilter("ignore")
         small = dataclasses.replace(recipe, groups=groups, state={})
         optimizer = in_train_mode(build_optimizer(small, parameters, with_state=False, hooks=False))
-        for _ in range(STEPS):
-            for parameter in parameters.values():
-                parameter.grad = torch.randn(parameter.shape, generator=generator).bfloat16()
-            optimizer.step()
+        for parameter in parameters.values():
+            parameter.grad = torch.randn(parameter.shape, generator=generator).bfloat16()
+        optimizer.step()
     kept: list[set[str]] = []
     for parameter in parameters.values():
         weights = parameter.detach()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,6 +35,9 @@ IN_GROUP = "the group's own count"
 _KEPT_AS = {"step": ("step", "k"), "weight_sum": ("weight_sum",)}
 
 
+_KNOWN: weakref.WeakKeyDictionary[LivePhase, dict[str, Mapping[str, str | None]]] = weakref.WeakKeyDictionary()
+
+
 def state_names(phase: LivePhase, rule: Rule) -> Mapping[str, str | None]:
     """Return, for each name in the rule's state, the optimizer's name of it; None where no entry is it.
 
@@ -45,6 +49,13 @@ def state_names(phase: LivePhase, rule: Rule) -> Mapping[str, str | None]:
         phase: whose optimizer.
         rule: its rule.
     """
+    known = _KNOWN.setdefault(phase, {})
+    if rule.name not in known:
+        known[rule.name] = _measured(phase, rule)
+    return known[rule.name]
+
+
+def _measured(phase: LivePhase, rule: Rule) -> Mapping[str, str | None]:
     found: dict[str, str | None] = {}
     for shape in SHAPES:  # Adafactor keeps other things of a vector than of a matrix
         try:

@@ -12,11 +12,13 @@ import copy
 import dataclasses
 import inspect
 import io
+import random
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -183,7 +185,7 @@ class Bench:
         names = [name for group in groups for name in group.names]
         with random_state_kept(), warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore")
-            seed_everything(self.seed)
+            _seed(self.seed, self.device)
             parameters = {
                 n: nn.Parameter(leaves[n].start.to(self.device, self.dtype, copy=True), requires_grad=n not in frozen)
                 for n in names
@@ -237,6 +239,16 @@ class Bench:
             file.seek(0)
             loaded.load_state_dict(torch.load(file, weights_only=False))
         return loaded, fresh
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    """Seed what runs on a device may draw from; on the CPU alone no queue of another device need hear of it."""
+    if device.type != "cpu":
+        seed_everything(seed)
+        return
+    torch.default_generator.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
 
 
 def _values(parameters: Mapping[str, nn.Parameter]) -> dict[str, torch.Tensor]:

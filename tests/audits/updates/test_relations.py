@@ -19,7 +19,7 @@ from audits.updates.relations.verdict import Verdict
 from tests.audits.updates.subjects import audited, failed, of
 from tests.wrong_on_purpose.updates import foreign, models
 
-DTYPES = [torch.float32, torch.float64]
+DTYPES = [torch.float32, torch.float64, torch.bfloat16]
 
 
 def judged(own: type[Any], mistake: str = "", dtype: torch.dtype = torch.float32, **chosen: Any) -> Verdict:
@@ -39,6 +39,7 @@ CORRECT: list[tuple[type[Any], dict[str, Any]]] = [
     (foreign.ForeignForeach, {"foreach": True}),
     (foreign.Normed, {"weight_decay": 0.01}),
     (foreign.Clipped, {}),
+    (foreign.Grouped, {}),
     (foreign.Centered, {}),
     (foreign.Averaging, {}),
     (foreign.Closured, {}),
@@ -68,6 +69,7 @@ WRONG: list[tuple[type[Any], str, dict[str, Any], str, bool]] = [
     (F, "default decay for all", {"weight_decay": 0.1}, contract.GROUPS, True),
     (foreign.Clipped, "first group's options for all", {}, contract.GROUPS, True),
     (F, "state by shape", {}, contract.ORDER, True),
+    (F, "state by place", {"lr": 1e-2}, contract.ORDER, True),
     (F, "count outside the state", {}, contract.RESUMES, True),
     (F, "first row skipped", {}, elements.PIECES, False),
     (F, "last element skipped", {}, elements.PIECES, False),

@@ -16,7 +16,7 @@ class Foreign(torch.optim.Optimizer):
     ) -> None:  # fmt: skip
         defaults = {"lr": lr, "beta": beta, "weight_decay": weight_decay, "nesterov": nesterov, "maximize": maximize}
         super().__init__(params, {**defaults, "mistake": mistake})
-        self.count = 0
+        self.count = self.place = 0
         self.cache: dict[Any, torch.Tensor] = {}
 
     @torch.no_grad()
@@ -24,6 +24,7 @@ class Foreign(torch.optim.Optimizer):
         loss = None if closure is None else torch.enable_grad()(closure)()
         wrong = self.defaults["mistake"]
         self.count += 1
+        self.place = 0
         for group in self.param_groups:
             options = self.options_of(group)
             for parameter in group["params"]:
@@ -59,6 +60,9 @@ class Foreign(torch.optim.Optimizer):
         m = state.get("m", torch.zeros_like(p))
         if wrong == "state by shape":
             m = self.cache.get(p.shape, torch.zeros_like(p))
+        if wrong == "state by place":
+            m = self.cache.get(self.place, torch.zeros_like(p))
+            m = m if m.shape == p.shape else torch.zeros_like(p)
         if wrong == "unwritten memory" and "m" not in state:
             m = torch.empty_like(p)
         m = beta * m + (1 - beta) * g
@@ -66,7 +70,8 @@ class Foreign(torch.optim.Optimizer):
             m = m.bfloat16()
         if wrong == "bfloat16 numbers":
             m = m.bfloat16().to(p.dtype)
-        state["m"] = self.cache[p.shape] = m
+        state["m"] = self.cache[p.shape] = self.cache[self.place] = m
+        self.place += 1
         m = m.to(p.dtype)
         if options["nesterov"] and wrong != "nesterov ignored":
             m = beta * m + (1 - beta) * g
@@ -117,6 +122,19 @@ class Normed(Foreign):
     def special(self, update: torch.Tensor, p: torch.Tensor, lr: float) -> None:
         update.mul_(lr * p.norm() / (update.norm() + 1e-12))
         super().special(update, p, lr)
+
+
+class Grouped(Foreign):
+    """Coupled within a group: its last largest gradient scales the next step, as AvaGrad's gamma does."""
+
+    def step(self, closure: Any = None) -> Any:
+        for group in self.param_groups:
+            scale = group.get("largest", 1.0)
+            held = [p.grad for p in group["params"] if p.grad is not None]
+            group["largest"] = max((float(g.abs().max()) for g in held), default=1.0) or 1.0
+            for gradient in held:
+                gradient.div_(scale)
+        return super().step(closure)
 
 
 class Clipped(Foreign):
