@@ -15,7 +15,7 @@ from audits.recipe import ParameterGroup
 from audits.subject import LivePhase, Subject
 from audits.updates.apply import reference_update
 from audits.updates.calls import Call
-from audits.updates.coarse_state import MOMENTS, CoarseState, CoarseVerdict, judge_uniform
+from audits.updates.coarse_state import CoarseState, CoarseVerdict, judge_uniform
 from audits.updates.compare import deviation, judge, real_dtype
 from audits.updates.conditioning import judge_conditioned
 from audits.updates.expected import Expected, expect
@@ -125,11 +125,12 @@ def _error(
     judged = judge_conditioned(rule, actual, reference.update, reference.theta, reference.gradient, {},
                                reference.options, dtype)  # fmt: skip
     if not judged.met and coarse.floating:
-        # Two moments, each rounded by half a spacing: a quotient of one and the other's root is off by this much.
+        # Two moments, each rounded by half a spacing h: a quotient is off by (1 + h) / (1 - h) at most.
+        rounding = 2.0 * coarse.half / (1.0 - coarse.half)
         bare = {**reference.options, "weight_decay": 0.0}
         moments = reference_update(rule, reference.theta, reference.gradient, {}, bare).abs()
         off = actual - reference.update
-        left = off.sign() * (off.abs() - MOMENTS * coarse.half * moments).clamp(min=0.0)
+        left = off.sign() * (off.abs() - rounding * moments).clamp(min=0.0)
         judged = judge(deviation(reference.update + left, reference.update, reference.theta, dtype), rule, dtype,
                        reference.options)  # fmt: skip
     return judged.error, judged.threshold

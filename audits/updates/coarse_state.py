@@ -37,8 +37,8 @@ SCALES = (1.0, 0.5, 0.0, 4.0, 0.25, 1.0, 1.0, 0.1)
 #: Roundings of float32 in an update that is exact but for them.
 ROUNDINGS = 16.0
 
-#: The first moment is off by half a spacing a step at most, the root of the second by half as much.
-MOMENTS = 1.5
+#: Two moments, each off by half a spacing a step at most; the root of the second is, where the root is what is kept.
+MOMENTS = 2.0
 
 #: Groups that are probed, as many as the probe of other optimizers takes.
 MAX_GROUPS = 6
