@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from mlflow.models import ModelSignature
+from mlflow.models import ModelSignature, convert_input_example_to_serving_input
 from mlflow.types import Schema, TensorSpec
 from torch import nn
 
+from audits.errors import ArtifactError
 from audits.recipe import Recipe
 from audits.state import borrowed
 from audits.subject import open_subject
@@ -27,34 +28,53 @@ class _InputsSeen(Exception):  # noqa: N818 - control flow, not an error
     """Ends a forward as soon as its inputs are known."""
 
 
-def pt2_options(model: nn.Module, recipe: Recipe | None, given: Any = None) -> dict[str, Any] | None:
-    """Return MLflow's options for writing the model as pt2, or None when it cannot be exported.
+class NotExportableError(ArtifactError):
+    """The model cannot be written as pt2; the text says why."""
+
+
+def pt2_options(model: nn.Module, recipe: Recipe | None, given: Any = None) -> dict[str, Any]:
+    """Return MLflow's options for writing the model as pt2.
 
     Args:
         model: the model, in whatever mode; it is exported in eval mode, for serving.
         recipe: its recipe: the inputs that its loss gives the model are the example.
         given: the caller's own input example, as arrays or tensors.
+
+    Raises:
+        NotExportableError: it cannot be exported, or its inputs are more than positional tensors.
     """
     inputs = _as_tensors(given) if given is not None else _inputs_of(model, recipe)
-    if not inputs:
-        return None
     try:
         with _in_eval_mode(model), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch.export warns about its own internals
+            signature = _signature(model, inputs)
             shapes = [{0: torch.export.Dim.AUTO} if t.dim() else None for t in inputs]
             program = torch.export.export(model, inputs, dynamic_shapes=shapes)
             names = set(program.state_dict)
-            signature = _signature(model, inputs)
+    except NotExportableError:
+        raise
     except Exception as error:  # whatever export cannot do is a reason to write safetensors instead
         text = str(error).splitlines()[0] if str(error) else ""
-        _log.info("the model cannot be exported (%s: %s)", type(error).__name__, text)
-        return None
+        raise NotExportableError(f"torch.export cannot export it ({type(error).__name__}: {text})") from error
     if names != set(model.state_dict()):
-        return None
-    plain = [t.numpy() for t in inputs if t.dtype is not torch.bfloat16]
-    single = plain[0] if len(inputs) == len(plain) == 1 else None
-    example = single if single is not None else list(inputs)
+        raise NotExportableError("torch.export names its tensors otherwise than the model does")
+    plain = [t.numpy() for t in inputs]
+    # MLflow stores one array as an example. Several it takes as a tuple, and stores none; a list it would write as JSON.
+    example = plain[0] if len(plain) == 1 else tuple(inputs)
     return {"serialization_format": "pt2", "input_example": example, "signature": signature}
+
+
+def example_for_mlflow(given: Any) -> Any:
+    """Return the caller's input example as MLflow stores it, or None where it takes no such example."""
+    if isinstance(given, torch.Tensor):
+        given = _array(given)
+    elif isinstance(given, dict):
+        given = {key: _array(value) if isinstance(value, torch.Tensor) else value for key, value in given.items()}
+    try:
+        convert_input_example_to_serving_input(given)
+    except Exception:  # MLflow's refusals, and those of the JSON it writes
+        return None
+    return given
 
 
 @contextlib.contextmanager
@@ -81,14 +101,17 @@ def in_eval_mode(model: nn.Module) -> contextlib.AbstractContextManager[None]:
 
 
 def _inputs_of(model: nn.Module, recipe: Recipe | None) -> tuple[torch.Tensor, ...]:
-    """What the first phase's loss calls the model with; nothing when that is more than positional tensors."""
+    """What the first phase's loss calls the model with, in the order of its forward's parameters.
+
+    Raises:
+        NotExportableError: that is more than tensors that can be given by position.
+    """
     if recipe is None:
-        return ()
-    seen: list[tuple[Any, ...]] = []
+        raise NotExportableError("neither a recipe nor input_example= says what its inputs are")
+    seen: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
 
     def remember(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        if not keywords and arguments and all(isinstance(a, torch.Tensor) for a in arguments):
-            seen.append(tuple(a.detach().cpu().clone() for a in arguments))
+        seen.append((arguments, keywords))
         raise _InputsSeen
 
     try:
@@ -100,22 +123,65 @@ def _inputs_of(model: nn.Module, recipe: Recipe | None) -> tuple[torch.Tensor, .
             finally:
                 handle.remove()
     except Exception as error:  # a recipe that does not work is the audit's to report
-        _log.debug("no inputs seen: %s", error)
-    return seen[0] if seen else ()
+        _log.debug("the loss ended with %s", error)
+    if not seen:
+        raise NotExportableError("the recipe's loss does not call the model itself")
+    arguments = _by_position(model, *seen[0])
+    if not arguments or not all(isinstance(value, torch.Tensor) for value in arguments):
+        raise NotExportableError(f"its loss calls the model with {_forms(*seen[0])}; pt2 takes tensors by position")
+    return tuple(value.detach().cpu().clone() for value in arguments)
+
+
+def _by_position(model: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[Any, ...]:
+    """The call's arguments by position; empty where one can be given by name alone, or stands after one left out."""
+    try:
+        bound = inspect.signature(model.forward).bind(*arguments, **keywords)
+    except (TypeError, ValueError):  # the forward itself will say so
+        return ()
+    return () if bound.kwargs else bound.args
+
+
+def _forms(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> str:
+    """What a call was made of, such as ``a Tensor, a dict, t= a Tensor``."""
+    parts = [_form(value) for value in arguments] + [f"{name}= {_form(value)}" for name, value in keywords.items()]
+    return ", ".join(parts) or "nothing"
+
+
+def _form(value: Any) -> str:
+    return "None" if value is None else f"a {type(value).__name__}"
 
 
 def _as_tensors(given: Any) -> tuple[torch.Tensor, ...]:
     values = given if isinstance(given, (tuple, list)) else (given,)
-    if not all(isinstance(v, (np.ndarray, torch.Tensor)) for v in values):
-        return ()
-    return tuple(torch.as_tensor(v) for v in values)
+    if not values or not all(isinstance(v, (np.ndarray, torch.Tensor)) for v in values):
+        raise NotExportableError(f"the input example is {_form(given)}, not arrays or tensors alone")
+    return tuple(torch.as_tensor(v).detach().cpu() for v in values)
+
+
+def _array(tensor: torch.Tensor) -> Any:
+    """The tensor as an array, or as it is where numpy has no such type."""
+    try:
+        return tensor.detach().cpu().numpy()
+    except (TypeError, RuntimeError):
+        return tensor
 
 
 def _signature(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> ModelSignature:
-    names = list(inspect.signature(model.forward).parameters)[: len(inputs)]
+    """The inputs' types and shapes, the first dimension free.
+
+    Raises:
+        NotExportableError: an element type that MLflow does not know, or a forward that names its inputs not one by one.
+    """
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    names = [p.name for p in inspect.signature(model.forward).parameters.values() if p.kind in kinds]
+    if len(names) < len(inputs):
+        raise NotExportableError("its forward takes any number of tensors")
     specs = []
     for name, tensor in zip(names, inputs, strict=False):
-        dtype = np.dtype(str(tensor.dtype).removeprefix("torch."))
+        try:
+            dtype = np.dtype(str(tensor.dtype).removeprefix("torch."))
+        except TypeError as error:
+            raise NotExportableError(f"MLflow stores no {str(tensor.dtype).removeprefix('torch.')} inputs") from error
         shape = (-1, *tensor.shape[1:]) if tensor.dim() else ()
         specs.append(TensorSpec(dtype, shape, name if len(inputs) > 1 else None))
     return ModelSignature(inputs=Schema(specs))

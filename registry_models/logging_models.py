@@ -20,9 +20,9 @@ from torch import nn
 
 from audits.callables import CallableReference
 from audits.capture import unwrap
-from audits.errors import ArtifactError, RecipeError
+from audits.errors import ArtifactError, RecipeError, suggest
 from audits.recipe import Recipe
-from registry_models.exporting import in_eval_mode, on_cpu, pt2_options
+from registry_models.exporting import NotExportableError, example_for_mlflow, in_eval_mode, on_cpu, pt2_options
 from registry_models.factory_files import Factory, write_factory
 from registry_models.recipe_files import (
     BATCH_FILE,
@@ -37,6 +37,9 @@ from registry_models.shipping import copy_code, ship
 from registry_models.versions import RECIPE_TAG, Version, VersionReference, ensure_experiment, registry_errors
 
 _log = logging.getLogger(__name__)
+
+#: How MLflow writes a module.
+_FORMATS = ("pickle", "pt2")
 
 #: Experiment of the runs that hold attached recipes.
 RECIPES_EXPERIMENT = "gradaudit-recipes"
@@ -62,7 +65,8 @@ def log_model(
             weights as safetensors where not. Without a factory the module is pickled and its class must be importable
             where audits run.
         factory_args: keyword arguments of the factory, plain values.
-        mlflow_options: passed on to `mlflow.pytorch.log_model`. Code of the loss, the step, the factory and the
+        mlflow_options: passed on to `mlflow.pytorch.log_model`. An ``input_example`` that MLflow does not store is left
+            out, and a line says so; the inputs that the recipe's loss gives the model are the example otherwise. Code of the loss, the step, the factory and the
             optimizer that is not installed is shipped by ``code_paths``, besides what is given there.
 
     Returns:
@@ -70,7 +74,7 @@ def log_model(
 
     Raises:
         RecipeError: a loss or step that cannot be stored.
-        ArtifactError: the factory does not rebuild this model.
+        ArtifactError: the factory does not rebuild this model, or it cannot be written as ``serialization_format`` says.
     """
     if recipe is not None:
         recipe = recipe.on(model)
@@ -85,13 +89,14 @@ def log_model(
         folder = Path(temporary) / FOLDER
         if shipment.recipe is not None:
             write_recipe(shipment.recipe, Path(temporary))
-        written = _serialization(model, recipe, factory is not None, mlflow_options)
+        written = _serialization(model, name, recipe, factory is not None, mlflow_options)
+        mlflow_options.pop("export_model", None)
         if reference is not None:
             # proven with the path it has here; stored under the one it has where the version is loaded
             here = Factory(str(reference.path), dict(factory_args or {}))
             pickled = written["serialization_format"] == "pickle"
             write_factory(stored, here, folder, weights_too=pickled, stored_path=str(shipment.factory))
-        else:
+        elif written["serialization_format"] == "pickle":
             _log.warning("%s is pickled: its class must be importable where audits run; factory= avoids pickle", name)
         extra = list(mlflow_options.pop("extra_files", None) or [])
         if folder.exists():
@@ -132,19 +137,40 @@ def _pickling() -> Iterator[None]:
 
 
 def _serialization(
-    model: nn.Module, recipe: Recipe | None, factory: bool, options: Mapping[str, Any]
+    model: nn.Module, name: str, recipe: Recipe | None, factory: bool, options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return how MLflow is to write the model: as the caller says, else pt2 beside a factory where that works."""
-    if "serialization_format" in options:
-        return {"serialization_format": options["serialization_format"]}
-    if options.get("export_model"):
-        return {"serialization_format": "pt2"}
-    if factory:
-        with on_cpu(model) as exportable:
-            chosen = pt2_options(exportable, recipe, options.get("input_example"))
-        if chosen is not None:
-            return {key: value for key, value in chosen.items() if options.get(key) is None}
-    return {"serialization_format": "pickle"}
+    """Return how MLflow is to write the model: as the caller says, else pt2 beside a factory where that works.
+
+    Raises:
+        ArtifactError: there is no such format, or the caller asks for pt2 and the model cannot be written so.
+    """
+    example = options.get("input_example")
+    asked = options.get("serialization_format") or ("pt2" if options.get("export_model") else None)
+    if asked not in (None, *_FORMATS):
+        raise ArtifactError(
+            f"serialization_format {asked!r} is none of {', '.join(_FORMATS)}{suggest(asked, _FORMATS)}"
+        )
+    why = ""
+    if asked == "pt2" or (asked is None and factory):
+        try:
+            with on_cpu(model) as exportable:
+                chosen = pt2_options(exportable, recipe, example)
+        except NotExportableError as error:
+            if asked == "pt2":
+                raise ArtifactError(
+                    f"{name} cannot be written as pt2: {error}; leave serialization_format out"
+                ) from None
+            why = f"{error}"
+        else:
+            if isinstance(chosen["input_example"], tuple):
+                _log.warning("%s is logged without an input example: MLflow stores none of several tensors", name)
+            return chosen if options.get("signature") is None else {**chosen, "signature": options["signature"]}
+    stored = None if example is None else example_for_mlflow(example)
+    if example is not None and stored is None:
+        _log.warning("%s is logged without an input example: MLflow stores none of this kind", name)
+    elif why and example is None:
+        _log.warning("%s is logged without an input example, and not as pt2: %s", name, why)
+    return {"serialization_format": asked or "pickle", "input_example": stored}
 
 
 def attach_recipe(version: str, recipe: Recipe, *, client: MlflowClient | None = None) -> str:
