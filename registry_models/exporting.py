@@ -59,7 +59,7 @@ def pt2_options(model: nn.Module, recipe: Recipe | None, given: Any = None) -> d
     if names != set(model.state_dict()):
         raise NotExportableError("torch.export names its tensors otherwise than the model does")
     plain = [t.numpy() for t in inputs]
-    # MLflow stores one array as an example. Several it takes as a tuple, and stores none; a list it would write as JSON.
+    # MLflow stores one array as an example; several it takes as a tuple, unstored, for a list it would write as JSON.
     example = plain[0] if len(plain) == 1 else tuple(inputs)
     return {"serialization_format": "pt2", "input_example": example, "signature": signature}
 
@@ -170,7 +170,7 @@ def _signature(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> ModelSigna
     """The inputs' types and shapes, the first dimension free.
 
     Raises:
-        NotExportableError: an element type that MLflow does not know, or a forward that names its inputs not one by one.
+        NotExportableError: an element type that MLflow does not know, or a forward that takes any number of inputs.
     """
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     names = [p.name for p in inspect.signature(model.forward).parameters.values() if p.kind in kinds]

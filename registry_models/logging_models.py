@@ -66,15 +66,16 @@ def log_model(
             where audits run.
         factory_args: keyword arguments of the factory, plain values.
         mlflow_options: passed on to `mlflow.pytorch.log_model`. An ``input_example`` that MLflow does not store is left
-            out, and a line says so; the inputs that the recipe's loss gives the model are the example otherwise. Code of the loss, the step, the factory and the
-            optimizer that is not installed is shipped by ``code_paths``, besides what is given there.
+            out, and a line says so; the inputs that the recipe's loss gives the model are the example otherwise. Code
+            of the loss, the step, the factory and the optimizer that is not installed is shipped by ``code_paths``,
+            besides what is given there.
 
     Returns:
         MLflow's `ModelInfo`; ``registered_model_version`` is the new version's number.
 
     Raises:
         RecipeError: a loss or step that cannot be stored.
-        ArtifactError: the factory does not rebuild this model, or it cannot be written as ``serialization_format`` says.
+        ArtifactError: the factory does not rebuild this model, or ``serialization_format`` cannot be had.
     """
     if recipe is not None:
         recipe = recipe.on(model)

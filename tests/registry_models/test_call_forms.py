@@ -1,4 +1,4 @@
-"""`log_model` takes every form in which a loss calls a model, in every format; what MLflow stores no example of is said."""
+"""`log_model` takes every form in which a loss calls a model, in every format, with or without an example."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_a_factory_model_is_logged_however_its_loss_calls_it(
 @pytest.mark.parametrize("form", ["keyword", "nested"])
 def test_every_format_takes_it_or_says_why_not(client: MlflowClient, form: str, way: str, tmp_path: Path) -> None:
     if way == "factory, pt2" and form not in BY_POSITION:
-        with pytest.raises(ArtifactError, match="m cannot be written as pt2: its loss calls the model with .* a dict"):
+        with pytest.raises(ArtifactError, match=r"m cannot be written as pt2: its loss calls the model with .* a dict"):
             logged(form, way)
         return
     logged(form, way)
