@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from audits.errors import InputError, suggest
+import fnmatch
+from collections.abc import Iterable
+
+from audits.errors import InputError, SettingsError, suggest
 from audits.gradients.claims import COMPILED, GRADIENT_CHECKS
 from audits.health import HEALTH_CHECKS
 from audits.outcomes import Check, Severity
@@ -62,3 +65,14 @@ def find_check(name: str) -> Check:
     if name not in CHECKS:
         raise InputError(f"there is no check {name!r}{suggest(name, CHECKS)} (`gradaudit checks` lists them)")
     return CHECKS[name]
+
+
+def refuse_unknown_checks(globs: Iterable[str]) -> None:
+    """Refuse names and globs that no check has: what looks at nothing finds nothing.
+
+    Raises:
+        SettingsError: the text names the glob and the nearest check.
+    """
+    for glob in globs:
+        if not any(fnmatch.fnmatchcase(name, glob) for name in CHECKS):
+            raise SettingsError(f"there is no check {glob!r}{suggest(glob, CHECKS)} (`gradaudit checks` lists them)")

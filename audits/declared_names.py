@@ -13,7 +13,7 @@ import torch
 import torch.utils.checkpoint
 from torch import nn
 
-from audits.errors import RecipeError, suggest
+from audits.errors import RecipeError, SettingsError, suggest
 from audits.moulds import STEP_HOOKS, callable_name, declared_hook, hooks_of, own_step
 from audits.optimizers import mould_of_recipe
 from audits.recipe import Recipe
@@ -86,6 +86,20 @@ def _require_hook(glob: str, recipe: Recipe) -> None:
         raise RecipeError(f"expect['step_hooks'] names {glob!r}, which is no step hook of an optimizer{found}")
 
 
+def check_asked_parameters(globs: Sequence[str], model: nn.Module) -> None:
+    """Check the parameters that an audit is narrowed to: what looks at none of them would find nothing.
+
+    Globs of buffers, and of the batch's tensors (``<batch x>``), name what has rows too.
+
+    Raises:
+        SettingsError: a glob matches nothing that the model has; the text names the nearest.
+    """
+    names = _Names(model, [])
+    for glob in globs:
+        if not glob.startswith("<") and not _matches(glob, names.tensors):
+            raise SettingsError(f"--parameter {glob!r} matches no parameter of the model{names.near(glob)}")
+
+
 def _floating_inputs(batch: Any) -> list[str]:
     """Return the paths of a batch's (its micro-batches') floating tensors."""
     batches = batch if isinstance(batch, list) else [batch]
@@ -152,6 +166,15 @@ class _Names:
         self._tensors = [*self._tied, *(name for name, _ in model.named_buffers(remove_duplicate=False))]
         modules = {id(module): path for path, module in model.named_modules()}
         self._modules = {path: modules[id(m)] for path, m in model.named_modules(remove_duplicate=False)}
+
+    @property
+    def tensors(self) -> list[str]:
+        """Parameters and buffers, under every name they have."""
+        return self._tensors
+
+    def near(self, glob: str) -> str:
+        """Suggest a parameter, or what several begin with."""
+        return self._near(glob, self._parameters)
 
     def require_module(self, path: str) -> None:
         if path == LOSS or self._modules.get(path) == path:

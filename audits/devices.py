@@ -33,13 +33,17 @@ def choose_device(device: str) -> torch.device:
     try:
         chosen = torch.device(device)
     except RuntimeError as error:
-        raise RecipeError(f"device {device!r} is unknown to torch {torch.__version__}; use 'cpu' or 'auto'") from error
+        hint = "; did you mean 'cuda'?" if device.partition(":")[0].lower() == "gpu" else "; use 'cpu' or 'auto'"
+        raise RecipeError(f"device {device!r} is unknown to torch {torch.__version__}{hint}") from error
     if chosen.type == "cpu":
         return chosen
     module = _module(chosen.type)
     if module is None or not module.is_available():
         named = "CUDA" if chosen.type == "cuda" else chosen.type
         raise RecipeError(f"device {device!r} was asked for and torch finds no {named} device; use 'cpu' or 'auto'")
+    there = module.device_count() if hasattr(module, "device_count") else None
+    if chosen.index is not None and there is not None and chosen.index >= there:
+        raise RecipeError(f"device {device!r} was asked for and torch finds {there}, from {chosen.type}:0 on")
     return chosen
 
 

@@ -61,6 +61,12 @@ class DiskError(SetupError):
 
 
 def suggest(unknown: str, known: Iterable[str]) -> str:
-    """Return ``"; did you mean 'x'?"`` for the nearest known name, or an empty string."""
-    nearest = difflib.get_close_matches(unknown, list(known), n=1, cutoff=0.5)
+    """Return ``"; did you mean 'x'?"`` for the nearest known name, or an empty string.
+
+    The beginning of a name means that name, however much longer it is; else the most alike is the nearest, from half
+    the letters on.
+    """
+    names = list(known)
+    begun = sorted((name for name in names if unknown and name.startswith(unknown)), key=len)
+    nearest = begun or difflib.get_close_matches(unknown, names, n=1, cutoff=0.5)
     return f"; did you mean {nearest[0]!r}?" if nearest else ""

@@ -16,6 +16,10 @@ from dataclasses import dataclass
 _BY_VERSION = re.compile(r"models:/(?P<name>[^/:]+)/(?P<version>[0-9]{1,300})")
 _BY_ALIAS = re.compile(r"models:/(?P<name>[^/:]+)@(?P<alias>[\w-]+)")
 
+#: References as people mistype them: a slash too many or too few, ``v3`` for ``3``.
+_NEAR_ALIAS = re.compile(r"models:/*([^/:@]+)/*@([\w-]+)")
+_NEAR_VERSION = re.compile(r"models:/*([^/:]+)/+v?([0-9]{1,300})/*")
+
 
 @dataclass(frozen=True)
 class Named:
@@ -33,6 +37,14 @@ def read_reference(text: str) -> Named | None:
     if found := _BY_ALIAS.fullmatch(text):
         return Named(found["name"], None, found["alias"])
     return None
+
+
+def no_reference(text: str) -> str:
+    """Return why a text names no version, as a sentence with what was probably meant."""
+    for pattern, written in ((_NEAR_ALIAS, "models:/{}@{}"), (_NEAR_VERSION, "models:/{}/{}")):
+        if found := pattern.fullmatch(text):
+            return f"{text!r} is no version; did you mean {written.format(*found.groups())!r}?"
+    return f"{text!r} is no version: write models:/NAME/VERSION or models:/NAME@ALIAS"
 
 
 def reference_to(name: str, version: int) -> str:

@@ -239,6 +239,16 @@ def verdict(rows: Sequence[ResultRow], coverage: Coverage) -> Outcome:
     return Outcome.PASS
 
 
+def narrow_verdict(rows: Sequence[ResultRow]) -> Outcome:
+    """Return the outcome of an audit of some checks or parameters: its own rows', whatever they leave uncovered."""
+    counted = {row.counted for row in rows}
+    if Outcome.FAIL in counted:
+        return Outcome.FAIL
+    if Outcome.INCONCLUSIVE in counted or not counted & {Outcome.PASS, Outcome.WARN}:
+        return Outcome.INCONCLUSIVE
+    return Outcome.WARN if Outcome.WARN in counted else Outcome.PASS
+
+
 def finite(value: float | None) -> float | None:
     """Return the value, or None when it is missing, infinite or not a number (JSON and MLflow know neither)."""
     return value if value is not None and math.isfinite(value) else None

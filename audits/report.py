@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from audits.naming import shell_words
-from audits.outcomes import WORST_FIRST, Coverage, Outcome, ResultRow, decisive, finite, open_claims, verdict
+from audits.outcomes import (
+    WORST_FIRST,
+    Coverage,
+    Outcome,
+    ResultRow,
+    decisive,
+    finite,
+    narrow_verdict,
+    open_claims,
+    verdict,
+)
 from audits.result_format import AuditIdentity, answer_table, rows_table
 from audits.results import to_frame
 from audits.skipped import not_checked
@@ -43,6 +53,7 @@ class AuditReport:
         parts: digest of each part that a verdict depends on (weights, files, sources, loss, optimizer, state, batch,
             step, options): what tells apart why two audits differ.
         waivers: ids of the waivers that excuse a finding.
+        narrowed: only some checks or parameters were looked at; coverage says nothing then.
     """
 
     rows: tuple[ResultRow, ...]
@@ -54,11 +65,12 @@ class AuditReport:
     limits: tuple[str, ...] = ()
     parts: Mapping[str, str] = field(default_factory=dict)
     waivers: tuple[str, ...] = ()
+    narrowed: bool = False
 
     @property
     def outcome(self) -> Outcome:
-        """The version's outcome."""
-        return verdict(self.rows, self.coverage_of)
+        """The version's outcome; of a narrowed audit, what its rows say."""
+        return narrow_verdict(self.rows) if self.narrowed else verdict(self.rows, self.coverage_of)
 
     @property
     def passed(self) -> bool:
@@ -113,6 +125,8 @@ class AuditReport:
     @property
     def _verdict(self) -> str:
         covered = f"{self.coverage:.0%} of the trainable parameters covered"
+        if self.narrowed:
+            covered = "only what was asked for was looked at"
         match self.outcome:
             case Outcome.FAIL:
                 where = f" ({_few(self.failed_parameters)})" if self.failed_parameters else ""
@@ -125,7 +139,8 @@ class AuditReport:
                 checks |= dict.fromkeys(f"{r.check} (open)" for r in open_claims(self.rows))
                 return f"PASS WITH WARNINGS: {', '.join(checks)}; {covered}."
             case _:
-                return f"PASS: {self.counts['pass']} claims hold; {covered}."
+                held = self.counts["pass"]
+                return f"PASS: {held} claim{' holds' if held == 1 else 's hold'}; {covered}."
 
     @property
     def _why_unclear(self) -> str:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from audits.confirming import settled, suspected
+from audits.declared_names import check_asked_parameters
 from audits.devices import device_name
 from audits.diagnosis import diagnosed
 from audits.errors import DeviceError
@@ -105,6 +106,7 @@ def _audit_on(device: str, model: nn.Module, recipe: Recipe, settings: AuditSett
     began = time.perf_counter()
     rows: list[ResultRow] = []
     with open_subject(model, recipe, settings, device) as subject:
+        check_asked_parameters(settings.parameters, subject.model)
         for name, part in PARTS:
             rows += _run_part(name, part, subject)
         rows = with_one_note(rows, subject)
@@ -119,13 +121,10 @@ def _audit_on(device: str, model: nn.Module, recipe: Recipe, settings: AuditSett
         if recipe.captured_in_eval and not recipe.assumed:
             limits = (CAPTURED_IN_EVAL, *limits)
     if settings.narrowed and not rows:
-        from audits.checks import CHECKS
         from audits.errors import SettingsError
 
-        raise SettingsError(
-            f"no result for checks {list(settings.checks) or 'all'} and parameters "
-            f"{list(settings.parameters) or 'all'}; checks: {', '.join(CHECKS)}"
-        )
+        asked = [f"--check {glob}" for glob in settings.checks] + [f"--parameter {g}" for g in settings.parameters]
+        raise SettingsError(f"{' '.join(asked)} looks at nothing: these checks say nothing of this model")
     return AuditReport(
         rows=tuple(rows),
         coverage_of=Coverage.of(rows, trainable, recipe.assumed),
@@ -142,6 +141,7 @@ def _audit_on(device: str, model: nn.Module, recipe: Recipe, settings: AuditSett
         },
         parts=parts,
         limits=limits,
+        narrowed=settings.narrowed,
     )
 
 

@@ -72,6 +72,10 @@ class AuditSettings:
             raise SettingsError(f"probes must be at least 1, not {self.probes}")
         if self.severity:
             refuse_unknown(self.severity)
+        if self.checks:
+            from audits.checks import refuse_unknown_checks  # it imports what is told these settings
+
+            refuse_unknown_checks(self.checks)
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> AuditSettings:

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from rich.text import Text
 
-from audits.errors import RecipeError
+from flows.arguments import recipe_folder
 from flows.display import console
 from flows.output import print_json
 from flows.settings import GradauditSettings
 from registry_models.connecting import connect
 from registry_models.logging_models import attach_recipe_folder
-from registry_models.recipe_files import RECIPE_FILE
+from registry_models.versions import VersionReference
 
 
 def attach_folder(version: str, folder: Path, settings: GradauditSettings, *, as_json: bool) -> int:
@@ -23,10 +23,8 @@ def attach_folder(version: str, folder: Path, settings: GradauditSettings, *, as
         ArtifactError: there is no such version.
         InfrastructureError: the registry does not answer.
     """
-    if not folder.is_dir():
-        hint = f"give the folder that holds {RECIPE_FILE}, {folder.parent}" if folder.is_file() else "there is none"
-        raise RecipeError(f"{str(folder)!r} is no folder: {hint}")
-    uri = attach_recipe_folder(version, folder, client=connect(settings.tracking_uri))
+    VersionReference.parse(version)
+    uri = attach_recipe_folder(version, recipe_folder(folder), client=connect(settings.tracking_uri))
     if as_json:
         print_json({"version": version, "recipe": uri}, indent=None)
     else:

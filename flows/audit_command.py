@@ -7,9 +7,9 @@ from typing import Any
 
 from audits.errors import ArtifactError, SetupError
 from audits.naming import visible
-from audits.outcomes import Outcome
 from audits.report import AuditReport
 from audits.results import ResultsStore
+from flows.arguments import recipe_folder, refuse_device, refuse_output, refuse_settings
 from flows.display import console, log_console, report_view
 from flows.exit_codes import EXIT_CODES
 from flows.junit import junit_xml
@@ -40,9 +40,15 @@ def audit_target(
     A run narrowed to some checks or parameters, or with a recipe of its own, never marks the registry.
 
     Raises:
-        ArtifactError: there is no such version or directory.
+        InputError: there is no such version, directory, recipe, device or folder; nothing has been done.
         InfrastructureError: the registry does not answer.
     """
+    refuse_output(junit, "--junit")
+    refuse_output(html, "--html")
+    refuse_settings(settings)
+    refuse_device(settings.device)
+    if recipe is not None:
+        recipe = recipe_folder(recipe)
     remove_stale()
     not_published = ""
     if target.startswith("models:"):
@@ -81,17 +87,7 @@ def audit_target(
         junit.write_text(junit_xml(report), encoding="utf-8")
     if html is not None:
         html.write_text(render_html(report, rerun=rerun), encoding="utf-8")
-    return _exit_code(report, narrowed=audit_settings.narrowed)
-
-
-def _exit_code(report: AuditReport, *, narrowed: bool) -> int:
-    """Of a narrowed audit, coverage says nothing: what was asked for is judged by its own rows."""
-    if not narrowed:
-        return EXIT_CODES[report.outcome]
-    outcomes = {row.counted for row in report.rows}
-    if Outcome.FAIL in outcomes:
-        return 1
-    return 0 if outcomes & {Outcome.PASS, Outcome.WARN} and Outcome.INCONCLUSIVE not in outcomes else 2
+    return EXIT_CODES[report.outcome]
 
 
 def _print(report: AuditReport, rerun: str, not_published: str, *, as_json: bool) -> None:

@@ -266,7 +266,7 @@ def main() -> None:
     )
     try:
         with ended_by_exception():
-            app()
+            app(prog_name="gradaudit")
     except SetupError as error:
         _refuse(f"{error}", "nothing was marked")
     except InfrastructureError as error:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from audits.errors import InfrastructureError
 from audits.naming import label_of_reference, visible
 from audits.results import ResultsStore
+from flows.arguments import refuse_device, refuse_settings
 from flows.display import ProgressBar, console, log_console, verdicts_table
 from flows.embedded_prefect import prefect_server
 from flows.ending import StoppedBySignal
@@ -78,14 +79,17 @@ def sweep(settings: GradauditSettings, models: list[str], *, force: bool) -> dic
     """Run the flow with these settings and a progress bar; return its result.
 
     Raises:
-        SettingsError: the tracking URI leads nowhere.
+        InputError: the tracking URI, a setting or a model's name leads nowhere.
         InfrastructureError: the sweep could not be done at all; ``not_audited`` names single versions otherwise.
     """
     from registry_models.connecting import connect
+    from registry_models.versions import refuse_models
 
+    refuse_settings(settings)
+    refuse_device(settings.device)
     remove_stale()
     with log_console.status("looking at the registry"):
-        connect(settings.tracking_uri)  # refused now rather than after Prefect's start
+        refuse_models(models, connect(settings.tracking_uri))  # refused now rather than after Prefect's start
         ResultsStore(settings.results).prove_writable()
     os.environ["GRADAUDIT_TRACKING_URI"] = settings.tracking_uri
     os.environ["GRADAUDIT_RESULTS"] = settings.results

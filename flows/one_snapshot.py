@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import threading
 from pathlib import Path
@@ -59,7 +60,8 @@ def audit_snapshot(
         report = told(report, way, reasons)
         if not ran_out(report):
             break
-    return under_severities(report, audit_settings)
+    judged = under_severities(report, audit_settings)
+    return dataclasses.replace(judged, narrowed=audit_settings.narrowed)
 
 
 def run_way(

@@ -18,6 +18,7 @@ from audits.errors import GradauditError, InfrastructureError, SettingsError
 from audits.report import AuditReport
 from audits.run import refused, with_identity
 from audits.settings import AuditSettings
+from flows.arguments import refuse_device
 from flows.fetching import fetch
 from flows.judging import standing_waivers, under_waivers
 from flows.keeping import keep
@@ -89,9 +90,10 @@ def audit_version(
 
     Raises:
         InfrastructureError: the registry, the results store or MLflow does not answer; nothing is marked.
-        SettingsError: this host does not offer the isolation asked for; nothing is downloaded.
+        SettingsError: this host does not offer the isolation or the device asked for; nothing is downloaded.
     """
     level = reached_level(settings.isolation)
+    refuse_device(settings.device)
     version = target.version
     audit_settings = audit_settings or settings.for_model(version.name)
     sweep = sweep or Sweep(settings, client, target.occasion, None)

@@ -9,6 +9,7 @@ from rich.text import Text
 from audits.naming import label_of, visible
 from audits.results import ResultsStore
 from audits.stored import changes_since
+from flows.arguments import refuse_output
 from flows.display import console, report_view
 from flows.exit_codes import EXIT_CODES
 from flows.junit import junit_xml
@@ -27,6 +28,8 @@ def show_report(
         InputError: there is no stored audit of it; the text names what there is.
         InfrastructureError: the store, or the registry for an alias, cannot be read.
     """
+    refuse_output(junit, "--junit")
+    refuse_output(html, "--html")
     store = ResultsStore(settings.results)
     report = stored_audit(target, store, settings)
     rerun = rerun_of_report(report, settings)

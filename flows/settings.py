@@ -21,7 +21,7 @@ from pydantic_settings import (
 )
 from pydantic_settings import SettingsError as UnreadableError
 
-from audits.errors import SettingsError
+from audits.errors import SettingsError, suggest
 from audits.settings import AuditSettings
 from flows.settings_files import SettingsFile, find_settings_file
 from flows.settings_values import ModelSettings, Origin, inner, typed
@@ -49,6 +49,10 @@ _PREFECT_DEFAULTS = {
     # A run beats every 30 s, the least there is; the automation of `gradaudit setup` misses it after 90.
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
 }
+
+
+#: Variables that are no settings: the settings file's place, and how much the log says.
+_OTHER_VARIABLES = ("GRADAUDIT_CONFIG", "GRADAUDIT_LOG_LEVEL")
 
 
 class GradauditSettings(BaseSettings):
@@ -110,6 +114,7 @@ class GradauditSettings(BaseSettings):
         given = {name: value for name, value in overrides.items() if value is not None}
         file = _settings_file(cls)
         origins = dict.fromkeys((*file.values, *inner(file.values)), file.label)
+        _refuse_unknown_variables(cls.model_fields)
         origins |= _variables(cls.model_fields) | dict.fromkeys(given, "command line")
         try:
             settings = cls(**given)
@@ -245,6 +250,19 @@ def _variables(names: Iterable[str]) -> dict[str, str]:
             except ValueError:
                 continue  # said better by whoever reads the value
     return found
+
+
+def _refuse_unknown_variables(names: Iterable[str]) -> None:
+    """Refuse ``GRADAUDIT_...`` variables that set nothing: whoever set one believes that it does.
+
+    Raises:
+        SettingsError: the text names the variable and the nearest.
+    """
+    known = [*(f"GRADAUDIT_{name.upper()}" for name in names), *_OTHER_VARIABLES]
+    for variable in sorted(os.environ):
+        upper = variable.upper()
+        if upper.startswith("GRADAUDIT_") and upper.partition("__")[0] not in known:
+            raise SettingsError(f"there is no setting {variable}{suggest(upper, known)}")
 
 
 def _place(location: tuple[int | str, ...], origins: Mapping[str, str]) -> str:

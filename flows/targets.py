@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from audits.errors import ArtifactError
-from audits.naming import read_reference
+from audits.naming import no_reference, read_reference
 
 
 def refuse_target(target: str) -> None:
@@ -18,6 +18,9 @@ def refuse_target(target: str) -> None:
         raise ArtifactError("the target is empty: write models:/NAME/VERSION, models:/NAME@ALIAS or a model directory")
     if target.startswith("models:"):
         if read_reference(target) is None:
-            raise ArtifactError(f"{target!r} is no version: write models:/NAME/VERSION or models:/NAME@ALIAS")
+            raise ArtifactError(no_reference(target))
     elif not Path(target).is_dir():
-        raise ArtifactError(f"{target!r} is neither models:/NAME/VERSION, models:/NAME@ALIAS nor a model directory")
+        hint = "" if "/" in target else f"; for the registered model {target} write models:/{target}/VERSION"
+        raise ArtifactError(
+            f"{target!r} is neither models:/NAME/VERSION, models:/NAME@ALIAS nor a model directory{hint}"
+        )

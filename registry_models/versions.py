@@ -14,7 +14,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from audits.errors import ArtifactError, InfrastructureError, suggest
-from audits.naming import label_of, read_reference, reference_to, visible
+from audits.naming import label_of, no_reference, read_reference, reference_to, visible
 from registry_models.troubles import trouble
 
 #: Tags that gradaudit reads or writes on a version.
@@ -53,7 +53,7 @@ class VersionReference:
         """
         named = read_reference(text)
         if named is None:
-            raise ArtifactError(f"{text!r} is no version: write models:/NAME/VERSION or models:/NAME@ALIAS")
+            raise ArtifactError(no_reference(text))
         return cls(named.name, named.version, named.alias)
 
     def __str__(self) -> str:
@@ -76,7 +76,7 @@ class VersionReference:
                 else:
                     found = Version.of(client.get_model_version(self.name, str(self.version)))
         except ArtifactError as error:
-            raise ArtifactError(f"{error}{_what_there_is(self, client)}") from error
+            raise ArtifactError(f"{f'{error}'.rstrip('.')}{_what_there_is(self, client)}") from error
         if found.name != self.name or self.version not in (None, found.version):
             raise ArtifactError(f"{self}: the registry answers with {visible(found.uri)}; refused, for it is another")
         return found
@@ -160,6 +160,33 @@ def _what_there_is(reference: VersionReference, client: MlflowClient) -> str:
         return ""
     aliases = "".join(f", @{alias}" for alias in sorted(model.aliases or {}))
     return f"; it has versions {', '.join(str(v) for v in versions[-10:]) or 'none'}{aliases}"
+
+
+def refuse_models(globs: Sequence[str], client: MlflowClient) -> None:
+    """Refuse names and globs that no registered model has; an empty registry refuses none.
+
+    Raises:
+        ArtifactError: the text names the glob and the nearest model.
+        InfrastructureError: the registry does not answer.
+    """
+    if not globs:
+        return
+    names: list[str] = []
+    token = None
+    with registry_errors("the registry"):
+        while True:
+            page = client.search_registered_models(max_results=1000, page_token=token)
+            names += [model.name for model in page]
+            token = page.token
+            if not token:
+                break
+    for glob_ in globs if names else ():
+        if not any(fnmatchcase(name, glob_) for name in names):
+            raise ArtifactError(f"no registered model matches {glob_!r}{suggest(glob_, names) or _some(names)}")
+
+
+def _some(names: Sequence[str]) -> str:
+    return f"; there are {', '.join(sorted(names)[:5])}{', ...' if len(names) > 5 else ''}"
 
 
 def list_versions(client: MlflowClient, globs: Sequence[str] = ()) -> list[Version]:

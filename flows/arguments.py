@@ -1,0 +1,95 @@
+"""What a command is given, looked at before any work: a wrong name, path or setting changes nothing."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from audits.errors import RecipeError, SettingsError, suggest
+from flows.settings import GradauditSettings
+
+#: What the folder of a recipe holds, and what a model directory calls that folder.
+_RECIPE_FILE, _RECIPE_FOLDER = "recipe.yaml", "audit"
+
+
+def refuse_output(path: Path | None, option: str) -> None:
+    """Refuse a file that could not be written once the work is done.
+
+    Raises:
+        SettingsError: its folder is not there, a folder stands in its place, or this user may not write it.
+    """
+    if path is None:
+        return
+    folder = path.absolute().parent
+    if path.is_dir():
+        raise SettingsError(f"{option} {path}: that is a folder; name a file in it")
+    if not folder.is_dir():
+        raise SettingsError(f"{option} {path}: there is no folder {folder}{_near(folder)}; make it first")
+    if not os.access(path if path.exists() else folder, os.W_OK):
+        raise SettingsError(f"{option} {path}: this user may not write there")
+
+
+def recipe_folder(folder: Path) -> Path:
+    """Return the folder when it holds a recipe that can be read.
+
+    Raises:
+        RecipeError: it holds none; the text says where one is, or what is wrong in it.
+    """
+    from registry_models.recipe_files import read_recipe
+
+    if folder.is_file():
+        raise RecipeError(f"the recipe {folder} is a file: give the folder that holds {_RECIPE_FILE}, {folder.parent}")
+    if not folder.is_dir():
+        raise RecipeError(f"the recipe {folder} is not there: there is no such folder{_near(folder)}")
+    if not (folder / _RECIPE_FILE).is_file():
+        inner = next((f for f in sorted(folder.rglob(_RECIPE_FILE)) if f.parent.name == _RECIPE_FOLDER), None)
+        hint = f"; did you mean {str(inner.parent)!r}?" if inner else ""
+        raise RecipeError(f"the folder {folder} holds no {_RECIPE_FILE}{hint}")
+    try:
+        read_recipe(folder)
+    except RecipeError as error:
+        raise RecipeError(f"the recipe in {folder}: {error}") from error
+    return folder
+
+
+def refuse_settings(settings: GradauditSettings) -> None:
+    """Refuse settings that name files which are not there, or cannot be read.
+
+    Raises:
+        SettingsError: waivers, or the recipe repository, are missing or broken.
+    """
+    from flows.judging import waivers_of
+    from registry_models.recipe_sources import matching_recipes
+
+    waivers_of(settings)
+    if settings.recipes_folder is not None:
+        try:
+            matching_recipes(settings.recipes_folder, "")
+        except RecipeError as error:
+            raise SettingsError(f"GRADAUDIT_RECIPES: {error}") from error
+
+
+def refuse_device(device: str) -> None:
+    """Refuse a device that torch does not find here; ``auto`` always finds one.
+
+    Raises:
+        SettingsError: the text names the nearest, or what there is.
+    """
+    if device in ("auto", "cpu"):
+        return
+    from audits.devices import choose_device
+
+    try:
+        choose_device(device)
+    except RecipeError as error:
+        raise SettingsError(f"{error}") from error
+
+
+def _near(path: Path) -> str:
+    """Suggest a name beside a path that is not there."""
+    folder = path.absolute().parent
+    try:
+        names = [entry.name for entry in folder.iterdir() if entry.is_dir()]
+    except OSError:
+        return ""
+    return suggest(path.name, names)
