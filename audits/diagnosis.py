@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from audits.outcomes import Outcome, ResultRow
+from audits.ownership import FOREIGN
 from audits.structures import tensors_in
 from audits.subject import Subject
 
@@ -18,7 +19,8 @@ def diagnosed(rows: Sequence[ResultRow], subject: Subject) -> list[ResultRow]:
 
     data = batch_oddities(subject)
     advised = []
-    for row in rows:
+    foreign = {(r.phase, r.parameter) for r in rows if r.check == "update.isolation" and r.outcome is Outcome.FAIL}
+    for row in (_following(row, foreign) for row in rows):
         if row.outcome in (Outcome.PASS, Outcome.SKIPPED) or row.where_to_look:
             advised.append(row)
             continue
@@ -30,6 +32,18 @@ def diagnosed(rows: Sequence[ResultRow], subject: Subject) -> list[ResultRow]:
             advice += data
         advised.append(dataclasses.replace(row, where_to_look=" ".join(advice) or None))
     return advised
+
+
+#: What an optimizer that reaches too far brings with it: a gradient that its loss does not give, a rule not at work.
+_FOLLOWING = frozenset({("step.gradient-present", Outcome.WARN), ("update.rule", Outcome.INCONCLUSIVE)})
+
+
+def _following(row: ResultRow, foreign: set[tuple[str | None, str | None]]) -> ResultRow:
+    """Leave a finding to the one it follows from: one cause, one cure."""
+    if (row.phase, row.parameter) not in foreign or (row.check, row.outcome) not in _FOLLOWING:
+        return row
+    message = f"follows from {row.parameter} being in the optimizer of phase {row.phase!r}: see update.isolation"
+    return dataclasses.replace(row, outcome=Outcome.SKIPPED, cause=FOREIGN, message=message)
 
 
 def batch_oddities(subject: Subject) -> list[str]:

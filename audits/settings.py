@@ -16,6 +16,9 @@ from audits.severities import refuse_unknown
 #: How `gradient.finite-difference` is measured.
 METHODS = ("auto", "probe", "exact", "elementwise", "gradcheck")
 
+#: Seeds that draws derive from each other by small sums stay within the 64 bits of torch's generators.
+SEED_LIMIT = 2**62
+
 
 @dataclass(frozen=True, kw_only=True)
 class AuditSettings:
@@ -68,6 +71,8 @@ class AuditSettings:
         for name in ("elementwise_epsilon", "elementwise_tolerance", "detection_limit"):
             if not getattr(self, name) > 0:
                 raise SettingsError(f"{name} must be positive, not {getattr(self, name)}")
+        if self.seed is not None and not -SEED_LIMIT <= self.seed < SEED_LIMIT:
+            raise SettingsError(f"seed must lie between -{SEED_LIMIT} and {SEED_LIMIT}, not be {self.seed}")
         if self.probes < 1:
             raise SettingsError(f"probes must be at least 1, not {self.probes}")
         if self.severity:

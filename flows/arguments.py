@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from audits.errors import RecipeError, SettingsError, suggest
+from audits.results import ResultsStore
 from flows.settings import GradauditSettings
 
 #: What the folder of a recipe holds, and what a model directory calls that folder.
@@ -38,7 +39,8 @@ def recipe_folder(folder: Path) -> Path:
     from registry_models.recipe_files import read_recipe
 
     if folder.is_file():
-        raise RecipeError(f"the recipe {folder} is a file: give the folder that holds {_RECIPE_FILE}, {folder.parent}")
+        held = f", {folder.absolute().parent}" if folder.name == _RECIPE_FILE else ""
+        raise RecipeError(f"the recipe {folder} is a file: give the folder that holds {_RECIPE_FILE}{held}")
     if not folder.is_dir():
         raise RecipeError(f"the recipe {folder} is not there: there is no such folder{_near(folder)}")
     if not (folder / _RECIPE_FILE).is_file():
@@ -50,6 +52,28 @@ def recipe_folder(folder: Path) -> Path:
     except RecipeError as error:
         raise RecipeError(f"the recipe in {folder}: {error}") from error
     return folder
+
+
+def refuse_file(folder: Path, option: str) -> None:
+    """Refuse a file where a folder is to be made.
+
+    Raises:
+        SettingsError: there is one.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise SettingsError(f"{option} {folder}: that is a file; name a folder")
+
+
+def refuse_absent(store: ResultsStore) -> None:
+    """Refuse a results folder that is not there: an empty answer from it would be no answer.
+
+    Raises:
+        SettingsError: the text names the nearest, and what makes one.
+    """
+    folder = store.local_folder
+    if folder is not None and not folder.is_dir():
+        hint = _near(folder) or ": `gradaudit audit` or `gradaudit nightly` makes one, --results names another"
+        raise SettingsError(f"there is no results folder {store.root}{hint}")
 
 
 def refuse_settings(settings: GradauditSettings) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import sys
 from importlib import metadata
 from pathlib import Path
+from textwrap import wrap
 from typing import Annotated, Any
 
 import typer
@@ -144,7 +146,7 @@ SinceHours = Annotated[
 @app.command()
 def webhook(
     host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen at.")] = 8765,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at.")] = 8765,
     register: Annotated[bool, typer.Option("--register", help="Create or correct the webhook in MLflow.")] = False,
     public_url: Annotated[
         str | None, typer.Option(help="Where MLflow reaches this process. [default: http://HOST:PORT]")
@@ -182,14 +184,20 @@ def up(
     folder: Annotated[Path, typer.Option(help="Where everything is kept: databases, results, logs, secrets.")] = Path(
         "gradaudit_data"
     ),
-    mlflow_port: Annotated[int, typer.Option(help="Of MLflow's server and UI; 0: any free one.")] = 5000,
-    prefect_port: Annotated[int, typer.Option(help="Of Prefect's server and UI; 0: any free one.")] = 4200,
-    webhook_port: Annotated[int, typer.Option(help="Of the webhook; 0: any free one.")] = 8765,
+    mlflow_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Of MLflow's server and UI; 0: any free one.")
+    ] = 5000,
+    prefect_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Of Prefect's server and UI; 0: any free one.")
+    ] = 4200,
+    webhook_port: Annotated[int, typer.Option(min=0, max=65535, help="Of the webhook; 0: any free one.")] = 8765,
     gpus: Annotated[str, typer.Option(help="all, none, or numbers such as 0,1: one worker each.")] = "all",
 ) -> None:
     """Run everything on this machine: MLflow, Prefect, workers, webhook, deployments; one Ctrl-C ends it."""
+    from flows.arguments import refuse_file
     from flows.service.up import UpOptions, run_up
 
+    refuse_file(folder, "--folder")
     raise typer.Exit(run_up(UpOptions(folder, mlflow_port, prefect_port, webhook_port, gpus), os.environ))
 
 
@@ -201,8 +209,10 @@ def demo(
     as_json: AsJson = False,
 ) -> None:
     """Train, register and audit the demo's models on an embedded MLflow and Prefect."""
+    from flows.arguments import refuse_file
     from flows.demo_command import run_demo
 
+    refuse_file(folder, "--folder")
     raise typer.Exit(run_demo(folder, as_json=as_json))
 
 
@@ -264,6 +274,8 @@ def main() -> None:
         stream=sys.stderr,
         format="%(levelname)s %(name)s: %(message)s",
     )
+    if "GRADAUDIT_LOG_LEVEL" not in os.environ:  # each retry is a paragraph of it, and the last one is said anyway
+        logging.getLogger("urllib3").setLevel(logging.ERROR)
     try:
         with ended_by_exception():
             app(prog_name="gradaudit")
@@ -284,7 +296,12 @@ def main() -> None:
 
 
 def _refuse(message: str, cure: str = "") -> None:
-    print(f"gradaudit: {message}{f' ({cure})' if cure else ''}", file=sys.stderr)
+    text = f"gradaudit: {message}{f' ({cure})' if cure else ''}"
+    if sys.stderr.isatty():  # a terminal would break the line within words
+        width = shutil.get_terminal_size().columns
+        lines = (wrap(line, width, break_long_words=False, break_on_hyphens=False) for line in text.splitlines())
+        text = "\n".join("\n".join(found) for found in lines)
+    print(text, file=sys.stderr)
     sys.exit(NOT_JUDGED)
 
 

@@ -6,6 +6,7 @@ import datetime
 
 from audits.compaction import compact, compact_months, ended_months
 from audits.results import ResultsStore
+from flows.arguments import refuse_absent
 from flows.display import console, log_console
 from flows.output import print_json
 from flows.settings import GradauditSettings
@@ -15,10 +16,11 @@ def run_compaction(settings: GradauditSettings, months: list[str], *, as_json: b
     """Merge these months; without any, every past day and every month that has ended. Return 0.
 
     Raises:
-        InputError: a month that is none.
+        InputError: a month that is none, or no such store.
         InfrastructureError: the disk refused.
     """
     store = ResultsStore(settings.results)
+    refuse_absent(store)
     today = datetime.datetime.now(datetime.UTC).date()
     with log_console.status("merging result files"):
         chosen = months or ended_months(store, today=today)

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from audits.queries import query
 from audits.results import ResultsStore
+from flows.arguments import refuse_absent
 from flows.display import console, shown, simple_table
 from flows.output import print_json
 from flows.plain_tables import print_csv
@@ -31,10 +32,12 @@ def show_query(
     """Print the answer as a table, as CSV or as JSON; return 0. Views have the audits from the day ``since`` on.
 
     Raises:
-        InputError: DuckDB cannot run it, or it is no single SELECT.
+        InputError: DuckDB cannot run it, it is no single SELECT, or there is no such store.
         InfrastructureError: the store cannot be read.
     """
-    table = query(ResultsStore(settings.results), sys.stdin.read() if sql == "-" else sql, since=since)
+    store = ResultsStore(settings.results)
+    refuse_absent(store)
+    table = query(store, sys.stdin.read() if sql == "-" else sql, since=since)
     names = _unique(table.column_names)
     if as_json:
         lines = _lines(table)

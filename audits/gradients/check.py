@@ -22,6 +22,7 @@ from audits.lanes.evaluation import Point
 from audits.lanes.float64 import float64_lane
 from audits.lanes.problem import Problem
 from audits.outcomes import Lane, Outcome, ResultRow
+from audits.ownership import FOREIGN, surely_foreign
 from audits.subject import LivePhase, Subject
 
 #: Trainable elements up to which `auto` checks every one of them in a plain loop, where vmap does not hold.
@@ -56,7 +57,8 @@ def check_gradients(subject: Subject) -> list[ResultRow]:
 def _finite_differences(subject: Subject, phase: LivePhase) -> list[ResultRow]:
     dtypes = {name: str(parameter.dtype) for name, parameter in subject.parameters.items()}
     wanted = [name for name in subject.parameters if subject.settings.wants_parameter(name)]
-    judged = [name for name in wanted if name in phase.parameters and phase.parameters[name].numel()]
+    foreign = surely_foreign(subject, phase.name)  # update.isolation fails them; stopped gradients would follow from it
+    judged = [n for n in wanted if n in phase.parameters and phase.parameters[n].numel() and n not in foreign]
     verdicts: dict[str, Verdict] = {}
     point: Point | None = None
     rows = []
@@ -165,5 +167,8 @@ def _why_skipped(subject: Subject, phase: LivePhase, name: str) -> tuple[str, st
     if not parameter.requires_grad:
         return "frozen", f"{name!r} is frozen: no gradient is asked for"
     if name not in phase.parameters:
-        return "not in this phase", f"{name!r} is not in the optimizer of phase {phase.name!r}"
+        of_phase = f" of phase {phase.name!r}" if len(subject.phases) > 1 else ""
+        return "not in the optimizer", f"{name!r} is not in the optimizer{of_phase}"
+    if owners := surely_foreign(subject, phase.name).get(name):
+        return FOREIGN, f"{name!r} belongs to phase {', '.join(owners)} and is judged there: see update.isolation"
     return "empty", f"{name!r} has no elements"

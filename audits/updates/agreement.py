@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 import torch
 
@@ -95,6 +95,12 @@ def distance(wanted: Gradients, received: Gradients, names: Collection[str], lef
         difference += norm(to_double(a) - to_double(b)) ** 2
         size += norm(b) ** 2
     return (difference / size) ** 0.5 if size else (float("inf") if difference else 0.0)
+
+
+def added(gradients: Iterable[torch.Tensor | None]) -> torch.Tensor | None:
+    """Return the sum of the gradients there are, dense; None where there is none."""
+    found = [g.to_dense() for g in gradients if g is not None]
+    return torch.stack(found).sum(0) if found else None
 
 
 def global_rms(gradients: Gradients, names: Collection[str]) -> float:

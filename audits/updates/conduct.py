@@ -8,10 +8,11 @@ import torch
 
 from audits.moulds import declared_hook
 from audits.outcomes import Outcome, ResultRow
+from audits.ownership import has_exclusive, holders
 from audits.subject import Subject
 from audits.updates.calls import Call, same_bits
 from audits.updates.hook_watch import cure
-from audits.updates.registration import ema_shadows, holders, matches
+from audits.updates.registration import ema_shadows, matches
 from audits.updates.rows import norm, row
 from audits.updates.search import BeforeStep
 from audits.updates.steps import TrainingStep
@@ -150,7 +151,7 @@ def _foreign(subject: Subject, step: TrainingStep, call: Call) -> Iterator[tuple
         others = [p for p in held[name] if p != call.phase.name]
         if not others or matches(name, declared):
             continue
-        if not _has_exclusive(held, call.phase.name) and all(_has_exclusive(held, other) for other in others):
+        if not has_exclusive(held, call.phase.name) and all(has_exclusive(held, other) for other in others):
             continue  # this phase is the owner: the others are judged
         against = [c for c in step.calls if c.phase.name in others]
         cosine = min((_cosine(call, c, held) for c in against), default=0.0)
@@ -164,10 +165,6 @@ def _foreign(subject: Subject, step: TrainingStep, call: Call) -> Iterator[tuple
             message += f", whose gradient it opposes (cosine {cosine:.2f})"
         message += f"; if both are meant to train it, declare expect={{'shared': [{name!r}]}}"
         yield name, (Outcome.INCONCLUSIVE if assumed else Outcome.FAIL, message)
-
-
-def _has_exclusive(held: dict[str, tuple[str, ...]], phase: str) -> bool:
-    return any(phases == (phase,) for phases in held.values())
 
 
 def _gradient(call: Call, name: str) -> torch.Tensor | None:

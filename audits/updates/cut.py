@@ -9,9 +9,9 @@ import torch
 
 from audits.devices import Draws
 from audits.outcomes import Outcome, ResultRow
+from audits.ownership import holders
 from audits.subject import LivePhase, Subject
 from audits.updates.compare import rms, to_double
-from audits.updates.registration import holders
 
 #: Size of the displacement, relative to the tensor's rms (absolute for a tensor of zeros).
 DISPLACEMENT = 0.1

@@ -152,21 +152,32 @@ def explain_gradient(
     size = float(b @ b)
     if not float(a @ a):
         return "it received zeros", True
-    if size:
-        factor = float(a @ b) / size
-        cosine = float(a @ b) / (size * float(a @ a)) ** 0.5
-        if abs(cosine) > 1 - PARALLEL:
-            astray = max(0.0, 1 - cosine * cosine) ** 0.5
-            return _scale(call, factor), a.numel() >= ENOUGH and abs(factor - 1) > BEYOND_DRAWS * astray
+    off = _scale(call, float(a @ b) / size) if _parallel(a, b) else "the direction is off"
     for text, leftover in _leftovers(steps, call, name):
         rest = a - b - to_double(leftover).reshape(-1)
         if rms(rest) <= 0.05 * rms(a - b):
-            return f"the direction is off: {text}", True
+            return f"{off}: {text}", True
+    if size:
+        factor = float(a @ b) / size
+        if _parallel(a, b):
+            cosine = _cosine(a, b)
+            astray = max(0.0, 1 - cosine * cosine) ** 0.5
+            return _scale(call, factor), a.numel() >= ENOUGH and abs(factor - 1) > BEYOND_DRAWS * astray
     if reference.unweighted is not None and reference.unweighted[name] is not None:
         other = to_double(reference.unweighted[name].to_dense()).reshape(-1)  # type: ignore[union-attr]
         if rms(a - other) <= 0.05 * rms(a - b):
             return "the direction is off: micro-batches count alike (a mean of means) instead of by their tokens", True
     return "the direction is off" if size else "the loss's own gradient is zero", False
+
+
+def _cosine(a: torch.Tensor, b: torch.Tensor) -> float:
+    size = (float(a @ a) * float(b @ b)) ** 0.5
+    return float(a @ b) / size if size else 0.0
+
+
+def _parallel(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two gradients differ in scale only."""
+    return abs(_cosine(a, b)) > 1 - PARALLEL
 
 
 def _scale(call: Call, factor: float) -> str:
@@ -182,15 +193,26 @@ def _scale(call: Call, factor: float) -> str:
 
 
 def _leftovers(steps: list[TrainingStep], call: Call, name: str) -> Iterator[tuple[str, torch.Tensor]]:
-    """Gradients that may have been left in ``p.grad``."""
-    for earlier in reversed([c for step in steps for c in step.calls if c is not call]):
-        before = earlier.note
-        left: torch.Tensor | None = None
-        if earlier.phase.name == call.phase.name:
-            left = earlier.received.get(name)
-            text = f"the gradient of step {earlier.step} was added (zero_grad is missing)"
-        elif isinstance(before, BeforeStep) and before.reference is not None:
-            left = before.reference.gradients.get(name)
-            text = f"the gradient of phase {earlier.phase.name!r} in step {earlier.step} was left over and added"
+    """Gradients that may have been left in ``p.grad``: of one step or phase, and all since the phase's last step."""
+    calls = [c for step in steps for c in step.calls]
+    earlier = calls[: next(i for i, c in enumerate(calls) if c is call)]
+    since: list[tuple[str, torch.Tensor]] = []
+    for one in reversed(earlier):
+        own = one.phase.name == call.phase.name
+        left = one.received.get(name) if own else _reference(one, name)
+        where = f"step {one.step}" if own else f"phase {one.phase.name!r} in step {one.step}"
         if left is not None:
-            yield text, left.to_dense()
+            verb = "was added" if own else "was left over and added"
+            yield f"the gradient of {where} {verb} (zero_grad is missing)", left.to_dense()
+            since.append((where, left.to_dense()))
+        if own:
+            break
+    if len(since) > 1:
+        names = " and of ".join(where for where, _ in since)
+        total = torch.stack([left for _, left in since]).sum(0)
+        yield f"the gradients of {names} were left over and added (zero_grad is missing)", total
+
+
+def _reference(call: Call, name: str) -> torch.Tensor | None:
+    before = call.note
+    return before.reference.gradients.get(name) if isinstance(before, BeforeStep) and before.reference else None

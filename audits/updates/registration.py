@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from audits.capture import ties_of
 from audits.outcomes import Outcome, ResultRow
+from audits.ownership import holders
 from audits.recipe import UnknownTensor
 from audits.subject import Subject
 from audits.updates.hyperparameters import hyperparameter_rows
@@ -43,15 +44,6 @@ def registration_rows(subject: Subject) -> list[ResultRow]:
     if wants("registration.hyperparameters"):
         rows += hyperparameter_rows(subject)
     return [r for r in rows if r.parameter is None or subject.settings.wants_parameter(r.parameter)]
-
-
-def holders(subject: Subject) -> dict[str, tuple[str, ...]]:
-    """Return, for every parameter, the names of the phases whose optimizer holds it."""
-    found: dict[str, list[str]] = {name: [] for name in subject.parameters}
-    for phase in subject.phases:
-        for name in dict.fromkeys(phase.recipe.optimizer.names):
-            found[name].append(phase.name)
-    return {name: tuple(phases) for name, phases in found.items()}
 
 
 def _coverage(subject: Subject) -> list[ResultRow]:

@@ -12,7 +12,7 @@ import torch
 
 from audits.state import ModuleState, RandomState
 from audits.subject import LivePhase, Subject
-from audits.updates.agreement import agrees, distance, scattered
+from audits.updates.agreement import added, agrees, distance, scattered
 from audits.updates.buffers import BufferWatch
 from audits.updates.calls import Call
 from audits.updates.coarseness import gradient_threshold
@@ -80,6 +80,9 @@ class ReferenceSearch:
         self._watch, self._buffers, self._observer = watch, buffers, observer
         self._own_step = own_step
         self._starts: list[Start] = []
+        self._received: dict[str, Gradients] = {}
+        self._since: list[tuple[str, Gradients]] = []
+        self._begun: dict[str, int] = {}
 
     def begin(self) -> None:
         """A training step begins here."""
@@ -142,6 +145,10 @@ class ReferenceSearch:
             problem = f"{type(error).__name__}: {error}"
         finally:
             self._buffers.end_trial()
+        self._received[call.phase.name] = call.received
+        self._begun[call.phase.name] = len(self._since)
+        if best[1] is not None:
+            self._since.append((call.phase.name, best[1].gradients))
         return BeforeStep(best[1], problem if best[1] is None else None, clipping, best[2], best[3], scatter)
 
     def _backwards(self) -> tuple[bool, ...]:
@@ -149,15 +156,15 @@ class ReferenceSearch:
         return (False, True) if self._own_step and self._subject.recipe.precision != "native" else (False,)
 
     def _leftovers(self, call: Call) -> Iterator[Gradients]:
-        """Yield gradients of other phases that may have been left in this phase's parameters."""
-        for earlier in self._recorder.calls:
-            before = earlier.note
-            if (
-                earlier.phase.name != call.phase.name
-                and isinstance(before, BeforeStep)
-                and before.reference is not None
-            ):
-                yield before.reference.gradients
+        """Yield gradients that may have been left in this phase's parameters: its own, other phases', and their sum."""
+        own: Gradients = self._received.get(call.phase.name, {})
+        others = [g for phase, g in self._since if phase != call.phase.name]
+        yield from others
+        if own:
+            yield own
+            since = [g for phase, g in self._since[self._begun.get(call.phase.name, 0) :] if phase != call.phase.name]
+            if since:
+                yield {name: added([own.get(name), *(g.get(name) for g in since)]) for name in call.phase.parameters}
 
     def _candidates(self, call: Call) -> Iterator[tuple[Start, tuple[Any, ...] | None]]:
         """Yield (starting point, observed batches), each with the present weights and those of the step's start.
