@@ -9,13 +9,15 @@ from audits.errors import ArtifactError, SetupError
 from audits.naming import visible
 from audits.report import AuditReport
 from audits.results import ResultsStore
+from audits.settings import AuditSettings
 from flows.arguments import recipe_folder, refuse_device, refuse_output, refuse_settings
-from flows.display import console, log_console, report_view
+from flows.display import console, log_console, log_line, report_view, stages
 from flows.exit_codes import EXIT_CODES
 from flows.junit import junit_xml
 from flows.keeping import NotKeptError
 from flows.one_version import Target, audit_directory, audit_version, fresh_occasion, rerun_command
 from flows.output import print_json
+from flows.places import kept_in, new_folder
 from flows.private_folders import remove_stale
 from flows.rerunning import rerun_of
 from flows.settings import GradauditSettings
@@ -50,15 +52,17 @@ def audit_target(
     if recipe is not None:
         recipe = recipe_folder(recipe)
     remove_stale()
-    not_published = ""
+    not_published, told = "", list[str]()
     if target.startswith("models:"):
         reference = VersionReference.parse(target)
-        with log_console.status(f"looking up {visible(target)}") as status:
+        with stages(f"looking up {visible(target)}") as tell:
             client = connect(settings.tracking_uri)
             version = registered(reference.resolve(client), client)
             audit_settings = settings.for_model(version.name, narrowing)
             write = mark and not audit_settings.narrowed and recipe is None
             if write:
+                if made := new_folder(settings):
+                    log_line(made)
                 ResultsStore(settings.results).prove_writable()
             try:
                 report = audit_version(
@@ -68,8 +72,9 @@ def audit_target(
                     audit_settings=audit_settings,
                     write=write,
                     recipe=recipe,
-                    on_stage=lambda stage: status.update(f"{stage} {version.label}"),
+                    on_stage=lambda stage: tell(f"{stage} {version.label}"),
                 )
+                told = kept_in(report, settings, client) if write else [_why_not_kept(audit_settings, recipe)]
             except NotKeptError as error:  # the verdict stands all the same
                 report, not_published = error.report, f"{error.why}"
                 if isinstance(error.why, SetupError):
@@ -77,9 +82,9 @@ def audit_target(
         rerun = rerun_command(version, settings.tracking_uri)
     elif Path(target).is_dir():
         audit_settings = settings.for_model(Path(target).resolve().name, narrowing)
-        with log_console.status(f"auditing {target}"):
+        with stages(f"auditing {target}"):
             report = audit_directory(Path(target), settings, audit_settings=audit_settings, recipe=recipe)
-        rerun = rerun_of(target)
+        rerun, told = rerun_of(target), ["nothing was stored or published: a directory is no registered version"]
     else:
         raise ArtifactError(f"{target!r} is neither models:/NAME/VERSION, models:/NAME@ALIAS nor a model directory")
     _print(report, rerun, not_published, as_json=as_json)
@@ -87,7 +92,14 @@ def audit_target(
         junit.write_text(junit_xml(report), encoding="utf-8")
     if html is not None:
         html.write_text(render_html(report, rerun=rerun), encoding="utf-8")
+    for line in told:
+        log_line(line)
     return EXIT_CODES[report.outcome]
+
+
+def _why_not_kept(settings: AuditSettings, recipe: Path | None) -> str:
+    why = " it looked at a part alone" if settings.narrowed else " of --no-mark" if recipe is None else " of --recipe"
+    return f"nothing was stored, published or marked, because{why}"
 
 
 def _print(report: AuditReport, rerun: str, not_published: str, *, as_json: bool) -> None:

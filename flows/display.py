@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from rich import box
@@ -128,6 +129,26 @@ def explanation(check: Check) -> Group:
         if text:
             table.add_row(Text(name, style="bold"), escape(text))
     return Group(Text(check.name, style="bold"), table)
+
+
+@contextlib.contextmanager
+def stages(first: str) -> Iterator[Callable[[str], None]]:
+    """Show on stderr what is being done: a line that changes in a terminal, a line a stage elsewhere.
+
+    Yields:
+        What is called with the next stage.
+    """
+    if log_console.is_terminal:
+        with log_console.status(escape(first)) as status:
+            yield lambda stage: status.update(escape(stage))
+    else:
+        log_line(first)
+        yield log_line
+
+
+def log_line(text: str) -> None:
+    """Print one line on stderr, whole, as it is."""
+    log_console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 class ProgressBar(Listener):
