@@ -93,7 +93,7 @@ def _left_out(report: AuditReport) -> str:
         return ""
     items = "".join(
         f'<li style="margin:2px 0">{", ".join(f"<code>{_text(c)}</code>" for c in item.checks)}: {_text(item.reason)}'
-        f"{f' ({len(item.parameters):,} parameters)' if item.parameters else ''}</li>"
+        f"{f' ({_parameters(len(item.parameters))})' if item.parameters else ''}</li>"
         for item in left
     )
     summary = f'<summary style="cursor:pointer">Not checked, and why ({len(left)})</summary>'
@@ -107,3 +107,7 @@ def _mark(outcome: Outcome) -> str:
 
 def _text(value: str | None) -> str:
     return html.escape(value or "")
+
+
+def _parameters(count: int) -> str:
+    return f"{count:,} parameter{'' if count == 1 else 's'}"

@@ -105,10 +105,15 @@ def _query(
         except duckdb.OutOfMemoryException as error:
             raise InfrastructureError(f"the query needs more memory than there is: {_words(error)}") from error
         except duckdb.Error as error:
-            raise InputError(f"{_words(error)}\n{_VIEWS}") from error
+            raise InputError(f"{_words(error)}{_quoting(error)}\n{_VIEWS}") from error
 
 
 _VIEWS = "views: " + ", ".join(f"{name} ({text})" for name, text in VIEWS.items()) + "; DESCRIBE rows lists columns"
+
+
+def _quoting(error: Exception) -> str:
+    """Say what to do about the one column whose name is a word of SQL."""
+    return '\n"check" is a word of SQL: write the column in double quotes' if 'near "check"' in str(error) else ""
 
 
 def _words(error: Exception) -> str:

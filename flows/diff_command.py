@@ -12,7 +12,7 @@ from audits.naming import label_of
 from audits.outcomes import Outcome
 from audits.report import AuditReport
 from audits.results import ResultsStore
-from flows.display import console, outcome_text, shown, simple_table
+from flows.display import WIDE, add_names, console, outcome_text, shown, simple_table
 from flows.output import print_json
 from flows.settings import GradauditSettings
 from flows.stored_targets import stored_audit
@@ -54,17 +54,21 @@ def diff_view(comparison: Comparison) -> Group:
     if not comparison.differences:
         return Group(*parts, Text("No finding is new, fixed or the same: both audits say the same of every claim."))
     table = simple_table()
+    wide = console.width >= WIDE
     table.add_column("change", no_wrap=True)
-    table.add_column("check, parameter", overflow="fold", min_width=26)
+    add_names(table, "check, parameter" + ("" if wide else ", cause"), (d.check for d in comparison.differences))
     table.add_column("before → now", no_wrap=True)
-    table.add_column("cause", overflow="fold")
+    if wide:
+        table.add_column("cause", overflow="fold")
     for group in _grouped(comparison.differences):
         first = group[0]
         names = [d.parameter for d in group if d.parameter is not None]
         more = f" +{len(names) - 1}" if len(names) > 1 else ""
         where = f"\n  {shown(names[0])}{more}" if names else ""
         turned = Text.assemble(_outcome(first.before), " → ", _outcome(first.now))
-        table.add_row(Text(str(first.change), _STYLES[first.change]), Text(first.check + where), turned, first.cause)
+        change = Text(str(first.change), _STYLES[first.change])
+        below = "" if wide else f"\n  {first.cause}"
+        table.add_row(change, Text(first.check + where + below), turned, *([first.cause] if wide else []))
     counts = [f"{len(found)} {change}" for change in Change if (found := comparison.of(change))]
     return Group(*parts, table, Text(", ".join(counts), style="dim"))
 

@@ -14,13 +14,13 @@ from rich.table import Table
 from rich.text import Text
 
 from audits.naming import label_of, visible
-from audits.outcomes import Check, Outcome
+from audits.outcomes import Check, Outcome, ResultRow
 from audits.report import AuditReport
 from audits.skipped import not_checked
 from flows.audit_summary import AuditSummary
 from flows.output import RESULTS
 from flows.progress import Listener
-from registry_models.report.text import one_line, shortened
+from registry_models.report.text import one_line, plural, shortened
 from registry_models.untrusted_text import clean
 
 #: Result and log: stdout is for what was asked for, stderr for everything else.
@@ -35,6 +35,9 @@ WIDE = 104
 
 #: Characters of a headline that a terminal shows: ten lines; names of parameters can be as long.
 HEADLINE = 800
+
+#: Parameters a terminal names beside one finding that they share.
+SHOWN_NAMES = 3
 
 #: Findings a terminal shows before it points to the report.
 SHOWN_FINDINGS = 12
@@ -52,7 +55,9 @@ def verdicts_table(summaries: Iterable[AuditSummary], title: str) -> Table:
     table.add_column("model", no_wrap=True, overflow="ellipsis", max_width=max(20, console.width // 3))
     for column in ("v", "outcome"):
         table.add_column(column, no_wrap=True)
-    table.add_column("failed checks" + (", first parameter" if narrow else ""), overflow="fold")
+    summaries = list(summaries)
+    checks_title = "failed checks" + (", first parameter" if narrow else "")
+    add_names(table, checks_title, (check for s in summaries for check in s["failed_checks"]))
     if not narrow:
         table.add_column("first parameter", overflow="fold")
     for s in summaries:
@@ -79,26 +84,44 @@ def simple_table(title: str | None = None) -> Table:
 def report_view(report: AuditReport) -> Group:
     """Return one audit for the terminal: verdict, findings, what was not checked."""
     parts: list[Table | Text] = [Text(shortened(shown(report.headline), HEADLINE), style=_STYLES[str(report.outcome)])]
-    found = [row for row in report.findings if row.outcome is not Outcome.SKIPPED]
-    if found:
+    groups = _alike([row for row in report.findings if row.outcome is not Outcome.SKIPPED])
+    if groups:
         table = simple_table()
         table.add_column("outcome", no_wrap=True)
-        table.add_column("check, parameter", overflow="fold", min_width=26)
+        add_names(table, "check, parameter", (rows[0].check for rows in groups))
         table.add_column("what was seen", overflow="fold")
-        for row in found[:SHOWN_FINDINGS]:
+        for rows in groups[:SHOWN_FINDINGS]:
+            row = rows[0]
             advice = f"\n{row.where_to_look}" if row.where_to_look and row.counted is Outcome.FAIL else ""
             advice += f"\nWaived: {one_line(row.waiver)}" if row.waiver else ""
-            where = row.check + (f"\n  {shown(row.parameter)}" if row.parameter else "")
+            named = [shown(r.parameter) for r in rows if r.parameter]
+            more = [f"and {len(named) - SHOWN_NAMES} more"] if len(named) > SHOWN_NAMES else []
+            where = "\n  ".join([row.check, *named[:SHOWN_NAMES], *more])
             table.add_row(outcome_text(str(row.counted)), Text(clean(where)), Text(clean(row.message + advice)))
         parts.append(table)
-        if len(found) > SHOWN_FINDINGS:
-            parts.append(Text(f"... and {len(found) - SHOWN_FINDINGS} more findings: --json or --html FILE shows all"))
+        if len(groups) > SHOWN_FINDINGS:
+            hidden = sum(len(rows) for rows in groups[SHOWN_FINDINGS:])
+            parts.append(Text(f"... and {plural(hidden, 'more finding')}: --json or --html FILE shows all"))
     counts = ", ".join(f"{number} {name}" for name, number in report.counts.items() if number)
     parts.append(Text(f"{counts}; {report.seconds:.1f} s on {report.identity.device or 'no device'}", style="dim"))
     for left in not_checked(report.rows)[:SHOWN_FINDINGS]:
-        which = f" ({len(left.parameters)} parameters)" if left.parameters else ""
+        which = f" ({plural(len(left.parameters), 'parameter')})" if left.parameters else ""
         parts.append(Text(f"not checked: {', '.join(left.checks)}: {shown(left.reason)}{which}", style="dim"))
     return Group(*parts)
+
+
+def _alike(found: Iterable[ResultRow]) -> list[list[ResultRow]]:
+    """Findings of one check and phase that read the same but for parameter and numbers: the first is shown for all."""
+    groups: dict[tuple[object, ...], list[ResultRow]] = {}
+    for row in found:
+        key = (str(row.counted), row.check, row.phase, row.waiver, row.where_to_look) if row.parameter else (id(row),)
+        groups.setdefault(key, []).append(row)
+    return list(groups.values())
+
+
+def add_names(table: Table, title: str, names: Iterable[str], *, indent: int = 0) -> None:
+    """Add a column wide enough for every one of these names, for a name in pieces can be neither read nor copied."""
+    table.add_column(title, overflow="fold", min_width=max((len(name) + indent for name in names), default=0) or None)
 
 
 def checks_table(checks: Iterable[Check]) -> Table:

@@ -15,13 +15,14 @@ from audits.history import Moment, Story, history, stories
 from audits.outcomes import Outcome, finite
 from audits.results import ResultsStore
 from audits.stored import committed_audits, unknown_model
-from flows.display import console, outcome_text, shown, simple_table
+from flows.display import add_names, console, outcome_text, shown, simple_table
 from flows.output import print_json
 from flows.plain_tables import print_csv
 from flows.settings import GradauditSettings
+from registry_models.report.text import plural
 
-#: Columns from which threshold and detection limit have room.
-_WIDE = 110
+#: Columns from which threshold and detection limit have room, and the threshold alone.
+_WIDE, _MEDIUM = 110, 100
 
 
 def show_history(
@@ -65,17 +66,17 @@ def history_view(model: str, told: Sequence[Story], *, every: bool) -> Group:
     quiet = len(told) - len(eventful)
     parts: list[Any] = [Text(line) for story in eventful if (line := sentence(story))]
     if eventful:
-        wide = console.width >= _WIDE
+        figures_shown = 3 if console.width >= _WIDE else 2 if console.width >= _MEDIUM else 1
         table = simple_table()
         for column in ("audited (UTC)", "v", "outcome"):
             table.add_column(column, no_wrap=True)
-        table.add_column("parameter, check", overflow="fold", min_width=24)
-        table.add_column("error", justify="right", no_wrap=True)
-        for column in ("threshold", "detectable") if wide else ("threshold",):
+        checks = {moment.check for story in eventful for moment in story.moments if _finding(moment)}
+        add_names(table, "parameter, check", checks, indent=2)
+        for column in ("error", "threshold", "detectable")[:figures_shown]:
             table.add_column(column, justify="right", no_wrap=True)
         for story in eventful:
             for moment in story.moments:
-                figures = (moment.error, moment.threshold, moment.detection_limit)[: 3 if wide else 2]
+                figures = (moment.error, moment.threshold, moment.detection_limit)[:figures_shown]
                 where = Text(f"{_name(story)}\n  {moment.check}" if _finding(moment) else _name(story))
                 cells = [Text("" if f is None else f"{f:.2g}") for f in figures]
                 version = "" if moment.version is None else str(moment.version)
@@ -85,9 +86,10 @@ def history_view(model: str, told: Sequence[Story], *, every: bool) -> Group:
         parts.append(table)
     if quiet:
         audits = len({moment.audit_id for story in told for moment in story.moments})
+        counted = f"{plural(quiet, 'parameter')}, {plural(audits, 'audit')}"
         also = "Every other" if eventful else "Every"
         what = f"{also} claim of {shown(model)} held in every audit that judged it"
-        parts.append(Text(f"{what} ({quiet} parameters, {audits} audits); --parameter GLOB shows them", style="dim"))
+        parts.append(Text(f"{what} ({counted}); --parameter GLOB shows them", style="dim"))
     return Group(*parts)
 
 
@@ -129,6 +131,6 @@ def _nothing(
     asked = " ".join(f"{name} {value}" for name, value in options.items() if value is not None)
     newest = f"{audits[0]['audited_at']:%Y-%m-%d}"
     return InputError(
-        f"{len(audits)} audits of {model} are stored, the newest of {newest}, but nothing matches {asked}: a glob has "
-        "to match the whole name, such as '*.weight'"
+        f"{plural(len(audits), 'audit')} of {model} stored, the newest of {newest}, but nothing matches {asked}: a "
+        "glob has to match the whole name, such as '*.weight'"
     )

@@ -22,8 +22,11 @@ from flows.settings import GradauditSettings
 #: Lines a terminal shows; a pipe, CSV and JSON get all.
 SHOWN = 200
 
-#: Characters a column of a table needs at least; with less room a row is shown as a block of its own.
-NARROWEST = 9
+#: Characters a column of sentences needs at least; with less room a row is shown as a block of its own.
+READABLE = 40
+
+#: Characters between two columns.
+PADDING = 3
 
 
 def show_query(
@@ -55,10 +58,18 @@ def _print(table: pa.Table, names: list[str]) -> None:
     if not lines:
         console.print(Text(f"no rows; columns: {', '.join(shown(name) for name in names)}", style="dim"))
         return
-    _print_records(names, lines) if len(names) * NARROWEST > console.width else _print_table(table, names, lines)
+    _print_table(table, names, lines) if _fits(names, lines) else _print_records(names, lines)
     count = f"{table.num_rows:,} row{'' if table.num_rows == 1 else 's'}"
     hidden = f", the first {limit} shown: --csv or --json prints all" if table.num_rows > limit else ""
     console.print(Text(count + hidden, style="dim"))
+
+
+def _fits(names: list[str], lines: list[tuple[Any, ...]]) -> bool:
+    """Whether every column has its width, or all but the widest, which has enough left to be read."""
+    widths = [
+        max(len(name), *(len(_cell(line[i])) for line in lines)) + PADDING for i, name in enumerate(map(shown, names))
+    ]
+    return sum(widths) <= console.width or console.width - (sum(widths) - max(widths)) >= READABLE
 
 
 def _print_records(names: list[str], lines: list[tuple[Any, ...]]) -> None:
@@ -73,9 +84,13 @@ def _print_records(names: list[str], lines: list[tuple[Any, ...]]) -> None:
 
 def _print_table(table: pa.Table, names: list[str], lines: list[tuple[Any, ...]]) -> None:
     drawn = simple_table()
+    sizes = {name: max(len(_cell(line[i])) for line in lines) for i, name in enumerate(names)}
+    widest = max(sizes, key=lambda name: sizes[name])
     for name, field in zip(names, table.schema, strict=True):
         number = pa.types.is_integer(field.type) or pa.types.is_floating(field.type) or pa.types.is_decimal(field.type)
-        drawn.add_column(Text(shown(name)), overflow="fold", justify="right" if number else "left")
+        drawn.add_column(
+            Text(shown(name)), overflow="fold", justify="right" if number else "left", no_wrap=name != widest
+        )
     for line in lines:
         drawn.add_row(*(Text(_cell(value), style="dim" if value is None else "") for value in line))
     console.print(drawn)

@@ -206,7 +206,14 @@ def _parity(subject: Subject, phase: LivePhase, synthetic: Synthetic, rule: Rule
     common: dict[str, Any] = {"phase": phase.name, "lane": Lane.SYNTHETIC}
     used = implementations(phase)
     if not used:
-        return row(subject, check, Outcome.SKIPPED, "this build runs the plain loop", cause="plain loop", **common)
+        return row(
+            subject,
+            check,
+            Outcome.SKIPPED,
+            "torch steps this optimizer by its plain loop here: there is no other way to compare",
+            cause="plain loop",
+            **common,
+        )
     overrides = {k: v for k, v in LOOP.items() if any(k in o for o in synthetic.options.values())}
     try:
         build, loop = (Replay(synthetic.recipe, synthetic.weights[0], None, {}, o) for o in ({}, overrides))
