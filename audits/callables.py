@@ -151,10 +151,20 @@ def import_object(path: str, *, role: str) -> Any:
         try:
             found = getattr(found, part)
         except AttributeError:
-            raise RecipeError(
-                f"{role} {path!r}: {module_name!r} has no {qualified!r}{suggest(part, dir(found))}"
-            ) from None
+            raise RecipeError(f"{role} {path!r}: {module_name!r} has no {qualified!r}{_nearest(part, found)}") from None
     return found
+
+
+def _nearest(name: str, holder: Any) -> str:
+    """Suggest among what a module or class defines itself, not among what it imports; else say what it has."""
+    own = getattr(holder, "__name__", "")
+    names = [
+        known
+        for known, value in vars(holder).items()
+        if not known.startswith("_") and callable(value) and getattr(value, "__module__", own) == own
+    ]
+    has = f"; it has {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}" if names else ""
+    return suggest(name, names) or has
 
 
 def importable_path(function: Any) -> str | None:

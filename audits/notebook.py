@@ -46,7 +46,7 @@ def fragment(report: AuditReport) -> str:
 
 
 def _findings(report: AuditReport) -> str:
-    found = [row for row in report.findings if row.outcome is not Outcome.SKIPPED]
+    found = report.findings
     if not found:
         return '<p style="margin:0 0 8px">No findings: every judged claim holds.</p>'
     head = "".join(

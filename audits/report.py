@@ -84,8 +84,11 @@ class AuditReport:
 
     @property
     def findings(self) -> list[ResultRow]:
-        """The rows that are not pass, worst first; skipped ones come last."""
-        found = [row for row in self.rows if row.outcome is not Outcome.PASS]
+        """What fails, warns or could not be judged, worst first: the rows of ``--json``'s ``findings``.
+
+        What was not looked at is in `not_checked`, and every row in `rows`.
+        """
+        found = [row for row in self.rows if row.outcome not in (Outcome.PASS, Outcome.SKIPPED)]
         return sorted(found, key=lambda row: (WORST_FIRST.index(row.counted), row.outcome is not Outcome.FAIL))
 
     @property
@@ -152,9 +155,8 @@ class AuditReport:
 
     def __str__(self) -> str:
         """Return the headline, the findings by check, worst first, and where the rest is: about ten lines."""
-        told = [row for row in self.findings if row.outcome is not Outcome.SKIPPED]
         by_check: dict[tuple[str, str], list[ResultRow]] = {}
-        for row in told:
+        for row in self.findings:
             by_check.setdefault((str(row.outcome), row.check), []).append(row)
         lines = [self.headline]
         for (outcome, check), rows in list(by_check.items())[:SUMMARY_LINES]:
@@ -167,7 +169,7 @@ class AuditReport:
         skipped = [check for check in dict.fromkeys(left["check"] for left in self.not_checked) if check not in judged]
         if skipped:
             lines.append(f"  not checked: {', '.join(skipped)}")
-        lines.append(".findings has the rows that are not pass, .to_frame() all of them.")
+        lines.append(".findings has every finding in full, .not_checked why not, .to_frame() all rows.")
         return "\n".join(lines)
 
     def to_table(self) -> pa.Table:
@@ -200,7 +202,7 @@ class AuditReport:
             "seconds": round(self.seconds, 3),
             "run_id": self.run_id,
             "counts": self.counts,
-            "findings": [_finding(row, rerun) for row in self.findings if row.outcome is not Outcome.SKIPPED],
+            "findings": [_finding(row, rerun) for row in self.findings],
             "not_checked": self.not_checked,
         }
 

@@ -84,7 +84,7 @@ def simple_table(title: str | None = None) -> Table:
 def report_view(report: AuditReport) -> Group:
     """Return one audit for the terminal: verdict, findings, what was not checked."""
     parts: list[Table | Text] = [Text(shortened(shown(report.headline), HEADLINE), style=_STYLES[str(report.outcome)])]
-    groups = _alike([row for row in report.findings if row.outcome is not Outcome.SKIPPED])
+    groups = _alike(report.findings)
     if groups:
         table = simple_table()
         table.add_column("outcome", no_wrap=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from audits.errors import suggest
 from audits.subject import Subject
 from audits.updates.modes import in_train_mode
 
@@ -55,6 +56,22 @@ class ReplayedSchedule:
                 group["lr"] = rate
 
 
+#: What a context has; optimizers and schedulers by the name of the phase.
+CONTEXT = ("optimizers", "schedulers", "scaler", "device", "optimizer", "scheduler")
+
+
+class ByPhase(dict[str, Any]):
+    """A mapping by the name of the phase that answers a name which is none with the nearest."""
+
+    def __missing__(self, name: str) -> Any:
+        """Refuse the name.
+
+        Raises:
+            KeyError: always.
+        """
+        raise KeyError(f"there is no phase {name!r} here{suggest(str(name), self) or '; ' + ', '.join(self)}")
+
+
 @dataclass(frozen=True)
 class StepContext:
     """What ``step(model, batch, context)`` works with.
@@ -71,6 +88,22 @@ class StepContext:
     scaler: torch.amp.GradScaler
     device: torch.device
 
+    def __getattr__(self, name: str) -> Any:
+        """Answer a guess, such as ``context.zero_grad``, with what a context has and where that is.
+
+        Raises:
+            AttributeError: always.
+        """
+        if name.startswith("__"):
+            raise AttributeError(name)
+        held: list[tuple[str, dict[str, Any]]] = [("optimizer", self.optimizers), ("scheduler", self.schedulers)]
+        for one, by_phase in held:
+            if any(hasattr(each, name) for each in by_phase.values()):
+                phase = next(iter(by_phase))
+                place = f"context.{one}" if len(by_phase) == 1 else f"context.{one}s[{phase!r}]"
+                raise AttributeError(f"a step's context has no {name!r}; did you mean {place}.{name}?")
+        raise AttributeError(f"a step's context has no {name!r}{suggest(name, CONTEXT)}; it has {', '.join(CONTEXT)}")
+
     @property
     def optimizer(self) -> torch.optim.Optimizer:
         """The first phase's optimizer."""
@@ -84,7 +117,7 @@ class StepContext:
 
 def handed(subject: Subject, context: StepContext) -> StepContext:
     """Return the context as a step function is handed it: in the wrappers that the training script has around it."""
-    optimizers, schedulers = dict(context.optimizers), dict(context.schedulers)
+    optimizers, schedulers = ByPhase(context.optimizers), ByPhase(context.schedulers)
     for phase in subject.phases:
         optimizer, schedule = phase.recipe.optimizer, phase.recipe.scheduler
         if optimizer.rewrap is None:

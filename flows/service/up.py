@@ -57,6 +57,7 @@ def run_up(options: UpOptions, environment: Mapping[str, str]) -> int:
         InfrastructureError: a server did not start; nothing is left running.
     """
     began = time.monotonic()
+    gpus = visible_gpus(options.gpus)
     folder = options.folder.absolute()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     lock = filelock.FileLock(folder / "up.lock")
@@ -66,7 +67,7 @@ def run_up(options: UpOptions, environment: Mapping[str, str]) -> int:
         raise SettingsError(f"--folder: another `gradaudit up` is running in {folder}") from error
     with lock:
         mlflow_port, prefect_port, webhook_port = free_ports(options)
-        plan = Plan(folder, mlflow_port, prefect_port, webhook_port, visible_gpus(options.gpus), environment)
+        plan = Plan(folder, mlflow_port, prefect_port, webhook_port, gpus, environment)
         stop = _stop_signal()
         with Supervisor(
             folder / "logs", lambda text: log_console.print(text, markup=False, soft_wrap=True)

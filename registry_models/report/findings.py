@@ -95,7 +95,7 @@ def finding_groups(report: AuditReport, rerun: str) -> tuple[list[FindingGroup],
     """
     from audits.checks import CHECKS
 
-    rows = [row for row in report.findings if row.outcome is not Outcome.SKIPPED]
+    rows = report.findings
     rows.sort(key=lambda row: _ORDER.index(shown_outcome(row)))
     grouped: dict[tuple[Outcome, str], list[Finding]] = {}
     for index, row in enumerate(rows[:LISTED]):

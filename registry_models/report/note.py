@@ -31,7 +31,7 @@ def render_markdown(report: AuditReport, *, links: Mapping[str, str], changes: C
         changes: what changed since the last audited version.
         links: text -> address (relative or absolute), shown last in this order.
     """
-    found = [row for row in report.findings if row.outcome is not Outcome.SKIPPED]
+    found = report.findings
     paragraphs = [escape_markdown(shortened(one_line(report.headline), 400))]
     if found:
         bullets = [_bullet(row) for row in found[:NAMED]]
