@@ -151,7 +151,8 @@ class AuditReport:
         if not known and silent and not self.coverage:
             return f"every gradient is zero ({_few(list(silent))}): the loss asks for no change of any parameter"
         unclear = [*known, *(row for row in self.rows if row.outcome is Outcome.INCONCLUSIVE)]
-        return unclear[0].message if unclear else "not enough could be checked"
+        left = list(self.coverage_of.unresolved)
+        return unclear[0].message if unclear else f"not enough could be checked{f' ({_few(left)})' if left else ''}"
 
     def __str__(self) -> str:
         """Return the headline, the findings by check, worst first, and where the rest is: about ten lines."""
