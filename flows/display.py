@@ -88,8 +88,10 @@ def report_view(report: AuditReport) -> Group:
     if groups:
         table = simple_table()
         table.add_column("outcome", no_wrap=True)
-        add_names(table, "check, parameter", (rows[0].check for rows in groups))
-        table.add_column("what was seen", overflow="fold")
+        wide = console.width >= WIDE
+        add_names(table, "check, parameter" + ("" if wide else ", what was seen"), (rows[0].check for rows in groups))
+        if wide:
+            table.add_column("what was seen", overflow="fold")
         for rows in groups[:SHOWN_FINDINGS]:
             row = rows[0]
             advice = f"\n{row.where_to_look}" if row.where_to_look and row.counted is Outcome.FAIL else ""
@@ -97,7 +99,11 @@ def report_view(report: AuditReport) -> Group:
             named = [shown(r.parameter) for r in rows if r.parameter]
             more = [f"and {len(named) - SHOWN_NAMES} more"] if len(named) > SHOWN_NAMES else []
             where = "\n  ".join([row.check, *named[:SHOWN_NAMES], *more])
-            table.add_row(outcome_text(str(row.counted)), Text(clean(where)), Text(clean(row.message + advice)))
+            seen = clean(row.message + advice)
+            cells = [Text(clean(where)), Text(seen)] if wide else [Text(f"{clean(where)}\n{seen}")]
+            table.add_row(outcome_text(str(row.counted)), *cells)
+            if not wide:
+                table.add_section()
         parts.append(table)
         if len(groups) > SHOWN_FINDINGS:
             hidden = sum(len(rows) for rows in groups[SHOWN_FINDINGS:])
