@@ -32,14 +32,14 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog="Exit codes: 0 passed (warnings allowed), 1 failed, 2 could not judge.",
+    epilog="Exit codes: 0 passed (warnings allowed), 1 failed, 2 could not judge, or a wrong argument.",
 )
 
 TrackingUri = Annotated[
     str | None, typer.Option("--tracking-uri", help="MLflow server or store; MLFLOW_TRACKING_URI otherwise.")
 ]
 Results = Annotated[
-    str | None, typer.Option("--results", help="Results store: a folder or an object-store URI. [default: results]")
+    str | None, typer.Option("--results", help="Results store: a folder or an object-store URI. (default: results)")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
@@ -115,7 +115,7 @@ def nightly(
 
 @app.command()
 def setup(
-    cron: Annotated[str | None, typer.Option(help="When the nightly starts. [default: 0 2 * * *]")] = None,
+    cron: Annotated[str | None, typer.Option(help="When the nightly starts. (default: 0 2 * * *)")] = None,
     timezone: Annotated[str | None, typer.Option(help="The schedule's time zone, such as Europe/Berlin.")] = None,
     notify: Annotated[
         str | None,
@@ -149,7 +149,7 @@ def webhook(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at.")] = 8765,
     register: Annotated[bool, typer.Option("--register", help="Create or correct the webhook in MLflow.")] = False,
     public_url: Annotated[
-        str | None, typer.Option(help="Where MLflow reaches this process. [default: http://HOST:PORT]")
+        str | None, typer.Option(help="Where MLflow reaches this process. (default: http://HOST:PORT)")
     ] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Take events that nobody signed.")] = False,
     interval: Interval = 10.0,

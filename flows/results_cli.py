@@ -14,7 +14,7 @@ TrackingUri = Annotated[
     str | None, typer.Option("--tracking-uri", help="MLflow server or store; MLFLOW_TRACKING_URI otherwise.")
 ]
 Results = Annotated[
-    str | None, typer.Option("--results", help="Results store: a folder or an object-store URI. [default: results]")
+    str | None, typer.Option("--results", help="Results store: a folder or an object-store URI. (default: results)")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 AsCsv = Annotated[bool, typer.Option("--csv", help="Print the result as CSV.")]

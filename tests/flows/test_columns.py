@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import inspect
 import io
 import re
-from typing import Any
+from pathlib import Path
+from typing import Any, get_type_hints
 
 import pyarrow as pa
 import pytest
@@ -18,8 +20,9 @@ from audits.history import Moment, Story
 from audits.outcomes import Coverage, Outcome, ResultRow, Severity
 from audits.report import AuditReport
 from audits.result_format import AuditIdentity
-from flows import diff_command, display, history_command, sql_command
+from flows import cli, diff_command, display, history_command, sql_command
 from flows.audit_summary import AuditSummary
+from tests.flows.test_audit_command import gradaudit
 
 LONGEST = sorted(CHECKS, key=len)[-4:]
 MESSAGE = "blocks.11.attention.projection.weight received another gradient than the declared loss's: the end of it"
@@ -139,3 +142,20 @@ def test_sql_keeps_names_whole_and_sentences_broad(screen: Console, columns: lis
     if "message" in columns:
         has_words(found, MESSAGE)
         assert len(found) <= 4 * 6 + 5, "no tower"
+
+
+@pytest.mark.parametrize("width", ["80", "120"])
+def test_help_shows_every_word(width: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any) -> None:
+    """Square brackets in a help text are markup to typer: what stood in them was lost."""
+    monkeypatch.setenv("COLUMNS", width)
+    for command in cli.app.registered_commands:
+        assert command.callback is not None
+        name = command.callback.__name__
+        assert gradaudit(name, "--help", monkeypatch=monkeypatch, tmp_path=tmp_path) == 0
+        shown = re.sub(r"[│╭╮╰╯─]", " ", capsys.readouterr().out).split()
+        hints = get_type_hints(inspect.unwrap(command.callback), include_extras=True)
+        texts = [
+            o.help for hint in hints.values() for o in getattr(hint, "__metadata__", ()) if getattr(o, "help", None)
+        ]
+        missing = {word for text in [*texts, command.callback.__doc__ or ""] for word in text.split()} - set(shown)
+        assert not missing, name
