@@ -16,6 +16,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from audits.errors import InfrastructureError, InputError, SetupError
 from audits.naming import label_of_reference, visible
+from flows.arguments import refuse_device
 from flows.audit_summary import AuditSummary, summaries_of, summarise
 from flows.canary import prove_environment
 from flows.judging import waivers_of
@@ -92,6 +93,7 @@ def audit_versions(versions: list[str], occasion: str | None = None, chosen_at: 
     """
     settings = GradauditSettings.load()
     reached_level(settings.isolation)  # refuses once, before anything is downloaded
+    refuse_device(settings.device)
     waivers_of(settings)
     remove_stale()
     sweep = Sweep(settings, MlflowClient(tracking_uri=settings.tracking_uri), occasion or fresh_occasion(), chosen_at)
