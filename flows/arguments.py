@@ -9,8 +9,8 @@ from audits.errors import RecipeError, SettingsError, suggest
 from audits.results import ResultsStore
 from flows.settings import GradauditSettings
 
-#: What the folder of a recipe holds, and what a model directory calls that folder.
-_RECIPE_FILE, _RECIPE_FOLDER = "recipe.yaml", "audit"
+#: What the folder of a recipe holds, and where in other folders such a folder is.
+_RECIPE_FILE, _PLACES = "recipe.yaml", ("audit", "extra_files/audit")
 
 
 def refuse_output(path: Path | None, option: str) -> None:
@@ -44,8 +44,8 @@ def recipe_folder(folder: Path) -> Path:
     if not folder.is_dir():
         raise RecipeError(f"the recipe {folder} is not there: there is no such folder{_near(folder)}")
     if not (folder / _RECIPE_FILE).is_file():
-        inner = next((f for f in sorted(folder.rglob(_RECIPE_FILE)) if f.parent.name == _RECIPE_FOLDER), None)
-        hint = f"; did you mean {str(inner.parent)!r}?" if inner else ""
+        inner = next((f for f in (folder / place for place in _PLACES) if (f / _RECIPE_FILE).is_file()), None)
+        hint = f"; did you mean {str(inner)!r}?" if inner else ""
         raise RecipeError(f"the folder {folder} holds no {_RECIPE_FILE}{hint}")
     try:
         read_recipe(folder)

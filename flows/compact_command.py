@@ -20,13 +20,13 @@ def run_compaction(settings: GradauditSettings, months: list[str], *, as_json: b
         InfrastructureError: the disk refused.
     """
     store = ResultsStore(settings.results)
-    refuse_absent(store)
     today = datetime.datetime.now(datetime.UTC).date()
     with log_console.status("merging result files"):
         chosen = months or ended_months(store, today=today)
         merged = compact_months(store, chosen, before=today)
         if not months:
             merged += compact(store, before=today)
+    refuse_absent(store)  # after what is wrong with a month
     left = sum(len(store.files(dataset)) for dataset in ("rows", "audits"))
     if as_json:
         print_json({"merged": merged, "months": chosen, "files": left}, indent=None)

@@ -129,8 +129,9 @@ def _nothing(
         return unknown_model(store, model)
     options = {"--parameter": parameter, "--check": check, "--since": since}
     asked = " ".join(f"{name} {value}" for name, value in options.items() if value is not None)
+    stored = "is stored" if len(audits) == 1 else "are stored"
     newest = f"{audits[0]['audited_at']:%Y-%m-%d}"
     return InputError(
-        f"{plural(len(audits), 'audit')} of {model} stored, the newest of {newest}, but nothing matches {asked}: a "
+        f"{plural(len(audits), 'audit')} of {model} {stored}, the newest of {newest}, but nothing matches {asked}: a "
         "glob has to match the whole name, such as '*.weight'"
     )

@@ -39,8 +39,8 @@ def show_query(
         InfrastructureError: the store cannot be read.
     """
     store = ResultsStore(settings.results)
-    refuse_absent(store)
     table = query(store, sys.stdin.read() if sql == "-" else sql, since=since)
+    refuse_absent(store)  # after what is wrong with the query itself
     names = _unique(table.column_names)
     if as_json:
         lines = _lines(table)

@@ -114,7 +114,7 @@ def test_history_says_since_when(run: Run, store: ResultsStore, capsys: pytest.C
     assert run("history", "m") == 0
     words = said(capsys)
     assert "w fails update.rule since v2, 2026-02-02 02:00 UTC; last right in v2, 2026-02-01 02:00 UTC." in words
-    assert "Every other claim of m held in every audit that judged it (1 parameters, 3 audits)" in words
+    assert "Every other claim of m held in every audit that judged it (1 parameter, 3 audits)" in words
     assert run("history", "m", "--parameter", "[w]", "--since", "2026-02-01", "--json") == 0
     moments = json.loads(capsys.readouterr().out)
     assert [(m["version"], m["outcome"], m["error"]) for m in moments] == [(2, "pass", 3.0), (2, "fail", 3.0)]
@@ -127,7 +127,8 @@ def test_diff_names_the_cause_in_a_line(run: Run, store: ResultsStore, capsys: p
     assert run("diff", "models:/m/1", "models:/m/2") == 1
     words = said(capsys)
     assert "differs: weights, recipe (optimizer)" in words
-    assert "new update.rule ✓ pass → ✗ fail recipe (optimizer);" in words
+    assert "new update.rule ✓ pass → ✗ fail" in words
+    assert "recipe (optimizer);" in words
     whole = (row("pass", check=check) for check in ("registration.coverage", "gradient.finite-difference"))
     commit(store, report(row("pass"), *whole, version=4))
     assert run("diff", "models:/m/2", "models:/m/4") == 0
@@ -185,9 +186,9 @@ def test_a_registered_version_is_given_a_recipe(
     got = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(tmp_path / "got")))
     assert sorted(path.name for path in got.iterdir()) == ["batch.safetensors", "recipe.yaml"]
     for target, place, words in (
-        ("models:/bare/1", str(tmp_path / "nowhere"), "is no folder"),
+        ("models:/bare/1", str(tmp_path / "nowhere"), "there is no such folder"),
         ("models:/bare/1", str(folder / "recipe.yaml"), "give the folder that holds recipe.yaml"),
-        ("models:/bare/1", str(tmp_path), "there is no recipe.yaml"),
+        ("models:/bare/1", str(tmp_path), "holds no recipe.yaml; did you mean"),
         ("models:/bare/7", str(folder), "bare"),
     ):
         assert run("attach", target, place) == 2

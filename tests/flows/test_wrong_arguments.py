@@ -215,7 +215,7 @@ CASES: dict[str, dict[str, list[tuple[str, str]]]] = {
     },
     "sql": {
         "query": [
-            ("'select check from rows'", "there is no results folder results"),
+            ("'select check from rows'", "is a word of SQL: write the column in double quotes"),
         ],
         "since": [
             ("'select 1' --since yesterday", "Invalid value for '--since'"),
