@@ -299,7 +299,7 @@ def refused(
     assert re.search(sentence, err), err
     assert "Traceback" not in err
     assert "error of gradaudit's own" not in err
-    assert len(told) <= 5, err
+    assert len(told) <= 6, err  # DuckDB points into the query with three
     assert sorted(path.relative_to(prepared) for path in prepared.rglob("*")) == before
     version = VersionReference("tiny", 1).resolve(MlflowClient(tracking_uri=uri))
     assert "audit.outcome" not in version.tags
