@@ -1,6 +1,6 @@
 """Inputs that nobody wrote: what this process reads of strangers raises its own errors and no others.
 
-The same inputs every time, a minute of them; ``GRADAUDIT_FUZZ_EXAMPLES`` asks for more of each.
+The same inputs every time, a minute of them; ``FUZZ_EXAMPLES`` asks for more of each.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from registry_models.snapshot import read_snapshot
 from registry_models.version_parts import version_parts
 from registry_models.waiver_files import read_waivers
 
-EXAMPLES = int(os.environ.get("GRADAUDIT_FUZZ_EXAMPLES", "60"))
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "60"))
 FUZZ = settings(
     max_examples=EXAMPLES,
-    derandomize="GRADAUDIT_FUZZ_EXAMPLES" not in os.environ,
+    derandomize="FUZZ_EXAMPLES" not in os.environ,
     deadline=None if EXAMPLES > 60 else 2000,
     database=None,
     phases=(Phase.explicit, Phase.generate),
