@@ -28,6 +28,7 @@ from audits.severities import with_severities
 from audits.subject import Subject, open_subject
 from audits.updates import check_registration, check_updates
 from audits.updates.relations import relation_limits
+from audits.zero_gradients import with_zeros_explained
 from audits.zero_start import with_one_note
 
 _log = logging.getLogger(__name__)
@@ -107,7 +108,7 @@ def _audit_on(device: str, model: nn.Module, recipe: Recipe, settings: AuditSett
     with open_subject(model, recipe, settings, device) as subject:
         for name, part in PARTS:
             rows += _run_part(name, part, subject)
-        rows = with_one_note(rows, subject)
+        rows = with_zeros_explained(with_one_note(rows, subject))
         rows = [r for r in rows if settings.wants_check(r.check)]
         rows = [r for r in rows if r.parameter is None or settings.wants_parameter(r.parameter)]
         parts = parts_of(subject.model, recipe)

@@ -131,7 +131,7 @@ def _deviation(call: NativeCall, seed: int) -> Deviation | None:
         return torch.where(moved.isfinite(), moved, t)  # attention masks hold infinities
 
     noisy = _exact_vjp(call, map_tensors(args, nudged), map_tensors(kwargs, nudged), seed)
-    native, exact, noisy = _where_finite(exact, native, exact, noisy)
+    exact, native, noisy = _where_finite(exact, native, noisy)
     assert native is not None
     assert exact is not None
     size = _distance(exact, None)
@@ -212,12 +212,22 @@ def _vjp(
 
 
 def _where_finite(
-    exact: list[torch.Tensor | None], *lanes: list[torch.Tensor | None] | None
+    exact: list[torch.Tensor | None],
+    native: list[torch.Tensor | None],
+    noisy: list[torch.Tensor | None] | None,
 ) -> list[list[torch.Tensor | None] | None]:
-    """Zero every lane where float64's own product is not finite: a pole (``log`` at 0) says nothing of the kernel."""
-    masks = [None if e is None or e.layout is not torch.strided else e.isfinite() for e in exact]
+    """Zero all three where float64's own product is not finite, or beyond the range of the dtype that ran.
+
+    A pole (``log`` at 0) says nothing of the kernel, nor does a mask times the dtype's least number, whose product
+    rightly rounds to infinity.
+    """
+    masks = [
+        None if e is None or e.layout is not torch.strided else (e if n is None else e.to(n.dtype)).isfinite()
+        for e, n in zip(exact, native, strict=True)
+    ]
+    lanes = [exact, native, noisy]
     if all(mask is None or bool(mask.all()) for mask in masks):
-        return list(lanes)
+        return lanes
     return [
         lane
         if lane is None
