@@ -1,6 +1,6 @@
 """How calm the audit is: models and optimizers that are right, and what it says about them.
 
-    python benchmarks/calm.py --groups families,ordinary,modules,optimizers,transformers --seconds 900
+    python benchmarks/calm.py --groups families,ordinary,modules,optimizers,transformers,classifiers --seconds 900
 
 A subject is calm when the audit passes it plainly. Printed are alarms, inconclusives and warnings by check and by
 group, and each of them with its subject. Not written by those who wrote the checks are `torch.testing`'s databases of
@@ -34,6 +34,7 @@ from benchmarks.models.architectures import transformers
 from benchmarks.models.correct import FAMILIES
 from benchmarks.models.databases import modules, optimizers
 from benchmarks.models.ordinary import ORDINARY
+from benchmarks.models.pictures_and_sounds import classifiers
 from benchmarks.models.subjects import Made, Subjects, adamw
 
 #: A subject that takes longer is left out, and counted.
@@ -73,6 +74,7 @@ GROUPS: dict[str, Callable[[], Subjects]] = {
     "modules": modules,
     "optimizers": optimizers,
     "transformers": transformers,
+    "classifiers": classifiers,
 }
 
 
@@ -90,16 +92,21 @@ def limited(seconds: int) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def _require_finite(model: nn.Module, batch: Any, loss: Any) -> None:
-    """Leave out what is not healthy: a database's inputs at which the loss is NaN or infinite.
+def _require_training(model: nn.Module, batch: Any, loss: Any) -> None:
+    """Leave out what is not healthy: a database's inputs at which the loss is not finite, or asks for no change.
 
     Raises:
         ValueError: it is such.
     """
     function = as_loss(CallableReference.of(loss, role="loss"))
-    value = function(copy.deepcopy(model), batch)
+    model = copy.deepcopy(model)
+    value = function(model, batch)
     if not bool(torch.isfinite(value)):
         raise ValueError("the loss is not finite")
+    held = [p for p in model.parameters() if p.requires_grad]
+    found = torch.autograd.grad(value, held, allow_unused=True)
+    if not any(g is not None and bool(g.to_dense().any()) for g in found):
+        raise ValueError("every gradient is zero")
 
 
 def main() -> None:
@@ -126,9 +133,10 @@ def main() -> None:
             try:
                 with limited(SECONDS):
                     model, batch, loss, optimizer = make()
-                    _require_finite(model, batch, loss)
-            except (Exception, TooSlow):
+                    _require_training(model, batch, loss)
+            except (Exception, TooSlow) as error:
                 tally["not made"] += 1
+                print(f"  {group} {name}: not made: {type(error).__name__}: {str(error)[:100]}", flush=True)
                 continue
             try:
                 with limited(SECONDS):
@@ -136,6 +144,7 @@ def main() -> None:
                     report = audits.audit(model, recipe)
             except TooSlow:
                 tally["too slow"] += 1
+                print(f"  {group} {name}: too slow", flush=True)
                 continue
             except Exception as error:
                 tally["raised"] += 1

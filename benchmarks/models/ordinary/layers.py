@@ -14,11 +14,10 @@ from benchmarks.models.ordinary.kinds import Made, Named, labelled, mlp, ordinar
 
 
 @ordinary
-def old_weight_and_spectral_norm() -> Made:
+def old_spectral_norm() -> Made:
     model = nn.Sequential(
-        nn.utils.weight_norm(nn.Linear(8, 16)), nn.ReLU(), nn.utils.spectral_norm(nn.Linear(16, 16)), nn.ReLU(),
-        nn.Linear(16, 3),
-    )  # fmt: skip
+        nn.Linear(8, 16), nn.ReLU(), nn.utils.spectral_norm(nn.Linear(16, 16)), nn.ReLU(), nn.Linear(16, 3)
+    )
     return model, labelled(), "cross_entropy"
 
 
