@@ -227,6 +227,16 @@ class Localiser:
         total = sum(slope**2 for slope in slopes) ** 0.5
         if total > 0 and exceeded.residual / total < ROUNDING_ERROR:
             return  # each half was certified by its own probes; what is left is rounding
+        try:
+            if not self._persists(exceeded):
+                return  # so it was, and what exceeded was truncation: gone at smaller steps along the same direction
+            larger = self._prober.remeasure(exceeded.direction, self._step)
+            if larger and not self._prober.again(exceeded, exceeded.estimate.step).exceeds:
+                for name in names:  # certified by too small a noise: open for the next round
+                    self._found.pop(name, None)
+                return
+        except BranchMismatchError:
+            pass
         self._inconclusive(names, "unconfirmed exceedance", exceeded)
 
     def _inconclusive(self, names: Sequence[str], cause: str, probe: Probe | None) -> None:
