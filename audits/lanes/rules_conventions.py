@@ -147,8 +147,8 @@ def _replay_ctc(level: Tensor, a: Bound) -> Any:
 
 
 # ctc_loss's backward gives the derivative by the logits that log probabilities are the log_softmax of (Graves 2006,
-# eq. 16): the derivative by the log probabilities themselves along every change that leaves them normalised. What is not
-# normalised, logits that were handed over as they are, is held to the plain derivative and fails.
+# eq. 16): the derivative by the log probabilities themselves along every change that leaves them normalised. What is
+# not normalised, logits that were handed over as they are, is held to the plain derivative and fails.
 register("_ctc_loss", rule=Rule(
     lambda a, _: a["log_probs"].detach().logsumexp(-1, keepdim=True), _replay_ctc, applies=_normalised,
     tie="not a tie: log probabilities stay normalised",
