@@ -38,6 +38,8 @@ class _Advice:
 
 #: The first that fits is given.
 _TABLE = (
+    _Advice("*", _OPEN, "register the version and audit that: it is audited in a process of its own", "first call"),
+    _Advice("*", _OPEN, f"{NOTHING} unless it comes again", "not reproduced"),
     _Advice("gradient.*", _OPEN, f"{NOTHING} about a few such tensors; of many, audit after some training, or with "
             "another batch, where their gradients show", "unresolved"),
     _Advice("gradient.*", _OPEN, _REPEATABLE, "nondeterministic"),
@@ -126,6 +128,11 @@ def advice_for(row: ResultRow) -> str | None:
         row: the row.
     """
     return next((a.text for a in _TABLE if a.fits(row)), None)
+
+
+def without_advice(message: str) -> str:
+    """Return a message without the advice at its end, for a row whose outcome becomes another one."""
+    return message.partition(f". {TO_DO}")[0]
 
 
 def with_advice(rows: Iterable[ResultRow]) -> list[ResultRow]:
