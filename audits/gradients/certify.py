@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 
 from audits.devices import Draws
+from audits.gradients.localise import UNCONFIRMED
 from audits.gradients.probe import Prober
 from audits.gradients.rounding import mark_rounding_zeros
 from audits.gradients.rounds import Rounds
@@ -92,7 +93,8 @@ class Certifier(Rounds):
             if name in leftover or name not in judged:
                 at_displaced = self.verdicts[name] if name in judged else None
                 self._settle(name, before[name], at_displaced, here & there)
-        self._go_far(point, [n for n in leftover if n not in here and n not in there])
+        still_open = [n for n in leftover if n not in here and n not in there]
+        self._go_far(point, still_open, together=[n for n in names if n not in here])
 
     def _judge_there(self, moved: Point, names: Sequence[str]) -> tuple[list[str], list[str], set[str]]:
         """Judge tensors at a displaced point; return those it could be done for, those still open, and zeros there."""
@@ -105,11 +107,11 @@ class Certifier(Rounds):
             moved.restore()
             self.evaluations += moved.evaluations
 
-    def _go_far(self, point: Point, names: list[str]) -> None:
-        """Judge what has a slope, but too small a one, where these tensors themselves are larger."""
+    def _go_far(self, point: Point, names: list[str], *, together: Sequence[str]) -> None:
+        """Judge what has a slope, but too small a one, where all that theta left open is larger: they grow together."""
         for size in FAR_DISPLACEMENTS:
-            names = [n for n in names if self.verdicts[n].cause == "unresolved"]
-            moved = self._displaced_point(point, sizes=(size,), names=names) if names else None
+            names = [n for n in names if self.verdicts[n].cause in ("unresolved", UNCONFIRMED)]
+            moved = self._displaced_point(point, sizes=(size,), names=together) if names else None
             if moved is None:
                 continue
             before = {name: self.verdicts[name] for name in names}

@@ -12,6 +12,9 @@ from audits.gradients.verdicts import Verdict
 from audits.lanes.program import BranchMismatchError
 from audits.outcomes import Outcome
 
+#: Cause of a tensor, or a group, whose exceedance neither fails nor goes away.
+UNCONFIRMED = "unconfirmed exceedance"
+
 #: Confirmations by independent directions before a tensor fails, and how many directions may be tried for them.
 CONFIRMATIONS = 2
 ATTEMPTS = 5
@@ -153,7 +156,7 @@ class Localiser:
         if not self._prober.point.spread and self._kink(name, scales, confirmed):
             return
         if len(confirmed) < CONFIRMATIONS or self._prober.point.spread:
-            cause = "nondeterministic" if self._prober.point.spread else "unconfirmed exceedance"
+            cause = "nondeterministic" if self._prober.point.spread else UNCONFIRMED
             self._inconclusive([name], cause, worst)
             return
         probe = max(confirmed, key=lambda p: p.residual)
@@ -237,7 +240,7 @@ class Localiser:
                 return
         except BranchMismatchError:
             pass
-        self._inconclusive(names, "unconfirmed exceedance", exceeded)
+        self._inconclusive(names, UNCONFIRMED, exceeded)
 
     def _inconclusive(self, names: Sequence[str], cause: str, probe: Probe | None) -> None:
         for name in names:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from audits.gradients.localise import ROUNDING_LIMIT, Localiser
+from audits.gradients.localise import ROUNDING_LIMIT, UNCONFIRMED, Localiser
 from audits.gradients.opaque import ROUGH_NOISE, is_opaque
 from audits.gradients.probe import Probe, Prober, limit_factor
 from audits.gradients.romberg import FIRST_STEP
@@ -147,7 +147,8 @@ class Rounds:
             localiser = Localiser(prober, step, count, self._detection_limit)
             found = localiser.judge(open_names, exceeded[0])
             self.verdicts.update({n: replace(v, displaced=displaced) for n, v in found.items()})
-            open_names = [n for n in open_names if n not in found]
+            # what exceeded and could not be confirmed may be told at another step, or where the slope is larger
+            open_names = [n for n in open_names if n not in found or found[n].cause == UNCONFIRMED]
             zero += [n for n in open_names if prober.slope_norms[n] == 0]
             return [n for n in open_names if prober.slope_norms[n] > 0], False
         bounds = [probe.bound for probe in probes]
