@@ -140,7 +140,8 @@ def main() -> None:
                 continue
             try:
                 with limited(SECONDS):
-                    recipe = audits.Recipe.capture(model, batch=batch, loss=loss, optimizer=optimizer)
+                    declared = getattr(loss, "declared", {})
+                    recipe = audits.Recipe.capture(model, batch=batch, loss=loss, optimizer=optimizer, **declared)
                     report = audits.audit(model, recipe)
             except TooSlow:
                 tally["too slow"] += 1

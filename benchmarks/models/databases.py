@@ -89,13 +89,19 @@ def optimizers() -> Subjects:
 
             def made(info: Any = info, given: Any = given) -> Made:
                 model: nn.Module
+                loss = "cross_entropy"
                 if info.optim_cls is torch.optim.SparseAdam:
                     model = nn.Sequential(nn.EmbeddingBag(23, 3, sparse=True))
                     batch = {"x": torch.randint(0, 23, (16, 5)), "y": torch.randint(0, 3, (16,))}
+                elif info.optim_cls is torch.optim.Muon:  # for hidden matrices alone, as torch documents it
+                    hidden = [nn.Linear(12, 12, False) for _ in range(3)]
+                    model = nn.Sequential(hidden[0], nn.Tanh(), hidden[1], nn.Tanh(), hidden[2])
+                    batch = {"x": torch.randn(64, 12), "y": torch.randn(64, 12)}
+                    loss = "mse_loss"
                 else:
                     first, middle, last = nn.Linear(8, 12, False), nn.Linear(12, 12, False), nn.Linear(12, 3, False)
                     model, batch = nn.Sequential(first, nn.Tanh(), middle, nn.Tanh(), last), classes()
                 kwargs = {k: v for k, v in given.kwargs.items() if k not in ("differentiable", "capturable")}
-                return model, batch, "cross_entropy", info.optim_cls(list(model.parameters()), **kwargs)
+                return model, batch, loss, info.optim_cls(list(model.parameters()), **kwargs)
 
             yield f"{info.optim_cls.__name__}-{i} {given.desc}", made

@@ -247,11 +247,12 @@ def sinkhorn_transport() -> Made:
 
 @ordinary
 def adversarial_domain() -> Made:
-    """Gradient reversal declared by its double: the classifier alone is trained on the source."""
+    """A domain classifier that reads the features and does not train them."""
     model = Named(body=mlp(8, 16, 8), label=nn.Linear(8, 3), domain=nn.Linear(8, 2))
 
     def loss(m: Any, b: Any) -> torch.Tensor:
         h = F.relu(m.body(b["x"]))
         return F.cross_entropy(m.label(h), b["y"]) + F.cross_entropy(m.domain(h.detach()), b["y"] % 2)
 
+    loss.declared = {"stop_gradient": ("loss",)}  # type: ignore[attr-defined]
     return model, labelled(), loss

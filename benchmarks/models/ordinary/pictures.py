@@ -227,6 +227,7 @@ def vector_quantised() -> Made:
         out = m.decoder(z + (near - z).detach())
         return F.mse_loss(out, b["x"]) + F.mse_loss(near, z.detach()) + 0.25 * F.mse_loss(z, near.detach())
 
+    loss.declared = {"stop_gradient": ("loss",)}  # type: ignore[attr-defined]
     return Vq(), {"x": torch.randn(16, 8)}, loss
 
 

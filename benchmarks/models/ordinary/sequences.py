@@ -181,6 +181,7 @@ def truncated_rnn_with_detach() -> Made:
                 total = total + F.cross_entropy(m.head(state[0]), b["y"][:, i])
         return total / 8
 
+    loss.declared = {"stop_gradient": ("loss",)}  # type: ignore[attr-defined]
     return Rnn(), {"x": torch.randint(0, 17, (4, 8)), "y": torch.randint(0, 17, (4, 8))}, loss
 
 
