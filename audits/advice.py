@@ -48,6 +48,8 @@ _TABLE = (
     _Advice("gradient.*", _OPEN, "give another batch, or write the branch with torch.where", "Python branches"),
     _Advice("gradient.*", _OPEN, "give a batch on which the loss depends on the parameters", "the loss is exactly"),
     _Advice("gradient.*", _OPEN, f"{_AGAIN}, where the whole budget is its own", "not judged within"),
+    _Advice("gradient.*", _OPEN, "write the branch in Python that depends on a value with torch.where",
+            "cannot evaluate: BranchMismatch"),
     _Advice("gradient.*", _OPEN, _BY_HAND, "cannot evaluate"),
     _Advice("gradient.compiled", _OPEN, "audit the bare module (model._orig_mod) too: what passes there and not here "
             "is the compiler's"),

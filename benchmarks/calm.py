@@ -104,8 +104,8 @@ def _require_training(model: nn.Module, batch: Any, loss: Any) -> None:
     if not bool(torch.isfinite(value)):
         raise ValueError("the loss is not finite")
     held = [p for p in model.parameters() if p.requires_grad]
-    found = torch.autograd.grad(value, held, allow_unused=True)
-    if not any(g is not None and bool(g.to_dense().any()) for g in found):
+    value.backward()
+    if not any(p.grad is not None and bool(p.grad.to_dense().any()) for p in held):
         raise ValueError("every gradient is zero")
 
 
