@@ -135,17 +135,6 @@ class Swish(torch.autograd.Function):
         return g * (s * (1 + x * (1 - s)))
 
 
-class GradReverse(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, factor: float) -> torch.Tensor:
-        ctx.factor = factor
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, g: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return -ctx.factor * g, None
-
-
 class FusedSoftmaxLoss(torch.autograd.Function):
     """Cross-entropy whose gradient is computed in the forward, as fused losses do."""
 
