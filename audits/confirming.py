@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable
 
+from audits.advice import with_advice, without_advice
 from audits.outcomes import Outcome, ResultRow, Severity
 from audits.report import AuditReport
 
@@ -76,14 +77,14 @@ def settled(report: AuditReport, fresh: AuditReport | None, why_not: str = "") -
             rows.append(r)
         elif fresh is None:
             text = f"no fresh process could be asked ({why_not}); the audit of a registered version has one of its own"
-            rows.append(dataclasses.replace(r, message=f"{r.message}; {text}"))
+            rows.append(dataclasses.replace(r, message=f"{without_advice(r.message)}; {text}"))
         elif key_of(r) in suspects:
-            text = f"first call only: {r.message}; the first call of a fresh process showed it again"
+            text = f"first call only: {without_advice(r.message)}; the first call of a fresh process showed it again"
             rows.append(dataclasses.replace(r, outcome=Outcome.FAIL, cause=FIRST_CALL_ONLY, message=text))  # fmt: skip
         else:
-            rows.append(dataclasses.replace(r, cause=NOT_REPRODUCED,
-                                            message=f"{r.message}; a fresh process did not show it"))  # fmt: skip
-    return dataclasses.replace(report, rows=tuple(rows))
+            text = f"{without_advice(r.message)}; a fresh process did not show it"
+            rows.append(dataclasses.replace(r, cause=NOT_REPRODUCED, message=text))
+    return dataclasses.replace(report, rows=tuple(with_advice(rows)))
 
 
 def suspected(report: AuditReport) -> bool:

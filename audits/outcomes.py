@@ -125,6 +125,9 @@ WHOLE_AUDIT = ("audit.completed", UPDATE_EVIDENCE, HANDED_OVER_EVIDENCE)
 #: Cause of a zero gradient that the finite difference confirms.
 ZERO_GRADIENT = "absolute"
 
+#: Cause of an update that was not judged because the loss does not depend on the parameter, as was confirmed.
+UNUSED = "not used by the loss"
+
 #: A version needs evidence from each of these families before it can pass.
 REQUIRED_FAMILIES = ("registration", "gradient", "update")
 
@@ -141,9 +144,9 @@ class Coverage:
         tensors: the share by tensors.
         elements: the share by elements.
         unresolved: names of those that were not.
-        silent: names of those whose gradient is exactly zero, rightly so: nothing was seen at work there. They count
-            neither as covered nor as uncovered while they are the fewer half, and as uncovered beyond: a model
-            without gradients learns nothing.
+        silent: names of those whose gradient is exactly zero, rightly so, or that the loss does not use: nothing was
+            seen at work there. They count neither as covered nor as uncovered while they are the fewer half, and as
+            uncovered beyond: a model without gradients learns nothing.
     """
 
     tensors: float
@@ -169,7 +172,10 @@ class Coverage:
         gradient: set[str] = set()
         update: set[str] = set()
         zero: set[str] = set()
+        unused: set[str] = set()
         for row in rows:
+            if row.check == UPDATE_EVIDENCE and row.cause == UNUSED and row.parameter is not None:
+                unused.add(row.parameter)
             if row.parameter is None or not row.outcome.resolved:
                 continue
             if row.check == GRADIENT_EVIDENCE and "loss" not in assumed:
@@ -179,7 +185,7 @@ class Coverage:
             elif row.check == UPDATE_EVIDENCE and "optimizer" not in assumed:
                 update.add(row.parameter)
         resolved = gradient & update & trainable.keys()
-        silent = resolved & zero
+        silent = (resolved | (unused & gradient & trainable.keys())) & zero
         resolved -= silent
         counted = dict(trainable)
         if len(silent) * 2 < len(trainable):

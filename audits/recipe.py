@@ -307,7 +307,8 @@ def feed(hasher: Any, value: Any) -> None:
         feed(hasher, [list(found.shape), found.indices(), found.values()])
     elif isinstance(value, torch.Tensor):
         tensor = value.detach().cpu().contiguous()
-        hasher.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+        mark = "requires_grad" if value.requires_grad else ""  # a batch's marks decide what gradient.input may fail
+        hasher.update(f"{tensor.dtype}{tuple(tensor.shape)}{mark}".encode())
         hasher.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
     elif isinstance(value, Mapping):
         for key in sorted(value, key=str):

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from audits.advice import with_advice
 from audits.confirming import settled, suspected
 from audits.declared_names import check_asked_parameters
 from audits.devices import device_name
@@ -29,6 +30,7 @@ from audits.severities import with_severities
 from audits.subject import Subject, open_subject
 from audits.updates import check_registration, check_updates
 from audits.updates.relations import relation_limits
+from audits.zero_gradients import with_zeros_explained
 from audits.zero_start import with_one_note
 
 _log = logging.getLogger(__name__)
@@ -109,13 +111,13 @@ def _audit_on(device: str, model: nn.Module, recipe: Recipe, settings: AuditSett
         check_asked_parameters(settings.parameters, subject.model)
         for name, part in PARTS:
             rows += _run_part(name, part, subject)
-        rows = with_one_note(rows, subject)
+        rows = with_zeros_explained(with_one_note(rows, subject))
         rows = [r for r in rows if settings.wants_check(r.check)]
         rows = [r for r in rows if r.parameter is None or settings.wants_parameter(r.parameter)]
         parts = parts_of(subject.model, recipe)
         sizes = {n: subject.parameters[n].numel() for n in subject.trainable if settings.wants_parameter(n)}
         trainable = {n: size for n, size in sizes.items() if size}  # what has no elements has nothing to be judged
-        rows = with_severities(diagnosed(rows, subject), settings.severity)
+        rows = with_advice(with_severities(diagnosed(rows, subject), settings.severity))
         chosen = subject.device
         limits = (*relation_limits(subject, rows), *compiled_limits(subject, rows))
         if recipe.captured_in_eval and not recipe.assumed:
@@ -168,7 +170,7 @@ def refused(message: str, *, cause: str = "refused", identity: AuditIdentity | N
     """Return the report of an audit that could not run: one inconclusive row with the cause."""
     row = ResultRow(check="audit.completed", outcome=Outcome.INCONCLUSIVE, cause=cause, message=message)
     empty = Coverage(tensors=0.0, elements=0.0, unresolved=())
-    return AuditReport(rows=(row,), coverage_of=empty, identity=identity or AuditIdentity())
+    return AuditReport(rows=tuple(with_advice([row])), coverage_of=empty, identity=identity or AuditIdentity())
 
 
 def with_identity(report: AuditReport, **fields: object) -> AuditReport:

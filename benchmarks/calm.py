@@ -1,11 +1,11 @@
 """How calm the audit is: models and optimizers that are right, and what it says about them.
 
-    python benchmarks/calm.py --groups families,modules,optimizers,transformers --seconds 900
+    python benchmarks/calm.py --groups families,ordinary,modules,optimizers,transformers,classifiers --seconds 900
 
 A subject is calm when the audit passes it plainly. Printed are alarms, inconclusives and warnings by check and by
-group, and each of them with its subject; nothing here is written by those who wrote the checks but the families of
-`benchmarks/models/correct.py`: `torch.testing`'s databases of modules and optimizers, and the configurations that
-transformers ships with its architectures, made small, weights at random.
+group, and each of them with its subject. Not written by those who wrote the checks are `torch.testing`'s databases of
+modules and optimizers, and the configurations that transformers ships with its architectures, made small, weights at
+random; the families of `benchmarks/models/correct.py` and the ordinary models of `benchmarks/models/ordinary` are ours.
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ import copy
 import signal
 import sys
 import time
-import types
-import unittest
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,65 +30,23 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import audits
 from audits.callables import CallableReference, as_loss
 from audits.outcomes import Outcome
-from benchmarks.models.correct import FAMILIES, classes
-
-#: What makes a recipe: model, batch, loss, optimizer.
-Made = tuple[nn.Module, Any, Any, torch.optim.Optimizer]
-Subjects = Iterator[tuple[str, Callable[[], Made]]]
+from benchmarks.models.architectures import transformers
+from benchmarks.models.correct import FAMILIES
+from benchmarks.models.databases import modules, optimizers
+from benchmarks.models.ordinary import ORDINARY
+from benchmarks.models.pictures_and_sounds import classifiers
+from benchmarks.models.subjects import Made, Subjects, adamw
 
 #: A subject that takes longer is left out, and counted.
 SECONDS = 60
 
-#: Architectures of transformers, by model type: causal, masked or sequence-to-sequence language models.
-CAUSAL = (
-    "gpt2", "gpt_neo", "gpt_neox", "gptj", "opt", "bloom", "llama", "mistral", "mixtral", "qwen2", "qwen2_moe",
-    "qwen3", "phi", "phi3", "gemma", "gemma2", "gemma3_text", "falcon", "mpt", "stablelm", "starcoder2", "olmo",
-    "olmo2", "cohere", "codegen", "ctrl", "xglm", "biogpt", "persimmon", "granite", "nemotron", "glm", "mamba",
-    "mamba2", "rwkv", "recurrent_gemma", "dbrx", "jamba", "olmoe", "gpt_oss", "deepseek_v3", "granitemoe", "helium",
-    "exaone4", "smollm3", "bamba", "zamba", "falcon_mamba", "nemotron_h",
-)  # fmt: skip
-MASKED = (
-    "bert", "roberta", "albert", "distilbert", "electra", "deberta", "deberta-v2", "camembert", "xlm-roberta", "xlm",
-    "mpnet", "mobilebert", "squeezebert", "funnel", "convbert", "fnet", "ibert", "roformer", "nystromformer",
-    "megatron-bert", "layoutlm", "longformer", "big_bird", "rembert", "yoso", "ernie", "data2vec-text", "xmod",
-    "modernbert", "mra", "luke",
-)  # fmt: skip
-SEQUENCE = (
-    "t5", "mt5", "bart", "mbart", "marian", "pegasus", "blenderbot", "blenderbot-small", "led", "m2m_100", "longt5",
-    "umt5", "prophetnet", "plbart",
-)  # fmt: skip
 
-#: What makes any configuration small; keys that one does not have are left out.
-SMALL: dict[str, Any] = {
-    "vocab_size": 67, "hidden_size": 32, "n_embd": 32, "d_model": 32, "embedding_size": 32, "word_embed_proj_dim": 32,
-    "emb_dim": 32, "dim": 32, "num_hidden_layers": 2, "n_layer": 2, "num_layers": 2, "n_layers": 2,
-    "encoder_layers": 2, "decoder_layers": 2, "num_encoder_layers": 2, "num_decoder_layers": 2,
-    "num_attention_heads": 4, "n_head": 4, "n_heads": 4, "num_heads": 4, "num_key_value_heads": 2,
-    "encoder_attention_heads": 4, "decoder_attention_heads": 4, "num_encoder_attention_heads": 4,
-    "num_decoder_attention_heads": 4, "intermediate_size": 64, "ffn_dim": 64, "d_ff": 64, "encoder_ffn_dim": 64,
-    "decoder_ffn_dim": 64, "hidden_dim": 64, "d_kv": 8, "head_dim": 8, "d_inner": 64, "n_inner": 64, "rotary_dim": 4,
-    "moe_intermediate_size": 32, "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4,
-    "num_experts_per_tok": 2, "max_position_embeddings": 64, "n_positions": 64, "max_seq_len": 64,
-    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 0, "sliding_window": 16,
-    "dropout": 0.1, "use_cache": False, "state_size": 8, "expand": 2, "time_step_rank": 4,
-}  # fmt: skip
-
-
-def _without_test_packages() -> None:
-    """Let torch's databases be imported where the packages of its own tests are not installed."""
-    try:
-        import expecttest  # noqa: F401
-    except ImportError:
-        stand_in: Any = types.ModuleType("expecttest")
-        stand_in.TestCase = unittest.TestCase
-        sys.modules["expecttest"] = stand_in
-
-
-def adamw(model: nn.Module) -> torch.optim.Optimizer:
-    return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+class TooSlow(BaseException):
+    """A subject's time is over. No `Exception`: the audit takes those that a model's code raises for its answer."""
 
 
 def families() -> Subjects:
+    """The families of correct models, with SGD."""
     for name, make in FAMILIES.items():
 
         def made(make: Any = make) -> Made:
@@ -101,118 +57,31 @@ def families() -> Subjects:
         yield name, made
 
 
-def modules() -> Subjects:
-    """Every module of torch's own database that has a parameter and a floating result, once per input."""
-    _without_test_packages()
-    from torch.testing._internal.common_modules import module_db
+def ordinary() -> Subjects:
+    """Ordinary models, with AdamW."""
+    for name, make in ORDINARY.items():
 
-    for info in module_db:
-        if "jit" in info.name or "Lazy" in info.name:
-            continue
-        try:
-            inputs = info.module_inputs_func(
-                info, device="cpu", dtype=torch.float32, requires_grad=False, training=True
-            )  # fmt: skip
-        except Exception:
-            continue
-        for i, given in enumerate(inputs):
-            if given.forward_input is not None:
-                yield f"{info.name}-{i}", lambda info=info, given=given: _wrapped(info, given)
+        def made(make: Any = make) -> Made:
+            model, batch, loss = make()
+            return model, batch, loss, adamw(model)
 
-
-class _Wrapped(nn.Module):
-    """A module with a linear layer before it, that there be something to train, and its arguments."""
-
-    def __init__(self, inner: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        super().__init__()
-        self.inner, self.args, self.kwargs = inner, args, kwargs
-        first = args[0]
-        self.scale = (
-            nn.Parameter(torch.ones(first.shape[-1] if first.dim() else 1)) if first.is_floating_point() else None
-        )
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        given = x if self.scale is None else x * self.scale
-        out = self.inner(given, *self.args[1:], **self.kwargs)
-        out = out[0] if isinstance(out, (tuple, list)) else out
-        return out.reshape(-1) if out.is_floating_point() else x.new_zeros(1)
-
-
-def _mean_of_squares(model: nn.Module, batch: Any) -> torch.Tensor:
-    return (model(batch["x"]) + 0.3).square().mean()
-
-
-def _wrapped(info: Any, given: Any) -> Made:
-    inner = info.module_cls(*given.constructor_input.args, **given.constructor_input.kwargs)
-    args = given.forward_input.args
-    model = _Wrapped(inner, args, given.forward_input.kwargs)
-    if not any(p.requires_grad for p in model.parameters()):
-        raise NotImplementedError("nothing to train")
-    return model, {"x": args[0]}, _mean_of_squares, adamw(model)
-
-
-def optimizers() -> Subjects:
-    """Every configuration of torch's own database of optimizers, on an MLP."""
-    _without_test_packages()
-    from torch.testing._internal.common_optimizers import optim_db
-
-    for info in optim_db:
-        for i, given in enumerate(info.optim_inputs_func(device="cpu")):
-
-            def made(info: Any = info, given: Any = given) -> Made:
-                model: nn.Module
-                if info.optim_cls is torch.optim.SparseAdam:
-                    model = nn.Sequential(nn.EmbeddingBag(23, 3, sparse=True))
-                    batch = {"x": torch.randint(0, 23, (16, 5)), "y": torch.randint(0, 3, (16,))}
-                else:
-                    first, middle, last = nn.Linear(8, 12, False), nn.Linear(12, 12, False), nn.Linear(12, 3, False)
-                    model, batch = nn.Sequential(first, nn.Tanh(), middle, nn.Tanh(), last), classes()
-                kwargs = {k: v for k, v in given.kwargs.items() if k not in ("differentiable", "capturable")}
-                return model, batch, "cross_entropy", info.optim_cls(list(model.parameters()), **kwargs)
-
-            yield f"{info.optim_cls.__name__}-{i} {given.desc}", made
-
-
-def transformers() -> Subjects:
-    import transformers as library
-
-    for kinds, auto, train in (
-        (CAUSAL, "AutoModelForCausalLM", _padded),
-        (MASKED, "AutoModelForMaskedLM", _padded),
-        (SEQUENCE, "AutoModelForSeq2SeqLM", _padded),
-    ):
-        for kind in kinds:
-
-            def made(kind: str = kind, auto: str = auto, train: Any = train) -> Made:
-                config = library.AutoConfig.for_model(kind)
-                keys = [k for k in SMALL if hasattr(config, k) and getattr(config, k) is not None]
-                config = library.AutoConfig.for_model(kind, **{k: SMALL[k] for k in keys})
-                model = getattr(library, auto).from_config(config)
-                model.train()
-                return model, train(), "model", adamw(model)
-
-            yield kind, made
-
-
-def _padded() -> dict[str, torch.Tensor]:
-    tokens = torch.randint(3, 67, (3, 12))
-    tokens[1, 9:], tokens[2, 6:] = 0, 0
-    mask = (tokens != 0).long()
-    return {"input_ids": tokens, "attention_mask": mask, "labels": tokens.masked_fill(mask == 0, -100)}
+        yield name, made
 
 
 GROUPS: dict[str, Callable[[], Subjects]] = {
     "families": families,
+    "ordinary": ordinary,
     "modules": modules,
     "optimizers": optimizers,
     "transformers": transformers,
+    "classifiers": classifiers,
 }
 
 
 @contextlib.contextmanager
 def limited(seconds: int) -> Iterator[None]:
     def late(*_: Any) -> None:
-        raise TimeoutError
+        raise TooSlow
 
     before = signal.signal(signal.SIGALRM, late)
     signal.alarm(seconds)
@@ -223,16 +92,21 @@ def limited(seconds: int) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def _require_finite(model: nn.Module, batch: Any, loss: Any) -> None:
-    """Leave out what is not healthy: a database's inputs at which the loss is NaN or infinite.
+def _require_training(model: nn.Module, batch: Any, loss: Any) -> None:
+    """Leave out what is not healthy: a database's inputs at which the loss is not finite, or asks for no change.
 
     Raises:
         ValueError: it is such.
     """
     function = as_loss(CallableReference.of(loss, role="loss"))
-    value = function(copy.deepcopy(model), batch)
+    model = copy.deepcopy(model)
+    value = function(model, batch)
     if not bool(torch.isfinite(value)):
         raise ValueError("the loss is not finite")
+    held = [p for p in model.parameters() if p.requires_grad]
+    value.backward()
+    if not any(p.grad is not None and bool(p.grad.to_dense().any()) for p in held):
+        raise ValueError("every gradient is zero")
 
 
 def main() -> None:
@@ -259,16 +133,19 @@ def main() -> None:
             try:
                 with limited(SECONDS):
                     model, batch, loss, optimizer = make()
-                    _require_finite(model, batch, loss)
-            except Exception:
+                    _require_training(model, batch, loss)
+            except (Exception, TooSlow) as error:
                 tally["not made"] += 1
+                print(f"  {group} {name}: not made: {type(error).__name__}: {str(error)[:100]}", flush=True)
                 continue
             try:
                 with limited(SECONDS):
-                    recipe = audits.Recipe.capture(model, batch=batch, loss=loss, optimizer=optimizer)
+                    declared = getattr(loss, "declared", {})
+                    recipe = audits.Recipe.capture(model, batch=batch, loss=loss, optimizer=optimizer, **declared)
                     report = audits.audit(model, recipe)
-            except TimeoutError:
+            except TooSlow:
                 tally["too slow"] += 1
+                print(f"  {group} {name}: too slow", flush=True)
                 continue
             except Exception as error:
                 tally["raised"] += 1

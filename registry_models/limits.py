@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 
+from audits.advice import with_advice
 from audits.checks import MODEL_WHOLE, RECIPE_DECLARED, RECIPE_TRUSTED
 from audits.outcomes import Coverage, Outcome, ResultRow, Severity
 from audits.report import AuditReport
@@ -53,7 +54,7 @@ def with_limits(report: AuditReport, loaded: LoadedModel, assembled: Assembled, 
         coverage = _without(coverage, assembled.lowered, rows)
         added.append(_untrusted(assembled.lowered))
         limits.append(f"{assembled.lowered.source} excuses {', '.join(assembled.lowered.fields)}.")
-    wanted = [row for row in added if settings.wants_check(row.check)]
+    wanted = with_advice(row for row in added if settings.wants_check(row.check))
     return dataclasses.replace(
         report, rows=(*wanted, *rows), coverage_of=coverage, provenance=provenance, limits=tuple(limits)
     )

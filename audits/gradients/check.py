@@ -153,8 +153,11 @@ def judge(subject: Subject, problem: Problem, names: list[str]) -> tuple[dict[st
             verdicts |= check_with_gradcheck(problem, finite)
         else:
             mark_rounding_zeros(point, suspicious(point, finite))
-            verdicts |= check_exactly(point, finite, detection_limit=settings.detection_limit)
-            doubtful = [name for name in finite if verdicts[name].cause in ("absolute", "unresolved")]
+            alone = None if settings.method == "exact" else LOOP_LIMIT
+            verdicts |= check_exactly(point, finite, detection_limit=settings.detection_limit, alone=alone)
+            left = [name for name in finite if name not in verdicts]  # probes are as good, and cheaper than a loop
+            left = certifier.patiently(point, certifier.rounds(point, left, displaced=False), displaced=False)
+            doubtful = [n for n in finite if n not in left and verdicts[n].cause in ("absolute", "unresolved")] + left
             if doubtful:
                 certifier.displace(point, doubtful)
     finally:

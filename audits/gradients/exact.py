@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from audits.gradients.batched import CHUNK, PlainElements, batched_elements
 from audits.gradients.differences import SAMPLE, Differences
@@ -38,7 +39,9 @@ def richardson(function: Callable[[float], float], step: float, sigma: float) ->
     return Estimate(value, abs(value - second) + noise, noise, step)
 
 
-def check_exactly(point: Point, names: Sequence[str], *, detection_limit: float) -> dict[str, Verdict]:
+def check_exactly(
+    point: Point, names: Sequence[str], *, detection_limit: float, alone: int | None = None
+) -> dict[str, Verdict]:
     """Compare every element of every tensor.
 
     Per element ``r = |D - g_i|`` against its own bound; an exceedance by the four-point formula is judged again by the
@@ -50,31 +53,61 @@ def check_exactly(point: Point, names: Sequence[str], *, detection_limit: float)
         point: the problem at theta.
         names: tensors to check.
         detection_limit: largest limit of a tensor that may pass.
+        alone: how many elements may be judged one by one, where batches do not resolve them; None for any number.
 
     Returns:
-        A verdict per tensor with the numbers of its worst element; a tensor whose gradient is zero here is ``pass``
-        with cause ``absolute`` when every difference is zero within its bound.
+        A verdict per tensor with the numbers of its worst element, none for those that would take more elements alone
+        than are allowed; a tensor whose gradient is zero here is ``pass`` with cause ``absolute`` when every difference
+        is zero within its bound.
     """
     prober = Prober(point, 0)
     prober.measure(prober.everywhere(FIRST_STEP), FIRST_STEP)
-    return {name: _check_tensor(point, name, detection_limit, prober.sigma) for name in names}
+    verdicts = {}
+    for name in names:
+        count = point.theta(name).numel()
+        if alone is not None and count > max(alone, SMALLEST_BATCH) and batched_elements(point, name) is None:
+            continue
+        quick = _Quick.of(point, name, detection_limit, prober.sigma)
+        if alone is not None:
+            if quick.left > alone:
+                continue
+            alone -= quick.left
+        verdicts[name] = _check_tensor(point, name, detection_limit, prober.sigma, quick)
+    return verdicts
 
 
-def _check_tensor(point: Point, name: str, detection_limit: float, sigma: float) -> Verdict:
+@dataclass(frozen=True)
+class _Quick:
+    """What batches say of a tensor's elements, and what an element must resolve."""
+
+    estimates: list[Estimate | None] | None
+    rms: float
+    slope: float
+    wanted: float
+    left: int
+
+    @classmethod
+    def of(cls, point: Point, name: str, detection_limit: float, sigma: float) -> _Quick:
+        gradient, theta = (None if name in point.rounded else point.gradients[name]), point.theta(name)
+        rms = max(norm(theta) / math.sqrt(theta.numel()), SMALLEST_RMS)
+        slope, count = norm(gradient), theta.numel()
+        # what an element must resolve for the stated limit to be the detection limit
+        wanted = detection_limit * slope / (CERTAIN * math.sqrt(count)) if slope > 0 else math.inf
+        found = _quickly(point, name, rms, sigma, slope, wanted)
+        return cls(found, rms, slope, wanted, sum(e is None for e in found) if found else count)
+
+
+def _check_tensor(point: Point, name: str, detection_limit: float, sigma: float, quick: _Quick) -> Verdict:
     gradient, theta = (None if name in point.rounded else point.gradients[name]), point.theta(name)
     flat = None if gradient is None else gradient.reshape(-1).tolist()
-    rms = max(norm(theta) / math.sqrt(theta.numel()), SMALLEST_RMS)
-    slope, count = norm(gradient), theta.numel()
-    # what an element must resolve for the stated limit to be the detection limit
-    wanted = detection_limit * slope / (CERTAIN * math.sqrt(count)) if slope > 0 else math.inf
+    rms, slope, wanted, count = quick.rms, quick.slope, quick.wanted, theta.numel()
     worst: tuple[float, float, Estimate | None, int] = (-1.0, 0.0, None, 0)
     squared = 0.0
     found: dict[str, list[int]] = {"wrong": [], "unconfirmed": [], "rounding": [], "": []}
-    quick = _quickly(point, name, rms, sigma, slope, wanted)
     for index in range(count):
         analytic = 0.0 if flat is None else flat[index]
         try:
-            ready = quick[index] if quick else None
+            ready = quick.estimates[index] if quick.estimates else None
             if ready is not None and abs(ready.value - analytic) <= ready.bound + _slack(point, analytic):
                 judged, state = ready, ""
             else:

@@ -16,6 +16,7 @@ from audits.lanes.evaluation import Point
 from audits.lanes.float64 import float64_lane
 from audits.lanes.problem import Problem
 from audits.outcomes import Lane, Outcome, ResultRow, Severity, finite
+from audits.structures import tensors_in
 from audits.subject import LivePhase, Subject
 
 #: How a batch tensor's gradient is asked for.
@@ -58,12 +59,21 @@ def check_inputs(subject: Subject, phase: LivePhase) -> list[ResultRow]:
             verdicts = explain(subject, phase, problem, point, certifier.verdicts)
             return [_row(subject, phase, name, verdicts[name], point, asked=name in asked) for name in names]
     except Exception as error:  # the model's own code runs here: whatever it raises is its answer
-        text = " ".join(str(error).split())[:300]
-        return [ResultRow(check=INPUT.name, outcome=Outcome.INCONCLUSIVE, severity=INPUT.severity, phase=phase.name,
+        text = f"no gradient of the loss by its inputs in float64: {' '.join(str(error).split())[:300]}"
+        outcome = Outcome.INCONCLUSIVE
+        if not _anybody_asks(subject):  # a model may well refuse inputs that ask for a gradient
+            outcome, text = Outcome.SKIPPED, f"{text}. Nothing in the step uses it. {ASK}"
+        return [ResultRow(check=INPUT.name, outcome=outcome, severity=INPUT.severity, phase=phase.name,
                           lane=Lane.FLOAT64, cause=f"cannot evaluate: {type(error).__name__}", seed=subject.seed,
-                          message=f"no gradient of the loss by its inputs in float64: {text}")]  # fmt: skip
+                          message=text)]  # fmt: skip
     finally:
         subject.reset()
+
+
+def _anybody_asks(subject: Subject) -> bool:
+    """Whether a tensor of the batch is marked, or any is declared."""
+    marked = any(t.requires_grad for _, t in tensors_in(subject.recipe.batch))
+    return marked or bool(subject.recipe.expect.get("input_gradients"))
 
 
 def _asked(subject: Subject, problem: Problem, names: list[str]) -> set[str]:

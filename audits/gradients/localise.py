@@ -12,6 +12,9 @@ from audits.gradients.verdicts import Verdict
 from audits.lanes.program import BranchMismatchError
 from audits.outcomes import Outcome
 
+#: Cause of a tensor, or a group, whose exceedance neither fails nor goes away.
+UNCONFIRMED = "unconfirmed exceedance"
+
 #: Confirmations by independent directions before a tensor fails, and how many directions may be tried for them.
 CONFIRMATIONS = 2
 ATTEMPTS = 5
@@ -153,7 +156,7 @@ class Localiser:
         if not self._prober.point.spread and self._kink(name, scales, confirmed):
             return
         if len(confirmed) < CONFIRMATIONS or self._prober.point.spread:
-            cause = "nondeterministic" if self._prober.point.spread else "unconfirmed exceedance"
+            cause = "nondeterministic" if self._prober.point.spread else UNCONFIRMED
             self._inconclusive([name], cause, worst)
             return
         probe = max(confirmed, key=lambda p: p.residual)
@@ -227,7 +230,17 @@ class Localiser:
         total = sum(slope**2 for slope in slopes) ** 0.5
         if total > 0 and exceeded.residual / total < ROUNDING_ERROR:
             return  # each half was certified by its own probes; what is left is rounding
-        self._inconclusive(names, "unconfirmed exceedance", exceeded)
+        try:
+            if not self._persists(exceeded):
+                return  # so it was, and what exceeded was truncation: gone at smaller steps along the same direction
+            larger = self._prober.remeasure(exceeded.direction, self._step)
+            if larger and not self._prober.again(exceeded, exceeded.estimate.step).exceeds:
+                for name in names:  # certified by too small a noise: open for the next round
+                    self._found.pop(name, None)
+                return
+        except BranchMismatchError:
+            pass
+        self._inconclusive(names, UNCONFIRMED, exceeded)
 
     def _inconclusive(self, names: Sequence[str], cause: str, probe: Probe | None) -> None:
         for name in names:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,8 +10,8 @@ import torch
 from audits.devices import Draws
 from audits.gradients.claims import NATIVE_DTYPE
 from audits.gradients.native_calls import NativeCall, collect_calls, is_low_float, tensors_of
+from audits.gradients.vector_products import distance, exact_vjp, vjp, where_finite
 from audits.lanes.arithmetic import norm
-from audits.lanes.emulation import Emulating, is_emulated
 from audits.lanes.evaluation import Point
 from audits.lanes.float64 import float64_lane
 from audits.lanes.lifting import lift_tensor
@@ -111,12 +110,12 @@ def _deviation(call: NativeCall, seed: int) -> Deviation | None:
     """Return the call's deviation, None when nothing in it is differentiable."""
     observing = Observing()
     outputs: list[torch.Tensor] = []
-    native = _vjp(call.run, call.args, call.kwargs, seed, observing, outputs)
+    native = vjp(call.run, call.args, call.kwargs, seed, observing, outputs)
     if native is None:
         return None
     args, kwargs = map_tensors(call.args, lift_tensor), map_tensors(call.kwargs, lift_tensor)
     exact_outputs: list[torch.Tensor] = []
-    exact = _exact_vjp(call, args, kwargs, seed, exact_outputs)
+    exact = exact_vjp(call, args, kwargs, seed, exact_outputs)
     if exact is None:
         return None
     arithmetic = _arithmetic(call, observing, outputs, exact_outputs)
@@ -130,13 +129,13 @@ def _deviation(call: NativeCall, seed: int) -> Deviation | None:
         moved = t + t * noise.to(t.dtype) * epsilon
         return torch.where(moved.isfinite(), moved, t)  # attention masks hold infinities
 
-    noisy = _exact_vjp(call, map_tensors(args, nudged), map_tensors(kwargs, nudged), seed)
-    native, exact, noisy = _where_finite(exact, native, exact, noisy)
+    noisy = exact_vjp(call, map_tensors(args, nudged), map_tensors(kwargs, nudged), seed)
+    exact, native, noisy = where_finite(exact, native, noisy)
     assert native is not None
     assert exact is not None
-    size = _distance(exact, None)
-    response = _distance(exact, noisy) if noisy is not None else 0.0
-    error = _distance(exact, native)
+    size = distance(exact, None)
+    response = distance(exact, noisy) if noisy is not None else 0.0
+    error = distance(exact, native)
     return Deviation(call, error, _constant(call, arithmetic) * (epsilon * size + response), size, arithmetic)
 
 
@@ -163,81 +162,10 @@ def _arithmetic(
     if call.own and dtype is torch.float32:
         pairs = [(e, o) for o, e in zip(outputs, exact, strict=False) if o.shape == e.shape]
         size = sum(norm(e) ** 2 for e, _ in pairs) ** 0.5
-        off = _distance([e for e, _ in pairs], [o for _, o in pairs]) / size if size else 0.0
+        off = distance([e for e, _ in pairs], [o for _, o in pairs]) / size if size else 0.0
         if off > FLOAT32_TOLERANCE * found.eps:
             found = Arithmetic(dtype, min(2 * off, INSIDE_EPS["tf32"]), AS_FORWARD)
     return found
-
-
-def _exact_vjp(
-    call: NativeCall,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    seed: int,
-    forward: list[torch.Tensor] | None = None,
-) -> list[torch.Tensor | None] | None:
-    with Emulating() if is_emulated(call.name) else contextlib.nullcontext():
-        return _vjp(call.lifted, args, kwargs, seed, forward=forward)
-
-
-def _vjp(
-    run: Any,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-    seed: int,
-    observing: Observing | None = None,
-    forward: list[torch.Tensor] | None = None,
-) -> list[torch.Tensor | None] | None:
-    """Return the vector-Jacobian product; the outputs are added to ``forward``."""
-    leaves: list[torch.Tensor] = []
-
-    def leaf(tensor: torch.Tensor) -> torch.Tensor:
-        if not tensor.is_floating_point() or tensor.dtype.itemsize == 1:
-            return tensor.clone()
-        leaves.append(tensor.detach().clone().requires_grad_())
-        return leaves[-1].clone()  # in-place operations may not write into a leaf
-
-    with quiet(), observing or contextlib.nullcontext():
-        result = run(*map_tensors(args, leaf), **map_tensors(kwargs, leaf))
-        outputs = [o for o in tensors_of(result) if o.requires_grad and o.is_floating_point()]
-        if not outputs or not leaves:
-            return None
-        if forward is not None:
-            forward += [o.detach() for o in outputs]
-        draws = Draws(seed)
-        cotangents = [torch.randn(o.shape, **draws.on(o.device), dtype=torch.float32).to(o.dtype) for o in outputs]
-        # the same cotangent in every lane: rounded to bfloat16, which all of them hold
-        cotangents = [c.to(torch.bfloat16).to(c.dtype) for c in cotangents]
-        return list(torch.autograd.grad(outputs, leaves, cotangents, allow_unused=True))
-
-
-def _where_finite(
-    exact: list[torch.Tensor | None], *lanes: list[torch.Tensor | None] | None
-) -> list[list[torch.Tensor | None] | None]:
-    """Zero every lane where float64's own product is not finite: a pole (``log`` at 0) says nothing of the kernel."""
-    masks = [None if e is None or e.layout is not torch.strided else e.isfinite() for e in exact]
-    if all(mask is None or bool(mask.all()) for mask in masks):
-        return list(lanes)
-    return [
-        lane
-        if lane is None
-        else [v if v is None or m is None else torch.where(m, v, 0.0) for v, m in zip(lane, masks, strict=True)]
-        for lane in lanes
-    ]
-
-
-def _distance(first: list[torch.Tensor | None], second: list[torch.Tensor | None] | None) -> float:
-    others = second if second is not None else [None] * len(first)
-    total = 0.0
-    for a, b in zip(first, others, strict=True):
-        if a is None and b is None:
-            continue
-        present = a if a is not None else b
-        assert present is not None
-        zero = torch.zeros_like(present, dtype=torch.float64)
-        difference = (zero if a is None else a.double()) - (zero if b is None else b.double())
-        total += norm(difference.to_dense() if difference.layout is not torch.strided else difference) ** 2
-    return float(total**0.5)
 
 
 def _whole_model(subject: Subject, phase: LivePhase) -> ResultRow:
@@ -256,7 +184,7 @@ def _whole_model(subject: Subject, phase: LivePhase) -> ResultRow:
             point.restore()
             size = sum(norm(g) ** 2 for g in point.gradients.values()) ** 0.5
             pairs = ((point.gradients[n], kept[n]) for n in problem.tensors)
-            error = sum(_distance([a], [None if b is None else as_real(b).to(point.problem.tensors[n].device)]) ** 2
+            error = sum(distance([a], [None if b is None else as_real(b).to(point.problem.tensors[n].device)]) ** 2
                         for n, (a, b) in zip(problem.tensors, pairs, strict=True)) ** 0.5  # fmt: skip
     except Exception as error_:
         return _row(subject, phase, outcome=Outcome.SKIPPED, cause="measured only",

@@ -124,3 +124,32 @@ register("_embedding_bag", rule=Rule(
     tie="the index that is returned",
     convention=_about_bag,
 ))  # fmt: skip
+
+#: Log probabilities come from a float32 `log_softmax` at the coarsest (autocast runs it, and `ctc_loss`, in float32):
+#: their sum is 1 to within the rounding of the values, at most half an ulp each, and of the log of their sum.
+_NORMALISED = 8 * torch.finfo(torch.float32).eps
+
+
+def _normalised(a: Bound) -> bool:
+    values = a["log_probs"]
+    if not values.is_floating_point() or not values.numel():
+        return False
+    off = values.detach().double().logsumexp(-1).abs()
+    return bool((off <= _NORMALISED * (1 + values.detach().double().abs().amax(-1))).all())
+
+
+def _replay_ctc(level: Tensor, a: Bound) -> Any:
+    values = a["log_probs"]
+    return torch._ctc_loss(
+        values - (values.logsumexp(-1, keepdim=True) - level), a["targets"], a["input_lengths"], a["target_lengths"],
+        a["blank"], a["zero_infinity"],
+    )  # fmt: skip
+
+
+# ctc_loss's backward gives the derivative by the logits that log probabilities are the log_softmax of (Graves 2006,
+# eq. 16): the derivative by the log probabilities themselves along every change that leaves them normalised. What is
+# not normalised, logits that were handed over as they are, is held to the plain derivative and fails.
+register("_ctc_loss", rule=Rule(
+    lambda a, _: a["log_probs"].detach().logsumexp(-1, keepdim=True), _replay_ctc, applies=_normalised,
+    tie="not a tie: log probabilities stay normalised",
+))  # fmt: skip

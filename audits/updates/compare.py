@@ -113,7 +113,8 @@ def deviation(
     difference = actual - reference
     size, length = known or (rms(theta), rms(reference))
     off = rms(difference)
-    scale = eps * (size + length)
+    # what is smaller than the dtype's least normal number is rounded to eps of that
+    scale = eps * (size + length + torch.finfo(real_dtype(dtype)).tiny)
     # The worst element by the tensor's own scale bounds the measure; only when that is much is it taken exactly.
     least, most = torch.aminmax(difference)
     peak = max(float(most), -float(least))

@@ -59,6 +59,8 @@ def _of_call(subject: Subject, steps: list[TrainingStep], step: TrainingStep, ca
     for name in call.phase.parameters:
         if not subject.settings.wants_parameter(name) or matches(name, frozen):
             continue  # what is meant to be frozen may well have its gradient zeroed: update.frozen judges it
+        if not call.phase.parameters[name].numel():
+            continue
         yield _present(subject, call, name, reference)
         if good:
             yield from _same(subject, steps, call, name, before, scale, use)

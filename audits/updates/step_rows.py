@@ -57,8 +57,8 @@ def rounding_row(subject: Subject, call: Call, name: str, update: torch.Tensor, 
     if lost:
         message += f": most of it is below the spacing of {dtype}"
         message += (
-            "; keep float32 master weights, or round stochastically" if dtype in LOW_PRECISION
-            else "; the learning rate is too small for these weights"
+            ". To do: keep float32 master weights, or round stochastically" if dtype in LOW_PRECISION
+            else "; the learning rate is too small for these weights. To do: raise it, or stop training"
         )  # fmt: skip
     return _row(subject, "update.lost-to-rounding", Outcome.WARN if lost else Outcome.PASS, message, call, name,
                 error=share, threshold=LOST_SHARE)  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from audits import Phase, Recipe, RecipeError
+from audits import AuditSettings, Outcome, Phase, Recipe, RecipeError, audit
 from registry_models.recipe_files import BATCH_FILE, RECIPE_FILE, STATE_FILE, read_recipe, write_recipe
 from tests.stores import BATCH, linear_recipe
 
@@ -107,6 +108,52 @@ def test_phases_schedules_modules_and_stale_tensors_survive(tmp_path: Path) -> N
     recipe = Recipe.capture(model, batch=[BATCH, BATCH], phases=phases, expect={"frozen": ["b.*"]}, mode="eval")
     assert_round_trip(recipe, tmp_path)
     assert read_recipe(tmp_path / "audit").phases[0].loss.resolve().label_smoothing == 0.1
+
+
+class Doubled(torch.autograd.Function):
+    """The identity; its backward doubles the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return 2 * gradient
+
+
+class Doubling(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(Doubled.apply(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_mark_that_asks_for_a_batch_tensors_gradient_survives_and_decides(
+    dtype: torch.dtype, tmp_path: Path
+) -> None:
+    found, digests = {}, set()
+    for marked in (False, True):
+        for kind in (nn.Linear, Doubling):
+            model = kind(4, 3).to(dtype)
+            batch = {
+                "inputs": torch.randn(6, 4, dtype=dtype, requires_grad=marked),
+                "targets": torch.randn(6, 3, dtype=dtype),
+                "nested": [(torch.ones(2, dtype=torch.complex64, requires_grad=marked),)],
+            }
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            recipe = Recipe.capture(model, batch=batch, loss="mse_loss", optimizer=optimizer)
+            again = read_recipe(write_recipe(recipe, tmp_path / f"{marked}-{kind.__name__}"))
+            assert [again.batch["inputs"].requires_grad, again.batch["nested"][0][0].requires_grad] == [marked] * 2
+            assert not again.batch["targets"].requires_grad
+            report = audit(model, again, settings=AuditSettings(checks=("gradient.input",)), device="cpu")
+            found[marked, kind] = {r.parameter: r.outcome for r in report.rows}["<batch inputs>"]
+            plain = replace(again, batch={**again.batch, "inputs": again.batch["inputs"].detach()})
+            digests.add((marked, again.digest() == plain.digest()))
+    assert found == {
+        (False, nn.Linear): Outcome.PASS, (False, Doubling): Outcome.WARN,
+        (True, nn.Linear): Outcome.PASS, (True, Doubling): Outcome.FAIL,
+    }  # fmt: skip
+    assert digests == {(False, True), (True, False)}, "a mark counts in the digest, and nothing else changed"
 
 
 @pytest.fixture

@@ -136,3 +136,22 @@ def test_a_function_that_is_wrong_for_a_strided_gradient_is_named(after: str, dt
     ]
     assert {row.parameter for row in rows} == {"first.weight", "first.bias"}
     assert {row.cause for row in rows} == {"wrong backward of Careless in Activation (act)"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_model_may_refuse_inputs_that_ask_for_a_gradient(dtype: torch.dtype) -> None:
+    """Audio models set ``requires_grad`` on their input's view for gradient checkpointing, which leaves alone allow."""
+
+    class Refusing(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            inner = x[:, None]
+            inner.requires_grad = True
+            return super().forward(inner)[:, 0]
+
+    torch.manual_seed(0)
+    batch = classes() | {"x": torch.randn(16, 8, dtype=dtype)}
+    (row,) = inputs(Refusing(8, 3).to(dtype), batch).values()
+    assert row.outcome is Outcome.SKIPPED
+    assert "Nothing in the step uses it" in row.message
+    (asked,) = inputs(Refusing(8, 3).to(dtype), batch, expect={"input_gradients": ["x"]}).values()
+    assert asked.outcome is Outcome.INCONCLUSIVE

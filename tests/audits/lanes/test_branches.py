@@ -46,6 +46,10 @@ def reduced(reduce: str, include_self: bool) -> Function:
     )
 
 
+def ctc(log_probabilities: torch.Tensor) -> torch.Tensor:
+    return F.ctc_loss(log_probabilities, torch.tensor([[1, 2, 1]]), torch.tensor([6]), torch.tensor([3]))
+
+
 def grid(mode: str, padding: str, align: bool) -> Function:
     def sample(x: torch.Tensor) -> torch.Tensor:
         places = (x.reshape(1, 3, 4, 2) / 4).clamp(-1.6, 1.6)
@@ -167,6 +171,10 @@ CASES: dict[str, Function] = {
     "index_reduce": lambda x: torch.zeros(3, dtype=x.dtype).index_reduce(0, SEGMENTS, x, "amax"),
     "segment_reduce": lambda x: torch.segment_reduce(x, "max", lengths=torch.tensor([5, 7, 12])),
     "embedding_bag max": lambda x: F.embedding_bag(SEGMENTS.reshape(4, 6) + 1, x.reshape(6, 4), mode="max"),
+    "ctc": lambda x: ctc(x.reshape(6, 1, 4).log_softmax(-1)),
+    "ctc of log probabilities moved out of what is normalised": lambda x: ctc(
+        x.detach().reshape(6, 1, 4).log_softmax(-1) + (x - x.detach()).reshape(6, 1, 4)
+    ),
     "embedding padded": lambda x: F.embedding(SEGMENTS + 1, x.reshape(6, 4), padding_idx=1),
     "embedding by frequency": lambda x: F.embedding(SEGMENTS + 1, x.reshape(6, 4), 2, scale_grad_by_freq=True),
     "embedding_bag by frequency": lambda x: F.embedding_bag(

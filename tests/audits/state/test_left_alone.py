@@ -126,7 +126,7 @@ STAGES = {
     "input gradients": "audits.gradients.inputs.float64_lane",
     "training steps": "audits.updates.audit.gradient_rows",
     "synthetic probe": "audits.updates.audit.synthetic_rows",
-    "health": "audits.health._gradients",
+    "health": "audits.health.gradient_rows",
     "diagnosis": "audits.run.diagnosed",
 }
 
