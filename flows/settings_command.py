@@ -9,9 +9,12 @@ from typing import Any
 
 from rich.text import Text
 
+from audits.errors import SettingsError
 from flows.display import console, shown, simple_table
 from flows.judging import today, waivers_of
 from flows.output import print_json
+from flows.sandbox import reached_level
+from flows.sandbox.levels import NOT_GIVEN
 from flows.settings import GradauditSettings
 from flows.settings_values import Origin
 
@@ -27,9 +30,11 @@ def show_settings(settings: GradauditSettings, model: str | None, *, as_json: bo
     """
     waivers = [w for w in waivers_of(settings) if model is None or _could_cover(w.model, model)]
     audit = settings.audit_origins(model or "")
+    isolation, told = _isolation(settings)
     general = [o for o in settings.origins() if o.name not in ("audit", "severity", *(["models"] if model else []))]
     if as_json:
         plain: dict[str, Any] = {"settings": _plain(general), "audit": _plain(audit), "model": model}
+        plain["isolation"] = {"reached": isolation, "means": told}
         plain["waivers"] = [
             {"about": w.label, "reason": w.reason, "owner": w.owner, "expires": str(w.expires),
              "holds": w.holds(today())} for w in waivers
@@ -46,11 +51,21 @@ def show_settings(settings: GradauditSettings, model: str | None, *, as_json: bo
         audits.add_column(column, overflow="fold")
     _add(audits, audit)
     console.print(audits)
+    console.print(Text(f"Isolation on this host: {isolation or 'none'}: {told}."))
     for waiver in waivers:
         state = "" if waiver.holds(today()) else "expired: "
         line = f"{state}waiver of {waiver.label}: {waiver.text}"
         console.print(Text(shown(line), style="" if not state else "yellow"))
     return 0
+
+
+def _isolation(settings: GradauditSettings) -> tuple[str | None, str]:
+    """The level that audits reach here, and what a model's code can do there; or why none is reached."""
+    try:
+        level = reached_level(settings.isolation)
+    except SettingsError as error:
+        return None, str(error)
+    return str(level), NOT_GIVEN[level]
 
 
 def _could_cover(glob: str, model: str) -> bool:

@@ -47,6 +47,15 @@ class Level(enum.StrEnum):
     PROCESS = "process"
 
 
+#: What a model's code can do at a level, for a reader of the settings.
+NOT_GIVEN = {
+    Level.BUBBLEWRAP: "a model's code reaches no file, process or network of this host; the kernel's own faults remain",
+    Level.NETWORK: "a model's code has no network, but can read and change this user's files",
+    Level.PROCESS: "a model's code can read and change this user's files, call other machines, and read the memory of "
+    "this user's other processes",
+}
+
+
 @dataclass(frozen=True)
 class Variant:
     """One way of reaching a level on this host.

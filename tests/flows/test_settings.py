@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from audits.errors import SettingsError
+from flows.sandbox.levels import _trials, variants_of
 from flows.settings import GradauditSettings
 from flows.settings_command import show_settings
 
@@ -114,3 +115,25 @@ def test_the_effective_settings_of_a_model_and_its_waivers(capsys: pytest.Captur
     shown = json.loads(capsys.readouterr().out)
     assert shown["audit"]["probes"] == {"value": 5, "from": "gradaudit.toml, models 'team-*'"}
     assert [(w["owner"], w["holds"]) for w in shown["waivers"]] == [("anna", False)]
+
+
+@pytest.mark.parametrize("level", ["process", "required"])
+def test_what_isolation_means_on_this_host_is_shown(
+    level: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GRADAUDIT_ISOLATION", level)
+    monkeypatch.setattr("flows.sandbox.levels.shutil.which", lambda name: None if level == "required" else name)
+    variants_of.cache_clear()
+    _trials.cache_clear()
+    try:
+        show_settings(GradauditSettings.load(), None, as_json=True)
+    finally:
+        variants_of.cache_clear()
+        _trials.cache_clear()
+    told = json.loads(capsys.readouterr().out)["isolation"]
+    if level == "process":
+        assert told["reached"] == "process"
+        assert "read the memory of this user's other processes" in told["means"]
+    else:
+        assert told["reached"] is None
+        assert "install bubblewrap" in told["means"]
