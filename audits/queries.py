@@ -2,7 +2,7 @@
 
 * ``audits``: one row per committed audit, its newest writing.
 * ``rows``: the rows of those audits, each once.
-* ``failures``: the rows that failed.
+* ``failures``: the rows that fail their version.
 
 Besides the columns of the result format each has ``audit_date``, the UTC day of ``audited_at``.
 """

@@ -51,7 +51,7 @@ IDENTITY_FIELDS = (
     _field("torch", _STRING, "torch's version"),
     _field("device", _STRING, "device the audit ran on: cpu, or the GPU's name"),
     _field("driver", _STRING, "CUDA version torch was built for; empty on CPU"),
-    _field("artifact_kind", _STRING, "eager, pickle, exported, transformers, lightning; live for a model in process"),
+    _field("artifact_kind", _STRING, "eager, pickle, exported, transformers, unknown; live for a model in process"),
     _field("isolation", _STRING, "how the audit's process was confined"),
 )
 ROW_FIELDS = (

@@ -9,7 +9,6 @@ import contextlib
 import os
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 import urllib.error
@@ -18,7 +17,7 @@ from collections.abc import Iterator
 from typing import IO
 
 from audits.errors import InfrastructureError
-from flows.processes import die_with_parent
+from flows.processes import UVICORN, die_with_parent
 
 #: What a server of one command does without: its UI, and the services that schedule runs for days to come.
 _LEAN = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
@@ -50,10 +49,7 @@ def prefect_server() -> Iterator[str]:
         url = f"http://127.0.0.1:{listening.getsockname()[1]}/api"
         server = subprocess.Popen(
             [
-                sys.executable,
-                "-m",
-                "uvicorn",
-                "--factory",
+                *UVICORN,
                 "flows.service.prefect_server:create_app",
                 "--fd",
                 str(listening.fileno()),

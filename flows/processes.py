@@ -1,4 +1,4 @@
-"""Child processes that do not outlive their parent."""
+"""Child processes: they do not outlive their parent, and import nothing from where they happen to be started."""
 
 from __future__ import annotations
 
@@ -6,8 +6,15 @@ import ctypes
 import os
 import signal
 import sys
+from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
+
+#: This interpreter, for ``-m``: without what lies in the working directory, a user's own ``flows`` folder above all.
+PYTHON = (sys.executable, "-P")
+
+#: And uvicorn, which puts the working directory on the path by itself unless it is told another one.
+UVICORN = (*PYTHON, "-m", "uvicorn", "--app-dir", str(Path(__file__).resolve().parent.parent), "--factory")
 
 
 def _libc() -> ctypes.CDLL | None:

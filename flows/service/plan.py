@@ -6,11 +6,11 @@ import base64
 import contextlib
 import json
 import os
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from flows.processes import PYTHON, UVICORN
 from flows.service.supervising import Service
 from flows.settings_files import FILE, PROJECT_FILE
 
@@ -76,7 +76,7 @@ class Plan:
     def mlflow(self) -> Service:
         """MLflow's server: its artifacts go through it, its webhooks may reach the loopback address."""
         command = [
-            *(sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(self.mlflow_port)),
+            *(*PYTHON, "-m", "mlflow", "server", "--host", HOST, "--port", str(self.mlflow_port)),
             *("--backend-store-uri", f"sqlite:///{self.folder / 'mlflow.db'}", "--workers", "1"),
             *("--artifacts-destination", (self.folder / "artifacts").as_uri()),
         ]
@@ -94,7 +94,7 @@ class Plan:
     def prefect(self) -> Service:
         """Prefect's server with all its services in one process."""
         command = [
-            *(sys.executable, "-m", "uvicorn", "--factory", "flows.service.prefect_server:create_app", "--host", HOST),
+            *(*UVICORN, "flows.service.prefect_server:create_app", "--host", HOST),
             *("--port", str(self.prefect_port), "--lifespan", "on", "--timeout-keep-alive", "5"),
             *("--timeout-graceful-shutdown", "3", "--log-level", "warning"),
         ]
@@ -112,7 +112,7 @@ class Plan:
     def webhook(self) -> Service:
         """The webhook with its reconciling loop; it registers itself in MLflow."""
         command = [
-            *(sys.executable, "-m", "flows.cli", "webhook", "--register"),
+            *(*PYTHON, "-m", "flows.cli", "webhook", "--register"),
             *("--host", HOST, "--port", str(self.webhook_port)),
         ]
         return Service("webhook", command, self.environment(GRADAUDIT_WEBHOOK_SECRET=self.secrets()["webhook_secret"]))
@@ -133,7 +133,7 @@ class Plan:
 
     def _worker(self, name: str, pool: str, queue: str, gpus: tuple[str, ...]) -> Service:
         command = [
-            *(sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--work-queue", queue),
+            *(*PYTHON, "-m", "prefect", "worker", "start", "--pool", pool, "--work-queue", queue),
             *("--type", "process", "--limit", "1", "--name", name),
         ]
         device = {} if gpus else {"GRADAUDIT_DEVICE": "cpu"}

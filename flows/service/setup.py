@@ -6,7 +6,6 @@ import asyncio
 import dataclasses
 import re
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ import httpx
 import yaml
 
 from audits.errors import InfrastructureError, SettingsError
+from flows.processes import PYTHON
 from flows.service.automations import keep_automations, notification_block
 from flows.service.pools import QUEUES
 
@@ -169,7 +169,7 @@ def _deploy(described: dict[str, Any]) -> list[str]:
     with tempfile.TemporaryDirectory(prefix="gradaudit-") as folder:
         file = Path(folder) / "prefect.yaml"
         file.write_text(yaml.safe_dump(described, sort_keys=False), encoding="utf-8")
-        command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(file)]
+        command = [*PYTHON, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(file)]
         done = subprocess.run(
             command, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )

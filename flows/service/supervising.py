@@ -6,14 +6,13 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from audits.errors import InfrastructureError
-from flows.processes import die_with_parent
+from flows.processes import PYTHON, die_with_parent
 from flows.sandbox.process_tree import ProcessTree
 
 #: Seconds before an ended process is started again: doubled each time, and short again once it has run for a while.
@@ -67,7 +66,7 @@ class Supervisor:
         logs.mkdir(parents=True, exist_ok=True)
         # Ends everything should this process be killed: a server's own children would outlive it otherwise.
         self._watchdog = subprocess.Popen(
-            [sys.executable, "-m", "flows.service.watchdog"], stdin=subprocess.PIPE, start_new_session=True
+            [*PYTHON, "-m", "flows.service.watchdog"], stdin=subprocess.PIPE, start_new_session=True
         )
 
     def __enter__(self) -> Supervisor:

@@ -22,6 +22,7 @@ import filelock
 
 from audits.errors import InfrastructureError, SettingsError
 from flows.display import console, log_console
+from flows.processes import PYTHON
 from flows.service.plan import HOST, Plan
 from flows.service.pools import QUEUES
 from flows.service.supervising import Supervisor
@@ -190,7 +191,7 @@ def _start(supervisor: Supervisor, plan: Plan, stop: threading.Event) -> None:
 def _set_up_prefect(supervisor: Supervisor, plan: Plan) -> None:
     """Run ``gradaudit setup`` in a process of its own: it imports all flows, and this process lives for long."""
     done = subprocess.run(
-        [sys.executable, "-m", "flows.cli", "setup"],
+        [*PYTHON, "-m", "flows.cli", "setup"],
         env=plan.environment(),
         stdin=subprocess.DEVNULL,
         capture_output=True,

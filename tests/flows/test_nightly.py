@@ -141,3 +141,18 @@ def test_unknown_parameters_are_refused() -> None:
 
     with pytest.raises(ParameterBindError, match="'model'"):
         nightly_audit(model=["x"])
+
+
+@pytest.mark.end_to_end
+def test_a_flows_folder_of_the_user_s_is_not_taken_for_ours(client: MlflowClient, tmp_path: Path) -> None:
+    """Prefect's server and its flow runs are started from the folder in which the user is."""
+    for name in ("flows", "audits", "registry_models"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise SystemExit('a folder of the user\\'s was imported')\n")
+    register_linear("m")
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": client.tracking_uri, "HOME": str(tmp_path / "home"),
+                   "PREFECT_HOME": str(tmp_path / "prefect")}  # fmt: skip
+    command = [sys.executable, "-P", "-m", "flows.cli", "nightly"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert client.get_model_version("m", "1").tags["audit.outcome"] == "pass"
