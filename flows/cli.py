@@ -282,7 +282,9 @@ def main() -> None:
     except SetupError as error:
         _refuse(f"{error}", "nothing was marked")
     except InfrastructureError as error:
-        _refuse(f"{error}", "nothing was marked; repeat when it answers")
+        done = getattr(error, "done", 0)  # a sweep's
+        marked = f"{done} audited before that" if done else "nothing was marked"
+        _refuse(f"{error}", f"{marked}; repeat when it answers")
     except GradauditError as error:
         _refuse(f"{error}")
     except StoppedBySignal as stopped:

@@ -60,6 +60,18 @@ def run_nightly(settings: GradauditSettings, models: list[str], *, force: bool, 
     return 2 if "inconclusive" in outcomes or result["not_audited"] or not result["looked_at"] else 0
 
 
+class SweepStoppedError(InfrastructureError):
+    """A sweep ended before its last version.
+
+    Attributes:
+        done: versions that it had audited and marked by then.
+    """
+
+    def __init__(self, why: str, done: int) -> None:
+        super().__init__(f"the sweep stopped: {why}")
+        self.done = done
+
+
 def changes(result: dict[str, Any]) -> list[str]:
     """Return what the night changed, in sentences: what failed newly, what was fixed, what only had its turn."""
     lines = []
@@ -113,5 +125,5 @@ def sweep(settings: GradauditSettings, models: list[str], *, force: bool) -> dic
         return bar.result  # some could not be audited; the others have their results
     error = state.result(raise_on_failure=False)
     if isinstance(error, Exception):
-        raise InfrastructureError(f"the sweep stopped: {error}") from error
-    raise InfrastructureError(f"the sweep stopped: {state.message}")
+        raise SweepStoppedError(str(error), bar.done) from error
+    raise SweepStoppedError(str(state.message), bar.done)

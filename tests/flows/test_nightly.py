@@ -17,7 +17,9 @@ import yaml
 from mlflow.tracking import MlflowClient
 
 from audits.results import ResultsStore
+from flows.cli import main
 from flows.nightly import choose_due
+from flows.nightly_command import SweepStoppedError
 from flows.settings import GradauditSettings
 from tests.flows.committing import commit
 from tests.stores import register_linear
@@ -156,3 +158,18 @@ def test_a_flows_folder_of_the_user_s_is_not_taken_for_ours(client: MlflowClient
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
     assert client.get_model_version("m", "1").tags["audit.outcome"] == "pass"
+
+
+@pytest.mark.parametrize(("done", "said"), [(3, "3 audited before that; repeat"), (0, "nothing was marked; repeat")])
+def test_a_sweep_that_stops_says_what_it_had_done(
+    done: int, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopping(*_: object, **__: object) -> None:
+        raise SweepStoppedError("MLflow does not answer", done)
+
+    monkeypatch.setattr("flows.nightly_command.sweep", stopping)
+    monkeypatch.setattr(sys, "argv", ["gradaudit", "nightly"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
