@@ -161,10 +161,16 @@ def _nearest(name: str, holder: Any) -> str:
     names = [
         known
         for known, value in vars(holder).items()
-        if not known.startswith("_") and callable(value) and getattr(value, "__module__", own) == own
+        if not known.startswith("_") and callable(value) and _defined_in(value, own)
     ]
     has = f"; it has {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}" if names else ""
     return suggest(name, names) or has
+
+
+def _defined_in(value: Any, own: str) -> bool:
+    """Whether a package or one of its modules defines it: ``torch.optim.SGD`` is defined in ``torch.optim.sgd``."""
+    module = getattr(value, "__module__", own) or own
+    return module == own or module.startswith(f"{own}.")
 
 
 def importable_path(function: Any) -> str | None:

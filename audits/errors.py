@@ -68,5 +68,6 @@ def suggest(unknown: str, known: Iterable[str]) -> str:
     """
     names = list(known)
     begun = sorted((name for name in names if unknown and name.startswith(unknown)), key=len)
-    nearest = begun or difflib.get_close_matches(unknown, names, n=1, cutoff=0.5)
+    same = sorted(name for name in names if sorted(name) == sorted(unknown))  # two letters in the wrong order
+    nearest = begun or same or difflib.get_close_matches(unknown, names, n=1, cutoff=0.5)
     return f"; did you mean {nearest[0]!r}?" if nearest else ""

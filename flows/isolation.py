@@ -44,6 +44,9 @@ _PASSED = (
 _POLL = 0.1
 _GIB, _MIB = 2**30, 2**20
 
+#: How a message names memory that the kernel has counted.
+_COUNTED = "what the kernel counts"
+
 
 @dataclass(frozen=True)
 class ChildEnd:
@@ -132,14 +135,14 @@ def run_child(
         answered = Answered(pipe, answer, min(limits.answer_bytes, MAXIMUM_BYTES))
         tree, output = ProcessTree(process.pid), Coming(printed, answered)
         try:
-            cause, message = _wait(process, tree, output, limits, folder, began, stopping or threading.Event())
+            cause, message = _wait(process, tree, output, limits, group, folder, began, stopping or threading.Event())
         finally:
             tree.end()
             process.wait()
             output.close()
             remove_tree(folder / "home")
         if cause == "crashed" and group is not None and group.ran_out:
-            cause, message = "memory limit", _memory_text("what the kernel counts", limits)
+            cause, message = "memory limit", _memory_text(_COUNTED, limits)
     return ChildEnd(cause, message, time.monotonic() - began, clean(printed.text, KEPT_LOG))
 
 
@@ -204,6 +207,7 @@ def _wait(
     tree: ProcessTree,
     output: Coming,
     limits: Limits,
+    group: MemoryGroup | None,
     folder: Path,
     began: float,
     stopping: threading.Event,
@@ -229,13 +233,15 @@ def _wait(
             )
         if time.monotonic() - looked >= _POLL and process.poll() is None:
             looked = time.monotonic()
-            excess = _excess(tree, limits, folder, looked - began)
+            excess = _excess(tree, limits, group, folder, looked - began)
             if excess is not None:
                 return excess
     return _ending(process.returncode)
 
 
-def _excess(tree: ProcessTree, limits: Limits, folder: Path, seconds: float) -> tuple[str, str] | None:
+def _excess(
+    tree: ProcessTree, limits: Limits, group: MemoryGroup | None, folder: Path, seconds: float
+) -> tuple[str, str] | None:
     """Return what is past its limit, or None."""
     if seconds > limits.seconds:
         return "time limit", (
@@ -251,6 +257,8 @@ def _excess(tree: ProcessTree, limits: Limits, folder: Path, seconds: float) -> 
         )
     if usage.memory_bytes > limits.memory_bytes:
         return "memory limit", _memory_text(f"{usage.memory_bytes / _GIB:.1f} GiB", limits)
+    if group is not None and group.ran_out:  # the kernel has ended one of its processes, and others go on without it
+        return "memory limit", _memory_text(_COUNTED, limits)
     disk = excess_on_disk(folder, limits, usage.nameless_bytes)
     if disk is not None:
         return "disk limit", (

@@ -20,6 +20,12 @@ MAXIMUM_BYTES = 2**20
 _STANDARD = "tag:yaml.org,2002:"
 _NULL = f"{_STANDARD}null"
 
+#: YAML's own tags; others ask for objects.
+_TAGS = {
+    f"{_STANDARD}{name}"
+    for name in ("null", "bool", "int", "float", "binary", "timestamp", "str", "seq", "map", "set", "omap", "pairs")
+}
+
 
 def read_mlmodel(folder: Path) -> Mapping[str, Any] | None:
     """Return what the MLmodel file of a model directory says; None where it says nothing that has names.
@@ -42,7 +48,7 @@ class _TextLoader(SafeLoader):  # type: ignore[misc]
 
 
 def _made(loader: Any, node: yaml.Node) -> Any:
-    if not node.tag.startswith(_STANDARD):
+    if node.tag not in _TAGS:
         raise yaml.constructor.ConstructorError(None, None, f"the tag {node.tag!r} is not allowed", node.start_mark)
     if isinstance(node, yaml.ScalarNode):
         return None if node.tag == _NULL else loader.construct_scalar(node)

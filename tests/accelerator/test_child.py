@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import torch
 from torch import nn
 
 from audits import Recipe
-from flows import cli, isolation
+from flows import cli
 from registry_models import log_model
 from tests import accelerator
 from tests.stores import BATCH
@@ -23,7 +25,7 @@ ENTRY_POINT = "[torch.backends]\nemulated = emulated_backend:register\n"
 
 
 @pytest.fixture
-def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def installed(tmp_path: Path) -> Path:
     """Our three rooms, and beside them the device's library as if it had been installed."""
     try:
         extension = accelerator.built()
@@ -40,8 +42,6 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     facts.mkdir()
     (facts / "entry_points.txt").write_text(ENTRY_POINT)
     (facts / "METADATA").write_text("Metadata-Version: 2.1\nName: emulated-backend\nVersion: 1.0\n")
-    monkeypatch.setattr(isolation, "_own_root", lambda: root)
-    monkeypatch.setenv("GRADAUDIT_READABLE_PATHS", json.dumps([str(root)]))
     return root
 
 
@@ -62,18 +62,15 @@ def directory(folder: Path, *, wrong: bool) -> Path:
 
 
 @pytest.mark.parametrize("wrong", [False, True], ids=["right", "wrong"])
-@pytest.mark.usefixtures("client", "installed")
-def test_audit_of_a_directory(
-    wrong: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.usefixtures("client")
+def test_audit_of_a_directory(wrong: bool, tmp_path: Path, installed: Path) -> None:
     folder = directory(tmp_path, wrong=wrong)
-    capsys.readouterr()
-    monkeypatch.setattr(sys, "argv", ["gradaudit", "audit", str(folder), "--device", accelerator.NAME, "--json"])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    told = json.loads(capsys.readouterr().out)
-    assert told["device"] == accelerator.NAME, told
-    assert ended.value.code == int(wrong)
+    environment = {**os.environ, "PYTHONPATH": str(installed), "GRADAUDIT_READABLE_PATHS": json.dumps([str(installed)])}
+    command = [sys.executable, "-P", "-m", "flows.cli", "audit", str(folder), "--device", accelerator.NAME, "--json"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    told = json.loads(done.stdout or "{}")
+    assert told.get("device") == accelerator.NAME, done.stderr
+    assert done.returncode == int(wrong)
     assert told["outcome"] == ("fail" if wrong else "pass"), told["findings"]
     if wrong:
         named = {f["parameter"] for f in told["findings"] if f["check"] == "registration.coverage"}
