@@ -20,6 +20,9 @@ from registry_models.versions import OUTCOME_TAG, SUBJECT_TAG, Version, registry
 BLOCK_BEGIN, BLOCK_END = "gradaudit audit · ", "<!-- gradaudit -->"
 _BLOCK = re.compile(f"(?ms)^{BLOCK_BEGIN}(?:(?!^{BLOCK_BEGIN}).)*?{BLOCK_END}")
 
+#: On the registered model: the verdict on its latest audited version.
+LATEST_TAG = "audit.latest"
+
 #: Parameters named in a tag before it says how many more there are.
 NAMED_PARAMETERS = 20
 
@@ -69,11 +72,17 @@ def _all_or_nothing(client: MlflowClient, before: Version, names: Sequence[str])
 
     A registry that does not answer any more leaves them without a verdict; the version stays due.
     """
+    latest = client.get_registered_model(before.name).tags.get(LATEST_TAG)
     try:
         yield
     except BaseException:
         version = (before.name, str(before.version))
         with contextlib.suppress(Exception):
+            if latest is None:
+                with contextlib.suppress(Exception):
+                    client.delete_registered_model_tag(before.name, LATEST_TAG)
+            else:
+                client.set_registered_model_tag(before.name, LATEST_TAG, latest)
             client.update_model_version(*version, before.description)
             for name in names:  # the verdict last, as ever
                 if name in before.tags:
@@ -106,10 +115,10 @@ def _block(report: AuditReport, run_id: str, experiment_id: str) -> str:
 
 def _mark_model(client: MlflowClient, report: AuditReport, version: Version) -> None:
     """``audit.latest`` on the registered model, unless a later version already says it."""
-    known = client.get_registered_model(version.name).tags.get("audit.latest", "")
+    known = client.get_registered_model(version.name).tags.get(LATEST_TAG, "")
     match = re.match(r"v(\d+) ", known)
     if match is None or int(match[1]) <= version.version:
-        client.set_registered_model_tag(version.name, "audit.latest", f"v{version.version} {report.outcome}")
+        client.set_registered_model_tag(version.name, LATEST_TAG, f"v{version.version} {report.outcome}")
 
 
 def _subject(version: Version) -> str:

@@ -100,7 +100,7 @@ def test_marking_is_all_or_nothing(client: MlflowClient, monkeypatch: pytest.Mon
     register_linear("m")
     client.update_model_version("m", "1", "the user's own text")
     publish_and_mark(client, report(outcome=Outcome.PASS))
-    before = client.get_model_version("m", "1")
+    before, latest = client.get_model_version("m", "1"), client.get_registered_model("m").tags
     written: list[str] = []
 
     def refusing(name: str) -> Callable[..., Any]:
@@ -121,6 +121,7 @@ def test_marking_is_all_or_nothing(client: MlflowClient, monkeypatch: pytest.Mon
                      run_id="r2", experiment_id="1", fingerprint="f2")  # fmt: skip
     now = client.get_model_version("m", "1")
     assert (now.tags, now.description) == (before.tags, before.description)
+    assert client.get_registered_model("m").tags == latest == {"audit.latest": "v1 pass"}
 
 
 def test_names_as_long_as_they_like_are_marked_whole(client: MlflowClient) -> None:
