@@ -10,12 +10,7 @@ MAXIMUM_TAG = 5000
 _CUT = " …"
 
 
-def tag_value(text: str, limit: int = MAXIMUM_TAG) -> str:
-    """Return a tag's value: cleaned, and cut where it is longer than MLflow takes.
-
-    Args:
-        text: the value; names in it come from a model.
-        limit: characters.
-    """
+def tag_value(text: str) -> str:
+    """Return a tag's value: cleaned, since names come from a model, and cut where MLflow takes no more."""
     value = clean(text)
-    return value if len(value) <= limit else value[: limit - len(_CUT)] + _CUT
+    return value if len(value) <= MAXIMUM_TAG else value[: MAXIMUM_TAG - len(_CUT)] + _CUT

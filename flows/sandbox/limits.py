@@ -9,7 +9,7 @@ from pathlib import Path
 _GIB = 2**30
 _MIB = 2**20
 
-#: More entries than this in an answer folder are an attack on the disk's inodes; an honest answer has three.
+#: More files than this in an audit's private folder are an attack on the disk's inodes; an honest audit leaves a few.
 MAXIMUM_ENTRIES = 1_000
 
 #: And folders nested deeper than this one on whoever walks them.
