@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from audits.errors import GradauditError, InfrastructureError, InputError, RecipeError, SettingsError
     from audits.outcomes import Outcome, ResultRow, Severity
-    from audits.recipe import Phase, Recipe
+    from audits.recipe.recipe import Phase, Recipe
     from audits.report import AuditReport
     from audits.run import audit
     from audits.settings import AuditSettings
@@ -24,8 +24,8 @@ _HOMES = {
     "InfrastructureError": "errors",
     "InputError": "errors",
     "Outcome": "outcomes",
-    "Phase": "recipe",
-    "Recipe": "recipe",
+    "Phase": "recipe.recipe",
+    "Recipe": "recipe.recipe",
     "RecipeError": "errors",
     "ResultRow": "outcomes",
     "SettingsError": "errors",

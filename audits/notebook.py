@@ -5,8 +5,8 @@ from __future__ import annotations
 import html
 from typing import TYPE_CHECKING
 
+from audits.findings.skipped import not_checked
 from audits.outcomes import Outcome, ResultRow
-from audits.skipped import not_checked
 
 if TYPE_CHECKING:
     from audits.report import AuditReport

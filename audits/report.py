@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from audits.findings.skipped import not_checked
 from audits.naming import shell_words
 from audits.outcomes import (
     WORST_FIRST,
@@ -22,9 +23,8 @@ from audits.outcomes import (
     open_claims,
     verdict,
 )
-from audits.result_format import AuditIdentity, answer_table, rows_table
-from audits.results import to_frame
-from audits.skipped import not_checked
+from audits.results.format import AuditIdentity, answer_table, rows_table
+from audits.results.store import to_frame
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,28 +10,28 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from audits.advice import with_advice
-from audits.confirming import settled, suspected
-from audits.declared_names import check_asked_parameters
-from audits.devices import device_name
-from audits.diagnosis import diagnosed
+from audits.checks.severities import with_severities
 from audits.errors import DeviceError
-from audits.first_calls import check_first_calls, gradients_confirmed
+from audits.findings.advice import with_advice
+from audits.findings.confirming import settled, suspected
+from audits.findings.diagnosis import diagnosed
+from audits.findings.first_calls import check_first_calls, gradients_confirmed
 from audits.gradients import check_gradients
-from audits.gradients.compiled import check_compiled, compiled_limits
+from audits.gradients.causes.zero_gradients import with_zeros_explained
+from audits.gradients.causes.zero_start import with_one_note
+from audits.gradients.compiled.compiled import check_compiled, compiled_limits
 from audits.health import check_health
+from audits.live.devices import device_name
+from audits.live.subject import Subject, open_subject
 from audits.outcomes import Coverage, Outcome, ResultRow, Severity
-from audits.parts import parts_of
-from audits.recipe import Recipe
+from audits.recipe.declared_names import check_asked_parameters
+from audits.recipe.digests import parts_of
+from audits.recipe.recipe import Recipe
 from audits.report import AuditReport
-from audits.result_format import AuditIdentity
+from audits.results.format import AuditIdentity
 from audits.settings import AuditSettings
-from audits.severities import with_severities
-from audits.subject import Subject, open_subject
 from audits.updates import check_registration, check_updates
 from audits.updates.relations import relation_limits
-from audits.zero_gradients import with_zeros_explained
-from audits.zero_start import with_one_note
 
 _log = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ def audit(
     report = audit_once(model, recipe, settings=settings, device=device)
     if not suspected(report):
         return report
-    from audits.fresh_process import audited_afresh
+    from audits.findings.fresh_process import audited_afresh
 
     fresh, why_not = audited_afresh(model, recipe, settings or AuditSettings(), device, report.seconds)
     return settled(report, fresh, why_not)
@@ -93,7 +93,7 @@ def audit(
 def audit_once(
     model: nn.Module, recipe: Recipe, *, settings: AuditSettings | None = None, device: str = "auto"
 ) -> AuditReport:
-    """Do what `audit` does in this process alone: suspected first calls stay open (`audits.first_calls.suspected`)."""
+    """Do what `audit` does in this process alone: suspected first calls stay open (`first_calls.suspected`)."""
     settings = settings or AuditSettings()
     try:
         return _audit_on(device, model, recipe, settings)

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from audits.checks.severities import refuse_unknown
 from audits.errors import SettingsError, suggest
-from audits.severities import refuse_unknown
 
 #: How `gradient.finite-difference` is measured.
 METHODS = ("auto", "probe", "exact", "elementwise", "gradcheck")

@@ -23,7 +23,7 @@ os.environ.update({"HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE", "TQDM_DI
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 warnings.simplefilter("ignore")
 
-from flows.settings import quiet_defaults  # noqa: E402
+from flows.settings.environment import quiet_defaults  # noqa: E402
 
 quiet_defaults()
 

@@ -28,8 +28,8 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import audits
-from audits.callables import CallableReference, as_loss
 from audits.outcomes import Outcome
+from audits.recipe.callables import CallableReference, as_loss
 from benchmarks.models.architectures import transformers
 from benchmarks.models.correct import FAMILIES
 from benchmarks.models.databases import modules, optimizers

@@ -36,7 +36,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from flows.settings import quiet_defaults
+from flows.settings.environment import quiet_defaults
 
 quiet_defaults()
 os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "8"  # our own questions outlive a server's restart
@@ -258,7 +258,7 @@ def register(fleet: Fleet, number: int, versions: int) -> list[str]:
 
 
 def committed(results: Path) -> Any:
-    from audits.results import ResultsStore
+    from audits.results.store import ResultsStore
 
     return ResultsStore(results).read("audits").to_pandas()
 

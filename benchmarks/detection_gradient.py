@@ -21,10 +21,10 @@ from typing import Any
 import torch
 
 from audits.gradients import check_gradients
+from audits.live.subject import open_subject
 from audits.outcomes import Outcome, ResultRow
-from audits.recipe import Recipe
+from audits.recipe.recipe import Recipe
 from audits.settings import AuditSettings
-from audits.subject import open_subject
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 

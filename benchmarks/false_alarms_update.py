@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from audits.live.subject import open_subject
 from audits.outcomes import Outcome
-from audits.recipe import Recipe
-from audits.subject import open_subject
+from audits.recipe.recipe import Recipe
 from audits.updates import check_registration, check_updates
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)

@@ -23,9 +23,9 @@ import torch
 from torch import nn
 
 from audits.errors import RecipeError
+from audits.live.subject import open_subject
 from audits.outcomes import WORST_FIRST, Outcome, ResultRow
-from audits.recipe import Recipe
-from audits.subject import open_subject
+from audits.recipe.recipe import Recipe
 from audits.updates import check_registration, check_updates
 from audits.updates.relations import RELATIONS
 

@@ -26,15 +26,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from audits.gradients.batched import vmap_holds
-from audits.gradients.certify import Certifier
-from audits.gradients.exact import check_exactly
+from audits.gradients.methods.batched import vmap_holds
+from audits.gradients.methods.certify import Certifier
+from audits.gradients.methods.exact import check_exactly
 from audits.lanes import float64_lane
 from audits.lanes.evaluation import Point
 from audits.lanes.problem import Problem
+from audits.live.subject import open_subject
 from audits.outcomes import Outcome
-from audits.recipe import Recipe
-from audits.subject import open_subject
+from audits.recipe.recipe import Recipe
 
 Loss = Callable[[nn.Module, Any], torch.Tensor]
 

@@ -24,9 +24,9 @@ from mlflow.tracking import MlflowClient
 from torch import nn
 
 from audits import Recipe
-from audits.results import ResultsStore
-from flows.embedded_prefect import prefect_server
-from flows.settings import quiet_defaults
+from audits.results.store import ResultsStore
+from flows.service.embedded_prefect import prefect_server
+from flows.settings.environment import quiet_defaults
 from registry_models import log_model
 
 #: Versions of one registered model, as a team has them.

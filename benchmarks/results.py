@@ -25,12 +25,12 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from audits.compaction import ROW_GROUP, compact, compact_months
-from audits.history import history
-from audits.queries import query
-from audits.result_format import AUDITS_SCHEMA, ROWS_SCHEMA
-from audits.results import ResultsStore, writing_atomically
-from audits.store_files import Layer
+from audits.results.compaction import ROW_GROUP, compact, compact_months
+from audits.results.files import Layer
+from audits.results.format import AUDITS_SCHEMA, ROWS_SCHEMA
+from audits.results.history import history
+from audits.results.queries import query
+from audits.results.store import ResultsStore, writing_atomically
 
 LAST_NIGHT = datetime.date(2026, 10, 31)
 LAYERS = ("attention.projections", "attention.output", "mlp.0", "mlp.2")

@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 
 from audits.settings import AuditSettings
-from flows.isolation import limits_of, run_child
 from flows.sandbox import Level, reached_level
-from flows.settings import GradauditSettings
+from flows.sandbox.isolation import limits_of, run_child
+from flows.settings.environment import GradauditSettings
 
 
 def start(level: Level, settings: GradauditSettings) -> float:

@@ -25,8 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from audits.recipe import Recipe
-from audits.subject import Subject, open_subject
+from audits.live.subject import Subject, open_subject
+from audits.recipe.recipe import Recipe
 from audits.updates import check_registration
 from audits.updates.audit import run_once, synthetic_rows
 

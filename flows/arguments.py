@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 from audits.errors import RecipeError, SettingsError, suggest
-from audits.results import ResultsStore
-from flows.settings import GradauditSettings
+from audits.results.store import ResultsStore
+from flows.settings.environment import GradauditSettings
 
 #: What the folder of a recipe holds, and where in other folders such a folder is.
 _RECIPE_FILE, _PLACES = "recipe.yaml", ("audit", "extra_files/audit")
@@ -36,7 +36,7 @@ def recipe_folder(folder: Path) -> Path:
     Raises:
         RecipeError: it holds none; the text says where one is, or what is wrong in it.
     """
-    from registry_models.recipe_files import read_recipe
+    from registry_models.recipes.recipe_files import read_recipe
 
     if folder.is_file():
         held = f", {folder.absolute().parent}" if folder.name == _RECIPE_FILE else ""
@@ -82,8 +82,8 @@ def refuse_settings(settings: GradauditSettings) -> None:
     Raises:
         SettingsError: waivers, or the recipe repository, are missing or broken.
     """
-    from flows.judging import waivers_of
-    from registry_models.recipe_sources import matching_recipes
+    from flows.one_audit.team_policy import waivers_of
+    from registry_models.recipes.recipe_sources import matching_recipes
 
     waivers_of(settings)
     if settings.recipes_folder is not None:
@@ -101,7 +101,7 @@ def refuse_device(device: str) -> None:
     """
     if device in ("auto", "cpu"):
         return
-    from audits.devices import choose_device
+    from audits.live.devices import choose_device
 
     try:
         choose_device(device)

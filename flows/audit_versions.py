@@ -17,20 +17,20 @@ from prefect.task_runners import ThreadPoolTaskRunner
 from audits.errors import InfrastructureError, InputError, SetupError
 from audits.naming import label_of_reference, visible
 from flows.arguments import refuse_device
-from flows.audit_summary import AuditSummary, summaries_of, summarise
-from flows.canary import prove_environment
-from flows.judging import waivers_of
-from flows.keeping import NotKeptError
-from flows.keys import due_key
-from flows.notifying import last_outcome, tell_newly_failed
-from flows.one_version import Target, audit_version, fresh_occasion
-from flows.private_folders import remove_stale
-from flows.progress import listener
+from flows.choosing.audit_summary import AuditSummary, summaries_of, summarise
+from flows.choosing.due_keys import due_key
+from flows.choosing.notifying import last_outcome, tell_newly_failed
+from flows.choosing.progress import listener
+from flows.choosing.sweeping import UNDER_WAY, NotTriedError, Sweep, ending
+from flows.one_audit.canary import prove_environment
+from flows.one_audit.one_version import Target, audit_version, fresh_occasion
+from flows.one_audit.storing import NotKeptError
+from flows.one_audit.team_policy import waivers_of
 from flows.sandbox import reached_level
-from flows.settings import GradauditSettings
-from flows.sweeping import UNDER_WAY, NotTriedError, Sweep, ending
+from flows.sandbox.private_folders import remove_stale
+from flows.settings.environment import GradauditSettings
+from registry_models.registry.versions import VersionReference, registered
 from registry_models.report.text import escape_markdown
-from registry_models.versions import VersionReference, registered
 
 
 def _worth_retrying(task: Any, task_run: Any, state: State[Any]) -> bool:

@@ -13,19 +13,19 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from audits.committed import CommittedAudits
-from audits.compaction import compact
 from audits.errors import InfrastructureError
 from audits.naming import reference_to
-from audits.results import ResultsStore
-from flows.audit_summary import summaries_of
+from audits.results.committed import CommittedAudits
+from audits.results.compaction import compact
+from audits.results.store import ResultsStore
 from flows.audit_versions import audit_versions
-from flows.due import Plan, choose_due, plan_night
-from flows.night_summary import NightSummary, committed_since, summarise_night
-from flows.one_version import fresh_occasion
-from flows.progress import listener
-from flows.settings import GradauditSettings
-from flows.shards import cut, run_on_workers, workers_wait
+from flows.choosing.audit_summary import summaries_of
+from flows.choosing.due import Plan, choose_due, plan_night
+from flows.choosing.night_summary import NightSummary, committed_since, summarise_night
+from flows.choosing.progress import listener
+from flows.choosing.shards import cut, run_on_workers, workers_wait
+from flows.one_audit.one_version import fresh_occasion
+from flows.settings.environment import GradauditSettings
 from registry_models.night_run import publish_night
 
 __all__ = ["choose_due", "nightly_audit"]

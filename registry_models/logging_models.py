@@ -18,13 +18,19 @@ from mlflow.models.model import ModelInfo
 from mlflow.tracking import MlflowClient
 from torch import nn
 
-from audits.callables import CallableReference
-from audits.capture import unwrap
 from audits.errors import ArtifactError, RecipeError, suggest
-from audits.recipe import Recipe
-from registry_models.exporting import NotExportableError, example_for_mlflow, in_eval_mode, on_cpu, pt2_options
-from registry_models.factory_files import Factory, write_factory
-from registry_models.recipe_files import (
+from audits.recipe.callables import CallableReference
+from audits.recipe.capture import unwrap
+from audits.recipe.recipe import Recipe
+from registry_models.artifacts.exporting import (
+    NotExportableError,
+    example_for_mlflow,
+    in_eval_mode,
+    on_cpu,
+    pt2_options,
+)
+from registry_models.artifacts.factory_files import Factory, write_factory
+from registry_models.recipes.recipe_files import (
     BATCH_FILE,
     CODE_FOLDER,
     FOLDER,
@@ -33,8 +39,8 @@ from registry_models.recipe_files import (
     read_recipe,
     write_recipe,
 )
-from registry_models.shipping import copy_code, ship
-from registry_models.versions import RECIPE_TAG, Version, VersionReference, ensure_experiment, registry_errors
+from registry_models.recipes.shipping import copy_code, ship
+from registry_models.registry.versions import RECIPE_TAG, Version, VersionReference, ensure_experiment, registry_errors
 
 _log = logging.getLogger(__name__)
 

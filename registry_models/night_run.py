@@ -10,8 +10,8 @@ from mlflow.entities import Metric, RunStatus
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from registry_models.mlflow_values import tag_value
-from registry_models.versions import ensure_experiment, registry_errors
+from registry_models.registry.mlflow_values import tag_value
+from registry_models.registry.versions import ensure_experiment, registry_errors
 
 
 def publish_night(

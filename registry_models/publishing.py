@@ -14,12 +14,12 @@ from mlflow.tracking import MlflowClient
 
 from audits.outcomes import GRADIENT_EVIDENCE, UPDATE_EVIDENCE, WORST_FIRST, ResultRow, finite
 from audits.report import AuditReport
-from audits.results import write_parquet
-from registry_models.logged_models import link_run, logged_model_of
-from registry_models.mlflow_values import tag_value
+from audits.results.store import write_parquet
+from registry_models.registry.logged_models import link_run, logged_model_of
+from registry_models.registry.mlflow_values import tag_value
+from registry_models.registry.versions import Version, ensure_experiment, registry_errors
 from registry_models.report import Changes, render_html, render_markdown, render_plots
 from registry_models.untrusted_text import neutralised
-from registry_models.versions import Version, ensure_experiment, registry_errors
 
 _log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from flows.settings import quiet_defaults
+from flows.settings.environment import quiet_defaults
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient

@@ -40,9 +40,9 @@ def test_the_contracts_hold(copy: Path) -> None:
     [
         ("audits", "import mlflow"),
         ("audits", "from prefect import flow"),
-        ("audits", "from registry_models.versions import Version"),
+        ("audits", "from registry_models.registry.versions import Version"),
         ("registry_models", "from prefect import flow"),
-        ("registry_models", "from flows.settings import GradauditSettings"),
+        ("registry_models", "from flows.settings.environment import GradauditSettings"),
     ],
 )
 def test_a_planted_violation_is_caught(copy: Path, room: str, line: str) -> None:

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import logging
 
-from audits.gradients.batched import vmap_holds
-from audits.gradients.certify import Certifier
-from audits.gradients.claims import FINITE_DIFFERENCE, INPUT, NATIVE_DTYPE
-from audits.gradients.conventions import with_conventions
-from audits.gradients.each_function import judge_each_function
-from audits.gradients.elementwise import check_elements
-from audits.gradients.exact import check_exactly
-from audits.gradients.explain import explain
+from audits.checks.gradient import FINITE_DIFFERENCE, INPUT, NATIVE_DTYPE
+from audits.gradients.causes.conventions import with_conventions
+from audits.gradients.causes.explain import explain
+from audits.gradients.functions.each_function import judge_each_function
 from audits.gradients.inputs import check_inputs
-from audits.gradients.native import check_native
-from audits.gradients.rounding import mark_rounding_zeros, suspicious
-from audits.gradients.rows import parameter_row, skipped_row
-from audits.gradients.second_opinion import check_with_gradcheck
+from audits.gradients.methods.batched import vmap_holds
+from audits.gradients.methods.certify import Certifier
+from audits.gradients.methods.elementwise import check_elements
+from audits.gradients.methods.exact import check_exactly
+from audits.gradients.methods.rounding import mark_rounding_zeros, suspicious
+from audits.gradients.methods.second_opinion import check_with_gradcheck
+from audits.gradients.native.native import check_native
+from audits.gradients.verdict_rows import parameter_row, skipped_row
 from audits.gradients.verdicts import Verdict
 from audits.lanes.evaluation import Point
 from audits.lanes.float64 import float64_lane
 from audits.lanes.problem import Problem
+from audits.live.ownership import FOREIGN, surely_foreign
+from audits.live.subject import LivePhase, Subject
 from audits.outcomes import Lane, Outcome, ResultRow
-from audits.ownership import FOREIGN, surely_foreign
-from audits.subject import LivePhase, Subject
 
 #: Trainable elements up to which `auto` checks every one of them in a plain loop, where vmap does not hold.
 LOOP_LIMIT = 256

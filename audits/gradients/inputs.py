@@ -7,17 +7,17 @@ from dataclasses import replace
 
 import torch
 
-from audits.gradients.certify import Certifier
-from audits.gradients.claims import INPUT
-from audits.gradients.explain import explain
+from audits.checks.gradient import INPUT
+from audits.gradients.causes.explain import explain
+from audits.gradients.methods.certify import Certifier
 from audits.gradients.verdicts import Verdict, describe
 from audits.lanes.arithmetic import norm
 from audits.lanes.evaluation import Point
 from audits.lanes.float64 import float64_lane
 from audits.lanes.problem import Problem
+from audits.live.subject import LivePhase, Subject
 from audits.outcomes import Lane, Outcome, ResultRow, Severity, finite
 from audits.structures import tensors_in
-from audits.subject import LivePhase, Subject
 
 #: How a batch tensor's gradient is asked for.
 ASK = (

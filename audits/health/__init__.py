@@ -6,15 +6,15 @@ import functools
 
 import torch
 
-from audits.backward import by_grad_or_backward, gradients_of
+from audits.checks.health import BY_NAME
 from audits.health.activations import Listener
-from audits.health.claims import BY_NAME, HEALTH_CHECKS
 from audits.health.gradients import gradient_rows
 from audits.health.moves import moves_of, update_rows
+from audits.lanes.backward import by_grad_or_backward, gradients_of
+from audits.live.subject import LivePhase, Subject
 from audits.outcomes import ResultRow
-from audits.subject import LivePhase, Subject
 
-__all__ = ["HEALTH_CHECKS", "check_health"]
+__all__ = ["check_health"]
 
 
 def check_health(subject: Subject) -> list[ResultRow]:

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from audits.health.claims import health_row
+from audits.health.health_rows import health_row
+from audits.live.subject import LivePhase, Subject
 from audits.outcomes import ResultRow
-from audits.subject import LivePhase, Subject
 
 #: Share of dead or saturated units above which a layer warns.
 LAYER_SHARE = 0.5

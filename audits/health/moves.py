@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
-from audits.health.claims import health_row
+from audits.health.health_rows import health_row
+from audits.live.subject import LivePhase, Subject
 from audits.outcomes import ResultRow, finite
-from audits.subject import LivePhase, Subject
 
 #: What a step may do to a layer's output, in standard deviations of inputs of variance 1: rms(update) sqrt(fan in). A
 #: layer as torch initialises it gives 1 / sqrt(3): a step beyond that outweighs what the whole layer does. Fresh Adam

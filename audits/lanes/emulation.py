@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from audits.lanes.fake_quantization import EMULATED
+from audits.lanes.kinks.fake_quantization import EMULATED
 from audits.lanes.lifting import traits
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from audits.compiled_parts import eager
 from audits.lanes.tape import Tape
 from audits.outcomes import Lane
+from audits.recipe.compiled_parts import eager
 
 Tensors = Mapping[str, torch.Tensor]
 

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from audits.lanes.branches import COMPARISONS, Rule, rule_for
 from audits.lanes.emulation import emulation, is_emulated, run
+from audits.lanes.kinks.branches import COMPARISONS, Rule, rule_for
 from audits.lanes.lifting import OperatorTraits, lift_call, lift_result, traits
 from audits.lanes.tape import Tape, TapeCursor, draws
 

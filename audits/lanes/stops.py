@@ -21,7 +21,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 
-from audits.lanes.straight_through import SignedTerms
+from audits.lanes.kinks.straight_through import SignedTerms
 from audits.lanes.watching import LOSS_PATH, FunctionDepth, ModuleStack
 
 _DETACH: frozenset[Any] = frozenset(

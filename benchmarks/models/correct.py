@@ -372,7 +372,7 @@ TRAINING_STEPS = 60
 
 
 def train(model: nn.Module, batch: Any, loss: Any) -> None:
-    from audits.callables import CallableReference, as_loss
+    from audits.recipe.callables import CallableReference, as_loss
 
     function = as_loss(CallableReference.of(loss, role="loss"))
     parameters = [p for p in model.parameters() if p.requires_grad]

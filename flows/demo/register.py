@@ -19,7 +19,7 @@ from mlflow.utils.autologging_utils import MlflowEventsAndWarningsBehaviorGlobal
 from audits.errors import InputError
 from flows.demo.catalogue import DEMO_VERSIONS, DemoVersion
 from registry_models.logging_models import log_model
-from registry_models.versions import list_versions
+from registry_models.registry.versions import list_versions
 
 EXPERIMENT = "demo-training"
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from audits.recipe import Recipe
+from audits.recipe.recipe import Recipe
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from audits.committed import CommittedAudits
-from audits.results import ResultsStore
-from flows.audit_summary import AuditSummary, summaries_of
+from audits.results.committed import CommittedAudits
+from audits.results.store import ResultsStore
+from flows.choosing.audit_summary import AuditSummary, summaries_of
 from flows.demo.catalogue import DemoVersion
 
 

@@ -132,7 +132,7 @@ def _trials(level: Level) -> tuple[tuple[Variant, str], ...]:
 def _trial(level: Level, variant: Variant) -> str:
     """Start the interpreter confined and open what an audit needs; return what went wrong, or an empty text."""
     own_root = ENTRY.parent.parent.parent
-    opened = [str(own_root / "registry_models" / "child.py")]
+    opened = [str(own_root / "registry_models" / "child" / "__main__.py")]
     torch = importlib.util.find_spec("torch")
     if torch is not None and torch.origin is not None:
         opened.append(torch.origin)

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING
 import httpx
 
 from audits.errors import InfrastructureError
-from flows.keys import digest
+from flows.choosing.due_keys import digest
+from flows.choosing.sweeping import REGISTRATION
 from flows.service.setup import configured_api
-from flows.sweeping import REGISTRATION
-from registry_models.versions import Version
+from registry_models.registry.versions import Version
 
 if TYPE_CHECKING:
     from uuid import UUID

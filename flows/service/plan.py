@@ -12,7 +12,7 @@ from pathlib import Path
 
 from flows.processes import PYTHON, UVICORN
 from flows.service.supervising import Service
-from flows.settings_files import FILE, PROJECT_FILE
+from flows.settings.settings_files import FILE, PROJECT_FILE
 
 #: Everything listens here alone.
 HOST = "127.0.0.1"

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from mlflow.tracking import MlflowClient
 
 from audits.errors import GradauditError
-from flows.due import without_result
+from flows.choosing.due import without_result
 from flows.service.handing_over import Handed, hand_over, tally
-from flows.settings import GradauditSettings
-from registry_models.arrivals import Arrivals
+from flows.settings.environment import GradauditSettings
+from registry_models.registry.arrivals import Arrivals
 
 _log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from mlflow.entities.webhook import WebhookEvent, WebhookStatus
 from mlflow.tracking import MlflowClient
 
 from audits.errors import ArtifactError
-from registry_models.versions import registry_errors
+from registry_models.registry.versions import registry_errors
 
 #: The webhook's name in MLflow.
 NAME = "gradaudit"

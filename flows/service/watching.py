@@ -9,7 +9,7 @@ from types import FrameType
 
 from flows.service.reconciling import Reconciler
 from flows.service.setup import configured_api
-from flows.settings import GradauditSettings
+from flows.settings.environment import GradauditSettings
 
 _log = logging.getLogger(__name__)
 

@@ -28,14 +28,14 @@ from starlette.requests import ClientDisconnect
 
 from audits.errors import ArtifactError, InfrastructureError, SettingsError
 from audits.naming import reference_to, visible
-from flows.due import without_result
+from flows.choosing.due import without_result
 from flows.service.handing_over import Handed, hand_over, prefect_answers
 from flows.service.reconciling import INTERVAL, SINCE_HOURS, Reconciler
 from flows.service.registering import register_webhook
 from flows.service.setup import configured_api
 from flows.service.signatures import DELIVERY, Deliveries, RefusedError, verify
-from flows.settings import GradauditSettings
-from registry_models.versions import LARGEST_VERSION, RECIPE_TAG, VersionReference, answers
+from flows.settings.environment import GradauditSettings
+from registry_models.registry.versions import LARGEST_VERSION, RECIPE_TAG, VersionReference, answers
 
 _log = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from torch import nn
 
 from audits.errors import RecipeError
 from audits.structures import map_tensors, tensors_in
-from registry_models.loading import LoadedModel
-from registry_models.mlmodel import read_mlmodel
+from registry_models.artifacts.loading import LoadedModel
+from registry_models.artifacts.mlmodel import read_mlmodel
 
 #: Rows of a made-up batch, and the length of a dimension that a signature leaves open.
 ROWS, OPEN_DIMENSION = 4, 8

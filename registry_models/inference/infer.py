@@ -13,18 +13,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from audits.callables import MODEL_LOSS, CallableReference, as_loss
-from audits.capture import unwrap
 from audits.errors import RecipeError
-from audits.recipe import Recipe
-from audits.state import ModuleState, random_state_kept, seed_everything
+from audits.live.state import ModuleState, random_state_kept, seed_everything
+from audits.recipe.callables import MODEL_LOSS, CallableReference, as_loss
+from audits.recipe.capture import unwrap
+from audits.recipe.recipe import Recipe
 from audits.structures import map_tensors
+from registry_models.artifacts.loading import LoadedModel
 from registry_models.inference.examples import Example, find_example
 from registry_models.inference.lightning import is_lightning, lightning_phases
 from registry_models.inference.losses import call_model, fitting_targets, random_projection
 from registry_models.inference.optimizers import choose_optimizer
 from registry_models.inference.transformers import is_transformers, labelled_batches, model_inputs
-from registry_models.loading import LoadedModel
 
 #: What to write when nothing can be inferred.
 NO_RECIPE = (

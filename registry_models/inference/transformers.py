@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from audits.subject import IGNORED_LABEL
+from audits.live.subject import IGNORED_LABEL
+from registry_models.artifacts.transformers_files import COMPONENTS_FOLDER, import_transformers
 from registry_models.inference.examples import Example
-from registry_models.transformers_files import COMPONENTS_FOLDER, import_transformers
 
 #: Rows, tokens and audio samples of a made-up batch.
 _ROWS, _TOKENS, _SAMPLES = 2, 8, 1600

@@ -14,10 +14,10 @@ import torch
 from mlflow.models.model import ModelInfo
 from torch import nn
 
-from audits.callables import CallableReference
 from audits.errors import RecipeError
-from audits.recipe import Phase, Recipe
-from audits.state import random_state_kept
+from audits.live.state import random_state_kept
+from audits.recipe.callables import CallableReference
+from audits.recipe.recipe import Phase, Recipe
 from audits.structures import map_tensors
 from registry_models.inference.lightning import TrainingStepLoss, lightning_phases
 from registry_models.integrations.rates import LastRates

@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from mlflow.models.model import ModelInfo
 
-from audits.callables import MODEL_LOSS
-from audits.compiled_parts import MODEL
 from audits.errors import RecipeError
-from audits.recipe import Recipe
-from audits.state import random_state_kept
+from audits.live.state import random_state_kept
+from audits.live.subject import IGNORED_LABEL
+from audits.recipe.callables import MODEL_LOSS
+from audits.recipe.compiled_parts import MODEL
+from audits.recipe.recipe import Recipe
 from audits.structures import map_tensors
-from audits.subject import IGNORED_LABEL
 from registry_models.integrations.rates import LastRates
 from registry_models.logging_models import log_model
 
@@ -127,4 +127,4 @@ def _factory(model: Any) -> dict[str, Any]:
         "config": json.loads(model.config.to_json_string(use_diff=False)),
         "attention": getattr(model.config, "_attn_implementation", None),
     }
-    return {"factory": "registry_models.transformers_files:build", "factory_args": arguments}
+    return {"factory": "registry_models.artifacts.transformers_files:build", "factory_args": arguments}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from audits.findings.skipped import not_checked
 from audits.outcomes import Outcome, ResultRow
 from audits.report import AuditReport
-from audits.skipped import not_checked
 from registry_models.report.changes import Changes
 from registry_models.report.lines import shown_outcome
 from registry_models.report.text import escape_markdown, one_line, plural, shortened

@@ -6,10 +6,10 @@ import datetime
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from audits.findings.skipped import Unchecked, not_checked
 from audits.naming import visible
 from audits.outcomes import Outcome, ResultRow
 from audits.report import AuditReport
-from audits.skipped import Unchecked, not_checked
 from registry_models.report.changes import Changes
 from registry_models.report.findings import Finding, FindingGroup, finding_groups
 from registry_models.report.lines import RANK, ParameterLine, is_parameter, parameter_lines, shown_outcome

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from audits import Recipe
-from flows import cli
+from flows.cli import main as cli
 from registry_models import log_model
 from tests import accelerator
 from tests.stores import BATCH
@@ -66,7 +66,17 @@ def directory(folder: Path, *, wrong: bool) -> Path:
 def test_audit_of_a_directory(wrong: bool, tmp_path: Path, installed: Path) -> None:
     folder = directory(tmp_path, wrong=wrong)
     environment = {**os.environ, "PYTHONPATH": str(installed), "GRADAUDIT_READABLE_PATHS": json.dumps([str(installed)])}
-    command = [sys.executable, "-P", "-m", "flows.cli", "audit", str(folder), "--device", accelerator.NAME, "--json"]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "flows.cli",
+        "audit",
+        str(folder),
+        "--device",
+        accelerator.NAME,
+        "--json",
+    ]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     told = json.loads(done.stdout or "{}")
     assert told.get("device") == accelerator.NAME, done.stderr

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import audits
-from audits import devices, subject
+from audits.live import devices, subject
 from tests.accelerator import NAME
 
 pytestmark = pytest.mark.accelerator

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import audits
-from audits.callables import CallableReference, as_loss
+from audits.recipe.callables import CallableReference, as_loss
 from audits.structures import map_tensors
 from benchmarks.models.correct import FAMILIES
 from tests.accelerator import NAME

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 from audits.outcomes import Coverage, Outcome, ResultRow
 from audits.report import AuditReport
-from audits.result_format import AuditIdentity, answer_table, audits_table, rows_table
-from audits.results import ResultsStore
+from audits.results.format import AuditIdentity, answer_table, audits_table, rows_table
+from audits.results.store import ResultsStore
 
 PARTS = {"weights": "w", "files": "f", "sources": "s", "loss": "l", "optimizer": "o", "batch": "b", "step": "t"}
 DAY = datetime.date(2026, 1, 31)
@@ -45,7 +45,7 @@ def store_rows(store: ResultsStore, made: AuditReport) -> None:
 
 
 def commit(store: ResultsStore, made: AuditReport) -> AuditReport:
-    """Store an audit as `flows.keeping` does, without MLflow."""
+    """Store an audit as `flows.one_audit.storing` does, without MLflow."""
     store_rows(store, made)
     identity = made.identity
     counts = {f"n_{name}": number for name, number in made.counts.items()}

@@ -11,8 +11,8 @@ import yaml
 from torch import nn
 
 from audits import Recipe
-from registry_models.factory_files import Factory, write_factory
-from registry_models.recipe_files import FOLDER, write_recipe
+from registry_models.artifacts.factory_files import Factory, write_factory
+from registry_models.recipes.recipe_files import FOLDER, write_recipe
 
 #: What was "tuned" in this process; a fresh process has tuned nothing. Tests clear it to stand for one.
 TUNED: set[Any] = set()

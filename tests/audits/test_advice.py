@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from audits import AuditReport, Outcome, Recipe, audit
-from audits.advice import advice_for, says_what_to_do, with_advice, without_advice
 from audits.checks import CHECKS
+from audits.findings.advice import advice_for, says_what_to_do, with_advice, without_advice
 from audits.outcomes import ResultRow
 from audits.run import refused
 from benchmarks.models.correct import FAMILIES, classes

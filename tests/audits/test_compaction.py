@@ -11,9 +11,9 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
-from audits.compaction import compact, compact_months, ended_months
 from audits.errors import InfrastructureError, InputError
-from audits.results import ResultsStore
+from audits.results.compaction import compact, compact_months, ended_months
+from audits.results.store import ResultsStore
 from tests.audits.test_results import TODAY, identity, row, table
 
 TOMORROW = TODAY + datetime.timedelta(1)
@@ -105,7 +105,7 @@ def test_a_month_is_sorted_by_model_and_parameter_and_takes_late_days_in(store: 
 def test_a_month_is_merged_in_ranges_of_models_without_loss(
     store: ResultsStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("audits.compaction.CHUNK", 3)
+    monkeypatch.setattr("audits.results.compaction.CHUNK", 3)
     for number in range(9):
         who = dataclasses.replace(identity(f"c{number}"), model_name=f"n{number % 4}")
         store.write("rows", table([row(parameter="z"), row(parameter=None)], who), date=TODAY, audit_id=f"c{number}")

@@ -13,9 +13,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import audits
-from audits.compiled_parts import compiled_parts
 from audits.outcomes import Outcome, ResultRow
-from audits.recipe_data import recipe_from_plain, recipe_to_plain
+from audits.recipe.compiled_parts import compiled_parts
+from audits.recipe.plain_form import recipe_from_plain, recipe_to_plain
 from audits.report import AuditReport
 from tests.audits.gradients.cases import classes
 

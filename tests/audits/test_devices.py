@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from audits.devices import Draws, choose_device, device_name
 from audits.errors import RecipeError
+from audits.live.devices import Draws, choose_device, device_name
 from tests import accelerator
 
 ROOT = Path(__file__).resolve().parents[2]

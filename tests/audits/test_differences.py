@@ -10,11 +10,18 @@ import torch
 from torch import nn
 
 from audits import Recipe, audit
-from audits.differences import NOTHING_DIFFERS, Change, compare
 from audits.errors import InputError
 from audits.outcomes import Outcome, Severity
-from audits.results import ResultsStore
-from audits.stored import changes_since, committed_audits, compare_versions, find_audit, newest_audit, stored_report
+from audits.results.comparison import NOTHING_DIFFERS, Change, compare
+from audits.results.reading import (
+    changes_since,
+    committed_audits,
+    compare_versions,
+    find_audit,
+    newest_audit,
+    stored_report,
+)
+from audits.results.store import ResultsStore
 from tests.audits.committing import PARTS, commit, report, row
 
 

@@ -11,7 +11,15 @@ import pytest
 import torch
 
 import audits
-from audits.confirming import FIRST_CALL, FIRST_CALL_ONLY, NOT_REPRODUCED, REPEATS, confirmed, settled, suspected
+from audits.findings.confirming import (
+    FIRST_CALL,
+    FIRST_CALL_ONLY,
+    NOT_REPRODUCED,
+    REPEATS,
+    confirmed,
+    settled,
+    suspected,
+)
 from audits.outcomes import Outcome, ResultRow
 from audits.run import audit_once, refused
 from tests.audits import first_call_models as models
@@ -175,8 +183,8 @@ def test_a_class_of_the_script_itself_travels_where_the_script_has_a_main_guard(
 @pytest.mark.end_to_end
 @pytest.mark.parametrize("fault", ["none", "optimizer"])
 def test_a_versions_second_child_tells_its_first_call(fault: str, tmp_path: Path) -> None:
-    from flows.one_version import audit_directory
-    from flows.settings import GradauditSettings
+    from flows.one_audit.one_version import audit_directory
+    from flows.settings.environment import GradauditSettings
 
     report = audit_directory(models.write(tmp_path / "model", fault), GradauditSettings.load(device="cpu"))
     if fault == "none":

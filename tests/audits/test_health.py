@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from audits.health import HEALTH_CHECKS, check_health
+from audits.checks.health import HEALTH_CHECKS
+from audits.health import check_health
+from audits.live.subject import open_subject
 from audits.outcomes import Outcome, ResultRow, Severity
-from audits.recipe import Recipe
+from audits.recipe.recipe import Recipe
 from audits.settings import AuditSettings
-from audits.subject import open_subject
 from tests.wrong_on_purpose.updates import models
 
 

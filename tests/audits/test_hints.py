@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from audits import AuditSettings, Outcome, Phase, Recipe, audit
-from audits.callables import CallableReference
 from audits.checks import CHECKS
 from audits.errors import RecipeError, SettingsError, suggest
+from audits.recipe.callables import CallableReference
 
 
 @pytest.mark.parametrize(

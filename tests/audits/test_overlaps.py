@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from audits import Outcome, Recipe, audit
-from audits.callables import CallableReference
 from audits.errors import RecipeError
-from audits.overlaps import Overlap, overlaps_of
-from audits.recipe_data import recipe_from_plain, recipe_to_plain
+from audits.recipe.callables import CallableReference
+from audits.recipe.overlaps import Overlap, overlaps_of
+from audits.recipe.plain_form import recipe_from_plain, recipe_to_plain
 
 
 class Language(nn.Module):

@@ -10,12 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow import fs
 
-from audits.compaction import compact, compact_months
 from audits.errors import InputError
-from audits.history import history, stories
 from audits.outcomes import Outcome
-from audits.queries import query
-from audits.results import ResultsStore
+from audits.results.compaction import compact, compact_months
+from audits.results.history import history, stories
+from audits.results.queries import query
+from audits.results.store import ResultsStore
 from tests.audits.committing import DAY, commit, report, row, store_rows
 
 NEXT = DAY + datetime.timedelta(1)

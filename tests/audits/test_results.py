@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from audits.errors import InfrastructureError
 from audits.outcomes import Coverage, Lane, Outcome, ResultRow, Severity, verdict
 from audits.report import AuditReport
-from audits.result_format import AUDITS_SCHEMA, ROWS_SCHEMA, AuditIdentity, answer_table, audits_table, rows_table
-from audits.results import ResultsStore
+from audits.results.format import AUDITS_SCHEMA, ROWS_SCHEMA, AuditIdentity, answer_table, audits_table, rows_table
+from audits.results.store import ResultsStore
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "result_format.md"
 TODAY = datetime.date(2026, 1, 31)
@@ -86,7 +86,7 @@ def test_a_crash_while_writing_leaves_nothing_visible(tmp_path: Path, monkeypatc
     def full(source: object, target: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("audits.results.os.replace", full)
+    monkeypatch.setattr("audits.results.store.os.replace", full)
     with pytest.raises(InfrastructureError, match="no space is left"):
         store.write("rows", table([row()], identity()), date=TODAY, audit_id="a1")
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []

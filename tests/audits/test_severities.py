@@ -5,9 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from audits.checks.severities import with_severities
 from audits.outcomes import Outcome, ResultRow, Severity
 from audits.settings import AuditSettings
-from audits.severities import with_severities
 from tests.audits.test_waivers import rows
 
 severities = st.dictionaries(

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from audits import Recipe, RecipeError, audit
-from audits.state import RandomState, borrowed
-from audits.subject import open_subject
+from audits.live.state import RandomState, borrowed
+from audits.live.subject import open_subject
 
 BATCH = {"inputs": torch.randn(6, 3), "targets": torch.randn(6, 2)}
 

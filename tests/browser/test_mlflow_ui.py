@@ -13,9 +13,9 @@ pytest.importorskip("selenium", reason="needs selenium (pip install 'gradaudit[d
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
-from flows.one_version import Target, audit_version
-from flows.settings import GradauditSettings
-from registry_models.versions import list_versions
+from flows.one_audit.one_version import Target, audit_version
+from flows.settings.environment import GradauditSettings
+from registry_models.registry.versions import list_versions
 from tests.browsing import MISSING, browser, find, mlflow_ui, model_training_mode, see
 from tests.flows.test_notifying import register_failing
 from tests.stores import register_linear

@@ -6,11 +6,11 @@ import datetime
 from pathlib import Path
 from typing import Any
 
-from audits.result_format import AuditIdentity, audits_table
-from audits.results import ResultsStore
-from flows.keys import due_key, environment
-from flows.settings import GradauditSettings
-from registry_models.versions import Version
+from audits.results.format import AuditIdentity, audits_table
+from audits.results.store import ResultsStore
+from flows.choosing.due_keys import due_key, environment
+from flows.settings.environment import GradauditSettings
+from registry_models.registry.versions import Version
 
 
 def commit(

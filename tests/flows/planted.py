@@ -8,8 +8,8 @@ import torch
 import yaml
 
 from audits import Recipe
-from registry_models.factory_files import Factory, write_factory
-from registry_models.recipe_files import FOLDER, write_recipe
+from registry_models.artifacts.factory_files import Factory, write_factory
+from registry_models.recipes.recipe_files import FOLDER, write_recipe
 
 
 def write_wide(folder: Path) -> Path:

@@ -15,10 +15,10 @@ from mlflow.tracking import MlflowClient
 from torch import nn
 
 from audits import Recipe
-from flows import cli
-from flows.one_version import rerun_command
+from flows.cli import main as cli
+from flows.one_audit.one_version import rerun_command
 from registry_models import log_model
-from registry_models.versions import Version, VersionReference
+from registry_models.registry.versions import Version, VersionReference
 from tests.stores import BATCH, register_linear
 
 
@@ -182,7 +182,7 @@ def test_a_results_folder_that_cannot_be_is_said_before_the_audit(run, tmp_path:
 
 
 def test_an_error_of_our_own_is_no_failed_model(run, capsys, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
-    from flows import audit_command
+    from flows.cli import audit_command
 
     def broken(*arguments: object) -> None:
         raise ZeroDivisionError("planted")
@@ -197,7 +197,7 @@ def test_an_error_of_our_own_is_no_failed_model(run, capsys, monkeypatch: pytest
 
 
 def test_what_libraries_print_is_no_result(run, client: MlflowClient, capsys, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
-    from flows import audit_command
+    from flows.cli import audit_command
 
     connect = audit_command.connect
 

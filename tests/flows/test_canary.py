@@ -13,12 +13,12 @@ from mlflow.tracking import MlflowClient
 from audits.errors import InfrastructureError
 from audits.outcomes import Coverage, Outcome, ResultRow
 from audits.report import AuditReport
-from audits.results import ResultsStore
-from flows import isolation
-from flows.canary import differs, prove_environment
-from flows.embedded_prefect import prefect_server
-from flows.settings import GradauditSettings
-from registry_models.reference import WRONG_PARAMETER
+from audits.results.store import ResultsStore
+from flows.one_audit.canary import differs, prove_environment
+from flows.sandbox import isolation
+from flows.service.embedded_prefect import prefect_server
+from flows.settings.environment import GradauditSettings
+from registry_models.reference.reference_files import WRONG_PARAMETER
 from tests.stores import register_linear
 
 #: A build of torch whose hyperbolic tangent has a derivative that is 0.1 % off, found by every process that starts.

@@ -15,13 +15,14 @@ import pytest
 from rich.console import Console
 
 from audits.checks import CHECKS
-from audits.differences import compare
-from audits.history import Moment, Story
 from audits.outcomes import Coverage, Outcome, ResultRow, Severity
 from audits.report import AuditReport
-from audits.result_format import AuditIdentity
-from flows import cli, diff_command, display, history_command, sql_command
-from flows.audit_summary import AuditSummary
+from audits.results.comparison import compare
+from audits.results.format import AuditIdentity
+from audits.results.history import Moment, Story
+from flows.choosing.audit_summary import AuditSummary
+from flows.cli import diff_command, display, history_command, sql_command
+from flows.cli import main as cli
 from tests.flows.test_audit_command import gradaudit
 
 LONGEST = sorted(CHECKS, key=len)[-4:]

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
-from audits.committed import CommittedAudits
-from audits.compaction import compact
-from audits.results import ResultsStore
-from flows.due import Plan, Reason, choose_due, plan_night
-from flows.night_summary import summarise_night
-from flows.settings import GradauditSettings
-from registry_models.versions import RECIPE_TAG, Version, list_versions
+from audits.results.committed import CommittedAudits
+from audits.results.compaction import compact
+from audits.results.store import ResultsStore
+from flows.choosing.due import Plan, Reason, choose_due, plan_night
+from flows.choosing.night_summary import summarise_night
+from flows.settings.environment import GradauditSettings
+from registry_models.registry.versions import RECIPE_TAG, Version, list_versions
 from tests.flows.committing import commit
 
 ELSEWHERE = "gradaudit 0.0.9, torch 2.9.0, device auto"
@@ -98,7 +98,7 @@ def test_a_new_environment_is_no_storm(client: MlflowClient, settings: Gradaudit
 def test_a_gpu_worker_s_driver_is_not_held_against_a_night_planned_without_one(
     client: MlflowClient, settings: GradauditSettings, tmp_path: Path
 ) -> None:
-    from flows.keys import environment
+    from flows.choosing.due_keys import environment
 
     (version,) = registered(client, 1)
     commit(tmp_path, version, settings, ran_in=f"{environment(settings)}, driver 550.54")

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from mlflow.tracking import MlflowClient
 
-from flows.private_folders import private_folder, remove_stale
+from flows.sandbox.private_folders import private_folder, remove_stale
 from tests.flows.test_nightly import committed
 from tests.stores import register_linear
 

@@ -14,14 +14,14 @@ import pytest
 from audits.outcomes import Outcome, ResultRow
 from audits.run import refused
 from audits.settings import AuditSettings
-from flows import gpu
-from flows.fallback import Way, ran_out, told, ways
-from flows.gpu import Gpu, chosen_gpu, held, needed_bytes, parsed
-from flows.one_version import audit_directory
-from flows.settings import GradauditSettings
-from flows.sweeping import Stopped
-from registry_models.reference import write_reference
-from registry_models.snapshot import read_snapshot
+from flows.choosing.sweeping import Stopped
+from flows.one_audit import gpu
+from flows.one_audit.fallback import Way, ran_out, told, ways
+from flows.one_audit.gpu import Gpu, chosen_gpu, held, needed_bytes, parsed
+from flows.one_audit.one_version import audit_directory
+from flows.settings.environment import GradauditSettings
+from registry_models.artifacts.snapshot import read_snapshot
+from registry_models.reference.reference_files import write_reference
 from tests.flows.planted import write_wide
 
 LISTING = """0, GPU-aaaa-1, 81559
@@ -98,7 +98,7 @@ def test_a_gpu_is_known_by_its_own_id(monkeypatch: pytest.MonkeyPatch) -> None:
 _HOLD = """
 import sys, threading, time
 from flows import gpu
-from flows.settings import GradauditSettings
+from flows.settings.environment import GradauditSettings
 gpu.host_gpus = lambda: (gpu.Gpu("GPU-a"), gpu.Gpu("GPU-b"))
 with gpu.held(sys.argv[1], GradauditSettings.load(), threading.Event()):
     print("held", time.monotonic(), flush=True)
@@ -158,7 +158,7 @@ def test_the_reference_model_is_judged_on_a_gpu(tmp_path: Path) -> None:
 
     if not torch.cuda.is_available():
         pytest.skip("this machine has no CUDA device")
-    from flows.canary import prove_environment
+    from flows.one_audit.canary import prove_environment
 
     prove_environment(GradauditSettings.load(device="cuda", state=str(tmp_path / "state")))
     (stamp,) = (tmp_path / "state").glob("canary-*.json")

@@ -22,7 +22,7 @@ from torch import nn
 
 from audits import Outcome, Recipe, audit
 from registry_models import log_model
-from registry_models.versions import VersionReference
+from registry_models.registry.versions import VersionReference
 from tests.flows.test_audit_command import gradaudit
 from tests.registry_models.auditing import audited
 

@@ -15,11 +15,10 @@ from pathlib import Path
 import pytest
 
 from audits.errors import SettingsError
-from flows import isolation
-from flows.isolation import Limits, run_child
-from flows.sandbox import Level
+from flows.sandbox import Level, isolation
+from flows.sandbox.isolation import Limits, run_child
 from flows.sandbox.levels import variants_of, why_not
-from flows.settings import GradauditSettings
+from flows.settings.environment import GradauditSettings
 
 ROOMY = Limits(seconds=60, memory_bytes=2**34, file_bytes=2**30)
 

@@ -16,11 +16,11 @@ import pytest
 import yaml
 from mlflow.tracking import MlflowClient
 
-from audits.results import ResultsStore
-from flows.cli import main
+from audits.results.store import ResultsStore
+from flows.cli.main import main
+from flows.cli.nightly_command import SweepStoppedError
 from flows.nightly import choose_due
-from flows.nightly_command import SweepStoppedError
-from flows.settings import GradauditSettings
+from flows.settings.environment import GradauditSettings
 from tests.flows.committing import commit
 from tests.stores import register_linear
 
@@ -98,7 +98,7 @@ def settings_of(folder: Path) -> GradauditSettings:
 
 
 def test_what_is_due_is_read_from_the_store_and_never_from_tags(client: MlflowClient, tmp_path: Path) -> None:
-    from registry_models.versions import RECIPE_TAG, list_versions
+    from registry_models.registry.versions import RECIPE_TAG, list_versions
 
     register_linear("a")
     register_linear("b")
@@ -167,7 +167,7 @@ def test_a_sweep_that_stops_says_what_it_had_done(
     def stopping(*_: object, **__: object) -> None:
         raise SweepStoppedError("MLflow does not answer", done)
 
-    monkeypatch.setattr("flows.nightly_command.sweep", stopping)
+    monkeypatch.setattr("flows.cli.nightly_command.sweep", stopping)
     monkeypatch.setattr(sys, "argv", ["gradaudit", "nightly"])
     with pytest.raises(SystemExit) as ended:
         main()

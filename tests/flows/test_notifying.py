@@ -21,8 +21,8 @@ from mlflow.tracking import MlflowClient
 from torch import nn
 
 from audits import Recipe
-from flows.embedded_prefect import prefect_server
 from flows.service.automations import NEWLY_FAILED, NOTIFY, keep_automations
+from flows.service.embedded_prefect import prefect_server
 from registry_models import log_model
 from tests.stores import BATCH, register_linear
 

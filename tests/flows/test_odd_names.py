@@ -17,7 +17,7 @@ from audits.naming import label_of, label_of_reference, reference_to
 from flows.rerunning import rerun_of
 from flows.service.webhook import wanted_version
 from registry_models import log_model
-from registry_models.versions import VersionReference
+from registry_models.registry.versions import VersionReference
 from tests.flows.test_audit_command import gradaudit
 from tests.flows.test_nightly import start
 from tests.stores import BATCH, linear_recipe

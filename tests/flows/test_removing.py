@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.removing import remove_tree
+from flows.sandbox.removing import remove_tree
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -39,7 +39,7 @@ def folder() -> Iterator[Path]:
 def as_a_plain_user(folder: Path) -> bool:
     """Remove ``folder / "left"`` as a user who owns it, whoever runs the test."""
     code = (
-        "import os, sys\nfrom pathlib import Path\nfrom flows.removing import remove_tree\n"
+        "import os, sys\nfrom pathlib import Path\nfrom flows.sandbox.removing import remove_tree\n"
         "if os.geteuid() == 0: os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
         "print(remove_tree(Path(sys.argv[1])))"
     )

@@ -18,11 +18,11 @@ from mlflow.tracking import MlflowClient
 from torch import nn
 
 from audits import Recipe
-from audits.results import ResultsStore
-from flows import cli
+from audits.results.store import ResultsStore
+from flows.cli import main as cli
 from registry_models import log_model
-from registry_models.recipe_files import write_recipe
-from registry_models.versions import RECIPE_TAG, VersionReference
+from registry_models.recipes.recipe_files import write_recipe
+from registry_models.registry.versions import RECIPE_TAG, VersionReference
 from tests.audits.committing import DAY, PARTS, commit, report, row
 from tests.stores import BATCH, linear_recipe, register_linear
 
@@ -260,6 +260,6 @@ def test_the_command_line_starts_without_the_heavy_libraries() -> None:
     import subprocess
 
     heavy = ("torch", "mlflow", "prefect", "duckdb", "pandas")
-    code = f"import sys, flows.cli; print([m for m in {heavy} if m in sys.modules])"
+    code = f"import sys, flows.cli.main; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

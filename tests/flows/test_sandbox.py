@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 
 from audits.errors import SettingsError
-from flows.isolation import limits_of
-from flows.one_version import audit_directory
+from flows.one_audit.one_version import audit_directory
 from flows.sandbox import Level, Limits, confine, reached_level
 from flows.sandbox import confinement as confinement_module
 from flows.sandbox import levels as levels_module
 from flows.sandbox.bubblewrap import bubblewrap_command
+from flows.sandbox.isolation import limits_of
 from flows.sandbox.levels import Variant, spare_uid, variants_of, why_not
 from flows.sandbox.needed_paths import needed_paths
 from flows.sandbox.system_calls import filter_program
-from flows.settings import GradauditSettings
+from flows.settings.environment import GradauditSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMITS = Limits(seconds=10, memory_bytes=2**30, file_bytes=2**20)

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from audits.errors import SettingsError
+from flows.cli.settings_command import show_settings
 from flows.sandbox.levels import _trials, variants_of
-from flows.settings import GradauditSettings
-from flows.settings_command import show_settings
+from flows.settings.environment import GradauditSettings
 
 
 @pytest.fixture(autouse=True)

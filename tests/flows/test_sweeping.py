@@ -12,10 +12,10 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from audits.errors import InfrastructureError
-from flows.keys import due_key
-from flows.settings import GradauditSettings
-from flows.sweeping import REGISTRATION, NotTriedError, Room, Stopped, Sweep
-from registry_models.versions import list_versions
+from flows.choosing.due_keys import due_key
+from flows.choosing.sweeping import REGISTRATION, NotTriedError, Room, Stopped, Sweep
+from flows.settings.environment import GradauditSettings
+from registry_models.registry.versions import list_versions
 from tests.flows.committing import commit
 
 

@@ -11,10 +11,10 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from audits.errors import InfrastructureError, SettingsError
-from flows.settings import GradauditSettings
-from flows.tracking_uris import usable_uri
-from registry_models.connecting import connect, shown_uri
-from registry_models.versions import list_versions
+from flows.settings.environment import GradauditSettings
+from flows.settings.tracking_uris import usable_uri
+from registry_models.registry.connecting import connect, shown_uri
+from registry_models.registry.versions import list_versions
 from tests.stores import register_linear
 
 

@@ -18,13 +18,13 @@ from hypothesis import strategies as st
 from mlflow.tracking import MlflowClient
 from prefect.client.orchestration import get_client
 
-from audits.results import ResultsStore
-from flows.due import Due, Reason
-from flows.embedded_prefect import prefect_server
+from audits.results.store import ResultsStore
+from flows.choosing.due import Due, Reason
+from flows.choosing.shards import SMALLEST_SHARD, cut, run_on_workers, workers_wait
+from flows.service.embedded_prefect import prefect_server
 from flows.service.setup import SetupOptions, set_up
-from flows.settings import GradauditSettings
-from flows.shards import SMALLEST_SHARD, cut, run_on_workers, workers_wait
-from registry_models.versions import Version
+from flows.settings.environment import GradauditSettings
+from registry_models.registry.versions import Version
 from tests.stores import register_linear
 
 NAMES = ["a", "b", "c", "d"]

@@ -14,9 +14,9 @@ import pytest
 from mlflow.tracking import MlflowClient
 from torch import nn
 
-from flows import cli
-from registry_models.recipe_files import write_recipe
-from registry_models.versions import VersionReference
+from flows.cli import main as cli
+from registry_models.recipes.recipe_files import write_recipe
+from registry_models.registry.versions import VersionReference
 from tests.flows.test_audit_command import gradaudit
 from tests.stores import copy_store, linear_recipe, register_linear
 

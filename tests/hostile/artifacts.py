@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from registry_models.recipe_files import write_recipe
+from registry_models.recipes.recipe_files import write_recipe
 from tests.stores import linear_recipe
 
 MLMODEL = f"flavors:\n  pytorch:\n    model_data: data\n    code: code\n    pytorch_version: {torch.__version__}\n"

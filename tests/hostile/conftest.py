@@ -9,9 +9,8 @@ from typing import Any
 
 import pytest
 
-from flows import isolation
-from flows.isolation import ChildEnd, run_child
-from flows.sandbox import Level, Limits
+from flows.sandbox import Level, Limits, isolation
+from flows.sandbox.isolation import ChildEnd, run_child
 from flows.sandbox.levels import variants_of, why_not
 from tests.hostile.witnesses import Witnesses, attack_source
 

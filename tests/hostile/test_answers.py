@@ -17,7 +17,7 @@ from audits.errors import ArtifactError
 from audits.outcomes import Lane, Outcome, ResultRow, Severity
 from audits.report import AuditReport
 from audits.run import refused
-from registry_models.answer import MAXIMUM_BYTES, MAXIMUM_ROWS, clean, read_answer, write_answer
+from registry_models.child.answer import MAXIMUM_BYTES, MAXIMUM_ROWS, clean, read_answer, write_answer
 
 
 @pytest.fixture

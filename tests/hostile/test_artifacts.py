@@ -21,16 +21,16 @@ from audits.errors import ArtifactError, InputError
 from audits.outcomes import Outcome
 from audits.report import AuditReport
 from audits.settings import AuditSettings
-from flows.one_snapshot import audit_snapshot
-from flows.one_version import Target, audit_directory, audit_version, fresh_occasion
+from flows.one_audit.one_snapshot import audit_snapshot
+from flows.one_audit.one_version import Target, audit_directory, audit_version, fresh_occasion
 from flows.sandbox import Level
 from flows.sandbox.artifact import rewritten, shown
-from flows.settings import GradauditSettings
-from registry_models.archives import refuse_expanding
-from registry_models.recipe_files import load_yaml
+from flows.settings.environment import GradauditSettings
+from registry_models.artifacts.archives import refuse_expanding
+from registry_models.artifacts.snapshot import read_snapshot
+from registry_models.recipes.recipe_files import load_yaml
+from registry_models.registry.versions import RECIPE_TAG, list_versions
 from registry_models.report.rendering import render_html
-from registry_models.snapshot import read_snapshot
-from registry_models.versions import RECIPE_TAG, list_versions
 from tests.hostile.artifacts import Payload, model_directory, solved, zip_bomb
 from tests.hostile.conftest import need
 from tests.hostile.witnesses import Witnesses, attack_source
@@ -56,7 +56,7 @@ def test_a_nosy_pickle_is_audited_in_bubblewrap_and_touches_nothing(
     witnesses: Witnesses, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     need(Level.BUBBLEWRAP)
-    caplog.set_level("DEBUG", "flows.one_snapshot")
+    caplog.set_level("DEBUG", "flows.one_audit.one_snapshot")
     model, work = tmp_path / "model", tmp_path / "work"
     targets = witnesses.targets(snapshot=model)
     model_directory(model, Payload(attack_source("nosy", targets)))
@@ -197,7 +197,7 @@ def test_yaml_neither_expands_nor_builds_objects(witnesses: Witnesses, tmp_path:
 
 def test_deeply_nested_yaml_does_not_crash_the_parent(tmp_path: Path) -> None:
     (tmp_path / "MLmodel").write_text("a: " + "[" * 20_000 + "]" * 20_000)
-    source = "import sys; from pathlib import Path; from registry_models.recipe_files import load_yaml\n"
+    source = "import sys; from pathlib import Path; from registry_models.recipes.recipe_files import load_yaml\n"
     source += "try: load_yaml(Path(sys.argv[1]))\nexcept ValueError: print('refused')"
     command = [sys.executable, "-c", source, str(tmp_path / "MLmodel")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.isolation import ChildEnd
 from flows.sandbox import Level, confinement
+from flows.sandbox.isolation import ChildEnd
 from flows.sandbox.levels import variants_of
 from flows.sandbox.memory_group import memory_group
 from tests.hostile.conftest import TIGHT, need

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 
 from audits.errors import ArtifactError, RecipeError
-from flows.removing import remove_tree
-from registry_models.archives import MAXIMUM_RECORDS, refuse_expanding
-from registry_models.files_below import MAXIMUM_DEPTH
-from registry_models.mlmodel import MAXIMUM_BYTES, read_mlmodel
-from registry_models.recipe_files import load_yaml
-from registry_models.snapshot import read_snapshot
+from flows.sandbox.removing import remove_tree
+from registry_models.artifacts.archives import MAXIMUM_RECORDS, refuse_expanding
+from registry_models.artifacts.files_below import MAXIMUM_DEPTH
+from registry_models.artifacts.mlmodel import MAXIMUM_BYTES, read_mlmodel
+from registry_models.artifacts.snapshot import read_snapshot
+from registry_models.recipes.recipe_files import load_yaml
 from tests.hostile.artifacts import model_directory, solved
 
 MLMODEL = "flavors:\n  pytorch:\n    model_data: data\n    code: code\n"

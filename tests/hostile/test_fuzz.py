@@ -21,15 +21,15 @@ from audits.errors import GradauditError
 from audits.outcomes import Lane, Outcome, ResultRow, Severity
 from audits.report import AuditReport
 from audits.run import refused
-from flows.junit import junit_xml
+from flows.cli.junit import junit_xml
 from flows.service.signatures import RefusedError, verify
 from flows.service.webhook import wanted_version
-from registry_models.answer import read_answer, write_answer
-from registry_models.archives import is_torchscript, refuse_expanding
-from registry_models.recipe_files import read_recipe
+from registry_models.artifacts.archives import is_torchscript, refuse_expanding
+from registry_models.artifacts.snapshot import read_snapshot
+from registry_models.artifacts.version_parts import version_parts
+from registry_models.child.answer import read_answer, write_answer
+from registry_models.recipes.recipe_files import read_recipe
 from registry_models.report import render_html, render_markdown, render_plots
-from registry_models.snapshot import read_snapshot
-from registry_models.version_parts import version_parts
 from registry_models.waiver_files import read_waivers
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "60"))

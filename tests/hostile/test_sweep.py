@@ -8,9 +8,9 @@ from urllib.parse import unquote, urlparse
 import torch
 from mlflow.tracking import MlflowClient
 
-from flows.one_version import Target, audit_version
-from flows.settings import GradauditSettings
-from registry_models.versions import list_versions
+from flows.one_audit.one_version import Target, audit_version
+from flows.settings.environment import GradauditSettings
+from registry_models.registry.versions import list_versions
 from tests.hostile.artifacts import Payload
 from tests.hostile.witnesses import Witnesses, attack_source
 from tests.stores import register_linear

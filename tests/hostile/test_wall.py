@@ -12,12 +12,13 @@ from mlflow.tracking import MlflowClient
 
 from audits.errors import InfrastructureError
 from audits.outcomes import Outcome
-from audits.results import ResultsStore
-from flows import fetching, keeping, one_version
-from flows.one_version import DUE_AGAIN, Target, audit_version
-from flows.settings import GradauditSettings
-from registry_models import marking
-from registry_models.versions import Version, VersionReference, list_versions
+from audits.results.store import ResultsStore
+from flows.one_audit import fetching, one_version
+from flows.one_audit import storing as keeping
+from flows.one_audit.one_version import DUE_AGAIN, Target, audit_version
+from flows.settings.environment import GradauditSettings
+from registry_models import marks as marking
+from registry_models.registry.versions import Version, VersionReference, list_versions
 from tests.registry_models.test_marking import publish_and_mark, report
 from tests.stores import register_linear
 

@@ -13,10 +13,10 @@ from typing import Any
 from mlflow.tracking import MlflowClient
 
 from audits.report import AuditReport
-from registry_models import child
-from registry_models.answer import read_answer
-from registry_models.snapshot import download_version
-from registry_models.versions import VersionReference
+from registry_models.artifacts.snapshot import download_version
+from registry_models.child import __main__ as child
+from registry_models.child.answer import read_answer
+from registry_models.registry.versions import VersionReference
 
 
 def audited(

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from audits import Recipe
-from audits.callables import CallableReference
+from audits.recipe.callables import CallableReference
 from registry_models.inference.lightning import TrainingStepLoss
 from tests.registry_models import planted
 from tests.registry_models.lightning_modules import Adversaries, Classifier

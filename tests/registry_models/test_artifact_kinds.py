@@ -13,9 +13,9 @@ from torch import nn
 
 from audits.errors import ArtifactError
 from registry_models import log_model
-from registry_models.factory_files import WEIGHTS_FILE
-from registry_models.loading import load_model
-from registry_models.snapshot import Snapshot
+from registry_models.artifacts.factory_files import WEIGHTS_FILE
+from registry_models.artifacts.loading import load_model
+from registry_models.artifacts.snapshot import Snapshot
 from tests.registry_models.auditing import in_a_child
 from tests.registry_models.test_versions import TiedNet, fetch
 from tests.stores import linear_recipe

@@ -18,9 +18,9 @@ from torch import nn
 
 from audits import Recipe
 from audits.outcomes import Outcome
-from audits.recipe import ParameterRecord
+from audits.recipe.recipe import ParameterRecord
 from registry_models import log_model
-from registry_models.recipe_files import write_recipe
+from registry_models.recipes.recipe_files import write_recipe
 from tests.registry_models.auditing import audited, shown
 from tests.stores import BATCH, linear_recipe, register_linear
 
@@ -139,9 +139,9 @@ def test_what_a_model_prints_reaches_no_answer(client: MlflowClient, tmp_path: P
 
 @pytest.mark.parametrize("file", ["batch.safetensors", "recipe.yaml", "weights"])
 def test_truncated_files_are_named(client: MlflowClient, tmp_path: Path, file: str) -> None:
-    from registry_models import child
-    from registry_models.snapshot import download_version
-    from registry_models.versions import VersionReference
+    from registry_models.artifacts.snapshot import download_version
+    from registry_models.child import __main__ as child
+    from registry_models.registry.versions import VersionReference
 
     register_linear("m")
     folder = tmp_path / "a"
@@ -181,7 +181,7 @@ def test_a_class_that_cannot_be_imported_is_named(
 
 
 def test_a_recipe_with_an_unknown_key_suggests_the_nearest(client: MlflowClient, tmp_path: Path) -> None:
-    from registry_models.recipe_files import FOLDER, RECIPE_FILE
+    from registry_models.recipes.recipe_files import FOLDER, RECIPE_FILE
 
     register_linear("m", with_recipe=False)
     folder = write_recipe(linear_recipe(nn.Linear(2, 1)), tmp_path)

@@ -11,7 +11,7 @@ from mlflow.tracking import MlflowClient
 from torch import nn
 
 from audits import Outcome, Recipe
-from audits.recipe import Recipe as RecipeType
+from audits.recipe.recipe import Recipe as RecipeType
 from registry_models import log_model
 from tests.registry_models.auditing import audited
 from tests.stores import BATCH

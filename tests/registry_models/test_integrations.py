@@ -14,8 +14,8 @@ from mlflow.tracking import MlflowClient
 from torch import nn
 
 from audits.outcomes import Outcome
-from audits.recipe import Recipe
-from registry_models.recipe_files import read_recipe
+from audits.recipe.recipe import Recipe
+from registry_models.recipes.recipe_files import read_recipe
 from tests.registry_models.auditing import audited
 from tests.registry_models.test_versions import fetch
 
@@ -123,7 +123,7 @@ def test_the_trainers_loss_is_the_recipes(tmp_path: Path) -> None:
     """Two micro-batches with unequal numbers of labels: the recipe's loss is the Trainer's, sum over all labels."""
     transformers = pytest.importorskip("transformers", reason="the extra 'transformers' is not installed")
     pytest.importorskip("accelerate", reason="the extra 'transformers' is not installed")
-    from audits.subject import open_subject
+    from audits.live.subject import open_subject
     from registry_models.integrations.transformers import GradauditCallback
     from tests.registry_models.zoo import build
 

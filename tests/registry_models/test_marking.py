@@ -12,12 +12,12 @@ from mlflow.tracking import MlflowClient
 
 from audits.outcomes import Coverage, Outcome, ResultRow
 from audits.report import AuditReport
-from audits.result_format import AuditIdentity
-from registry_models.marking import BLOCK_BEGIN, mark, named_parameters, with_block
+from audits.results.format import AuditIdentity
+from registry_models.marks import BLOCK_BEGIN, mark, named_parameters, with_block
 from registry_models.publishing import parameters_frame, publish
+from registry_models.registry.versions import Version, VersionReference
 from registry_models.report.text import escape_markdown
 from registry_models.untrusted_text import neutralised
-from registry_models.versions import Version, VersionReference
 from tests.stores import register_linear
 
 AT = datetime.datetime(2026, 1, 31, 2, 0, tzinfo=datetime.UTC)
@@ -167,7 +167,7 @@ def test_the_table_has_one_line_per_parameter_worst_first() -> None:
 
 
 def test_the_logged_model_behind_a_version_and_behind_its_copy_shows_the_verdict(registered: MlflowClient) -> None:
-    from registry_models.logged_models import logged_model_of
+    from registry_models.registry.logged_models import logged_model_of
 
     run_id, _ = publish_and_mark(registered, report())
     model_id = logged_model_of(registered, version(registered))

@@ -13,7 +13,7 @@ from torch.optim import SGD, AdamW
 
 from audits import AuditReport, Outcome, Recipe
 from registry_models import log_model
-from registry_models.recipe_files import STATE_FILE, read_recipe, write_recipe
+from registry_models.recipes.recipe_files import STATE_FILE, read_recipe, write_recipe
 from tests.audits.updates import live_optimizers as live
 from tests.registry_models.auditing import audited, in_a_child
 

@@ -12,10 +12,10 @@ from torch import nn
 
 from audits.errors import ArtifactError, InfrastructureError
 from registry_models import attach_recipe
-from registry_models.logged_models import logged_model_of
-from registry_models.places import artifacts_at
-from registry_models.snapshot import artifact_bytes, download_version
-from registry_models.versions import RECIPE_TAG, Version, VersionReference
+from registry_models.artifacts.snapshot import artifact_bytes, download_version
+from registry_models.registry.artifact_places import artifacts_at
+from registry_models.registry.logged_models import logged_model_of
+from registry_models.registry.versions import RECIPE_TAG, Version, VersionReference
 from tests.registry_models.test_versions import fetch
 from tests.stores import linear_recipe, register_linear
 

@@ -16,11 +16,11 @@ from torch import nn
 
 from audits.errors import ArtifactError
 from audits.report import AuditReport
-from flows.due import plan_night, without_result
-from flows.one_version import Target, audit_version
-from flows.settings import GradauditSettings
+from flows.choosing.due import plan_night, without_result
+from flows.one_audit.one_version import Target, audit_version
+from flows.settings.environment import GradauditSettings
 from registry_models import log_model
-from registry_models.versions import FAILED, PENDING, VersionReference, list_versions, registered
+from registry_models.registry.versions import FAILED, PENDING, VersionReference, list_versions, registered
 from tests.registry_models.test_versions import fetch
 from tests.stores import register_linear
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from audits import AuditSettings, Outcome, Phase, Recipe, RecipeError, audit
-from registry_models.recipe_files import BATCH_FILE, RECIPE_FILE, STATE_FILE, read_recipe, write_recipe
+from registry_models.recipes.recipe_files import BATCH_FILE, RECIPE_FILE, STATE_FILE, read_recipe, write_recipe
 from tests.stores import BATCH, linear_recipe
 
 
@@ -204,7 +204,7 @@ def test_no_state_no_file(folder: Path) -> None:
 
 
 def test_a_script_s_own_function_is_refused_with_the_cure(tmp_path: Path) -> None:
-    from audits.callables import CallableReference
+    from audits.recipe.callables import CallableReference
 
     model = nn.Linear(2, 1)
     recipe = Recipe.capture(

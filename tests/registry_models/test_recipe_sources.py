@@ -17,10 +17,10 @@ from audits import Recipe
 from audits.errors import ArtifactError, RecipeError
 from audits.outcomes import Outcome
 from registry_models import attach_recipe, log_model
-from registry_models import snapshot as snapshots
-from registry_models.recipe_sources import matching_digest, matching_recipes
-from registry_models.snapshot import download_version
-from registry_models.versions import RECIPE_TAG, VersionReference
+from registry_models.artifacts import snapshot as snapshots
+from registry_models.artifacts.snapshot import download_version
+from registry_models.recipes.recipe_sources import matching_digest, matching_recipes
+from registry_models.registry.versions import RECIPE_TAG, VersionReference
 from tests.registry_models.auditing import audited, shown
 from tests.registry_models.test_versions import fetch
 from tests.stores import BATCH, linear_recipe, register_linear

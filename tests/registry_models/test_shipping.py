@@ -16,11 +16,11 @@ from mlflow.tracking import MlflowClient
 from torch import nn
 
 from audits import Recipe
-from audits.callables import CallableReference
 from audits.errors import RecipeError
 from audits.outcomes import Outcome
+from audits.recipe.callables import CallableReference
 from registry_models import attach_recipe, log_model
-from registry_models.shipping import MAXIMUM_CODE_BYTES, has_main_guard, ship
+from registry_models.recipes.shipping import MAXIMUM_CODE_BYTES, has_main_guard, ship
 from tests.registry_models.auditing import in_a_child
 from tests.registry_models.losses_shipped import squared, step
 from tests.stores import BATCH, register_linear
@@ -107,8 +107,8 @@ def test_a_script_without_a_main_guard_is_refused(tmp_path: Path) -> None:
     script.write_text(
         textwrap.dedent(
             """
-            from audits.callables import CallableReference
-            from registry_models.shipping import ship
+            from audits.recipe.callables import CallableReference
+            from registry_models.recipes.shipping import ship
 
             def build():
                 ...

@@ -10,8 +10,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, PERMISSION_DENIED, RESOURCE_DOES_NOT_EXIST
 
 from audits.errors import ArtifactError, DiskError, InfrastructureError, SetupError
-from registry_models.troubles import trouble
-from registry_models.versions import registry_errors
+from registry_models.registry.troubles import trouble
+from registry_models.registry.versions import registry_errors
 
 
 def answered(status: int) -> requests.HTTPError:

@@ -9,7 +9,7 @@ import torch
 import yaml
 from torch import nn
 
-from registry_models.snapshot import read_snapshot
+from registry_models.artifacts.snapshot import read_snapshot
 
 
 def version(

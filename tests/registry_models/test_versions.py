@@ -13,10 +13,10 @@ from torch import nn
 
 from audits.errors import ArtifactError, InfrastructureError
 from registry_models import attach_recipe, log_model
-from registry_models.loading import load_module
-from registry_models.recipe_files import read_recipe
-from registry_models.snapshot import Snapshot, download_version, read_snapshot
-from registry_models.versions import RECIPE_TAG, VersionReference, list_versions
+from registry_models.artifacts.loading import load_module
+from registry_models.artifacts.snapshot import Snapshot, download_version, read_snapshot
+from registry_models.recipes.recipe_files import read_recipe
+from registry_models.registry.versions import RECIPE_TAG, VersionReference, list_versions
 from tests.stores import linear_recipe, register_linear
 
 

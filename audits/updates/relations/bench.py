@@ -23,11 +23,11 @@ import torch
 from torch import nn
 
 from audits.errors import RecipeError
-from audits.optimizers import build_optimizer, constructed, optimizer_class
-from audits.recipe import OptimizerRecipe, ParameterGroup
-from audits.state import random_state_kept, seed_everything
-from audits.updates.modes import in_train_mode
-from audits.updates.relations.problem import Leaf, Problem, Watch
+from audits.live.state import random_state_kept, seed_everything
+from audits.recipe.optimizers import build_optimizer, constructed, optimizer_class
+from audits.recipe.recipe import OptimizerRecipe, ParameterGroup
+from audits.updates.record.modes import in_train_mode
+from audits.updates.relations.bench_loss import Leaf, Problem, Watch
 
 #: Steps of most runs; the state is saved half-way.
 STEPS = 6

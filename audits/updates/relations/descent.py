@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from audits.updates.relations.bench import Bench, Group
+from audits.updates.relations.bench_loss import Leaf
 from audits.updates.relations.layout import Layout
-from audits.updates.relations.problem import Leaf
 from audits.updates.relations.relation import Relation, broken, does_not_apply, holds
 
 FALLS = "fifty steps on two convex problems lower the loss"

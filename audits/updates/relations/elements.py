@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from audits.updates.relations.bench import Bench, Group, Run
+from audits.updates.relations.bench_loss import Leaf, leaf
 from audits.updates.relations.layout import SHAPES, Layout
-from audits.updates.relations.problem import Leaf, leaf
 from audits.updates.relations.relation import Relation, broken, does_not_apply, holds, tolerance
 
 PIECES = "one tensor is stepped as the same numbers in pieces, at every shape and size"

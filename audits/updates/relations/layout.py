@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from audits.optimizers import optimizer_class
-from audits.recipe import OptimizerRecipe
-from audits.subject import LivePhase, Subject
+from audits.live.subject import LivePhase, Subject
+from audits.recipe.optimizers import optimizer_class
+from audits.recipe.recipe import OptimizerRecipe
 from audits.updates.relations.bench import COUNTS, Group
-from audits.updates.relations.problem import Leaf, leaf
+from audits.updates.relations.bench_loss import Leaf, leaf
 
 #: Distinct option sets that are run: layer-wise rates repeat the same code.
 MAX_GROUPS = 3

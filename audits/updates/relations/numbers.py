@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-from audits.updates.coarse_names import declares
-from audits.updates.compare import rms
+from audits.updates.judge.coarse_names import declares
+from audits.updates.judge.compare import rms
 from audits.updates.relations.bench import Bench, Group, Run
+from audits.updates.relations.bench_loss import Leaf
 from audits.updates.relations.layout import Layout
-from audits.updates.relations.problem import Leaf
 from audits.updates.relations.relation import (
     Relation,
     arithmetic_of,

@@ -11,15 +11,15 @@ from typing import Any
 
 import torch
 
+from audits.live.subject import LivePhase, Subject
 from audits.outcomes import Lane, Outcome, ResultRow
-from audits.subject import LivePhase, Subject
-from audits.updates.compare import real_dtype
+from audits.updates.judge.compare import real_dtype
 from audits.updates.relations import contract, descent, elements, numbers, options
 from audits.updates.relations.bench import PLAIN, Bench, Run, Way, way_of
+from audits.updates.relations.bench_loss import LATE
 from audits.updates.relations.layout import Layout, layout, own_layout
-from audits.updates.relations.problem import LATE
 from audits.updates.relations.relation import Held, Relation, does_not_apply, first_apart, moved
-from audits.updates.rows import row
+from audits.updates.update_rows import row
 
 #: Cause of what relations judged: the version is held to no formula.
 RELATIONS = "relations, no reference rule"

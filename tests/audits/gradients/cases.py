@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from audits.gradients import check_gradients
+from audits.live.subject import open_subject
 from audits.outcomes import Outcome, ResultRow
-from audits.recipe import Recipe
+from audits.recipe.recipe import Recipe
 from audits.settings import AuditSettings
-from audits.subject import open_subject
 
 FINITE = "gradient.finite-difference"
 NATIVE = "gradient.native-dtype"

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from audits.gradients.noise import ESTIMATE_CAUTION, VALUES, difference_noise, measure_noise
-from audits.gradients.probe import MISS_FACTOR, Prober, limit_factor
-from audits.gradients.romberg import romberg, romberg_at
+from audits.gradients.methods.noise import ESTIMATE_CAUTION, VALUES, difference_noise, measure_noise
+from audits.gradients.methods.probe import MISS_FACTOR, Prober, limit_factor
+from audits.gradients.methods.romberg import romberg, romberg_at
 from audits.lanes.evaluation import Point
 from audits.lanes.problem import Problem
 from tests.audits.gradients.cases import audit

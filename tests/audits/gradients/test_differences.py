@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from audits.gradients import exact
-from audits.gradients.batched import PlainElements
-from audits.gradients.differences import SAMPLE, Differences
+from audits.gradients.methods import exact
+from audits.gradients.methods.batched import PlainElements
+from audits.gradients.methods.quotients import SAMPLE, Differences
 from audits.outcomes import Outcome
 from tests.audits.gradients.cases import audit, classes, failing, outcomes
 

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from audits.live.subject import open_subject
 from audits.outcomes import Lane, Outcome
-from audits.recipe import Recipe
+from audits.recipe.recipe import Recipe
 from audits.settings import AuditSettings
-from audits.subject import open_subject
 from benchmarks.false_alarms_gradient import run
 from benchmarks.models.correct import FAMILIES
 from tests.audits.gradients.cases import Activation, ScaledSwish, audit, classes, failing, net, outcomes

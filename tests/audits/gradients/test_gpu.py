@@ -8,10 +8,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from audits.gradients import check_gradients
+from audits.live.subject import open_subject
 from audits.outcomes import Outcome
-from audits.recipe import Recipe
+from audits.recipe.recipe import Recipe
 from audits.settings import AuditSettings
-from audits.subject import open_subject
 from tests.audits.gradients.cases import Activation, ScaledSwish, Swish
 
 pytestmark = pytest.mark.gpu

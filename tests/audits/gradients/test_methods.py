@@ -84,7 +84,7 @@ def test_filters() -> None:
 
 
 def test_exact_by_vmap_and_by_loop_agree(monkeypatch: pytest.MonkeyPatch) -> None:
-    from audits.gradients import exact
+    from audits.gradients.methods import exact
 
     torch.manual_seed(3)
     model, batch = net(nn.Tanh()), classes()
@@ -112,7 +112,7 @@ def test_exact_by_vmap_finds_one_wrong_element() -> None:
 
 
 def test_check_names() -> None:
-    from audits.gradients.claims import GRADIENT_CHECKS
+    from audits.checks.gradient import GRADIENT_CHECKS
 
     assert [check.name for check in GRADIENT_CHECKS] == [FINITE, "gradient.native-dtype", "gradient.input"]
 

@@ -10,14 +10,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from audits.gradients.opaque import ROUGH_NOISE, is_opaque
-from audits.gradients.probe import LADDER, Prober
+from audits.gradients.functions.opaque import ROUGH_NOISE, is_opaque
+from audits.gradients.methods.probe import LADDER, Prober
 from audits.lanes.evaluation import Point
 from audits.lanes.float64 import float64_lane
+from audits.live.subject import open_subject
 from audits.outcomes import Lane, Outcome, ResultRow
-from audits.recipe import Recipe
+from audits.recipe.recipe import Recipe
 from audits.settings import AuditSettings
-from audits.subject import open_subject
 from tests.audits.gradients.cases import FINITE, Activation, Swish, audit, classes, net
 
 PRECISIONS = ("float32", "bfloat16", "bf16-autocast")

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from audits.gradients.probe import Prober
-from audits.lanes.branches import all_rules
+from audits.gradients.methods.probe import Prober
 from audits.lanes.evaluation import Point
+from audits.lanes.kinks.branches import all_rules
 from audits.lanes.problem import Problem
 
 #: Every kink of the activations below, hit exactly, and equal values for the order statistics.

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from audits import AuditReport, AuditSettings, Outcome, Recipe, RecipeError, audit
-from audits.callables import CallableReference, as_loss
+from audits.recipe.callables import CallableReference, as_loss
 from benchmarks.models import correct
 from tests.audits.state.families import FAMILIES, batch
 from tests.audits.state.photographs import differences, photograph
@@ -119,10 +119,10 @@ def test_an_exception_at_any_moment_leaves_nothing_behind(name: str, moment: flo
 
 
 STAGES = {
-    "opening": "audits.subject._try_losses",
+    "opening": "audits.live.subject._try_losses",
     "registration": "audits.updates.audit.registration_rows",
     "float64 lane": "audits.gradients.check.judge",
-    "native oracle": "audits.gradients.native._judge_all",
+    "native oracle": "audits.gradients.native.native._judge_all",
     "input gradients": "audits.gradients.inputs.float64_lane",
     "training steps": "audits.updates.audit.gradient_rows",
     "synthetic probe": "audits.updates.audit.synthetic_rows",

@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import nn
 
+from audits.live.subject import open_subject
 from audits.outcomes import Outcome, ResultRow
-from audits.recipe import Recipe
+from audits.recipe.recipe import Recipe
 from audits.settings import AuditSettings
-from audits.subject import open_subject
 from audits.updates import check_registration, check_updates
 
 

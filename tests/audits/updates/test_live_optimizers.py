@@ -16,7 +16,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import audits
 from audits import AuditReport, Outcome, Recipe, RecipeError
-from audits.moulds import own_step
+from audits.recipe.moulds import own_step
 from tests.audits.updates import live_optimizers as live
 
 Make = Callable[[nn.Module], torch.optim.Optimizer]

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 import transformers
 from torch import nn
 
-from audits.optimizers import RUNNING
 from audits.outcomes import Outcome, ResultRow
+from audits.recipe.optimizers import RUNNING
 from audits.updates.rules import PUBLISHED, Rule, plain_name
 from audits.updates.rules.base import PACKAGE
 from audits.updates.rules.matrix_kin import rmsprop_tensorflow

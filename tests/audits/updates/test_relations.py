@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 import audits
+from audits.live.subject import open_subject
 from audits.outcomes import Outcome
-from audits.recipe import Recipe
+from audits.recipe.recipe import Recipe
 from audits.settings import AuditSettings
-from audits.subject import open_subject
 from audits.updates.relations import RELATIONS, contract, descent, elements, numbers, options, verdict_of
 from audits.updates.relations.relation import Held
 from audits.updates.relations.verdict import Verdict

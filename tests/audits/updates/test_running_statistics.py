@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from audits import AuditSettings, Outcome, Recipe
-from audits.subject import open_subject
+from audits.live.subject import open_subject
 from audits.updates import check_updates
 
 CHECK = "buffers.batch-norm"

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
+from audits.live.subject import open_subject
 from audits.outcomes import Lane, Outcome, ResultRow
-from audits.recipe import Recipe
-from audits.subject import open_subject
-from audits.updates.apply import rule_for, rule_options
-from audits.updates.kernels import ROUNDOFF, scalars_of_build, slack
+from audits.recipe.recipe import Recipe
+from audits.updates.judge.apply_rule import rule_for, rule_options
+from audits.updates.judge.kernels import ROUNDOFF, scalars_of_build, slack
 from audits.updates.rules.scalars import EXACT, Scalars, as_single
 from tests.audits.updates.cuda_kernels import allow_capturable, use_cuda_fused_adam
 from tests.audits.updates.subjects import audited, failed, of

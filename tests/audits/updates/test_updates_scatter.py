@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from audits import devices
-from audits.devices import missing_determinism
-from audits.gradients.rows import parameter_row
+from audits.gradients.verdict_rows import parameter_row
 from audits.gradients.verdicts import Verdict
+from audits.live import devices
+from audits.live.devices import missing_determinism
+from audits.live.subject import open_subject
 from audits.outcomes import Lane, Outcome, ResultRow
-from audits.recipe import Recipe
-from audits.subject import open_subject
+from audits.recipe.recipe import Recipe
 from tests.audits.updates.subjects import audited, of
 
 #: Relative noise of the backward, drawn from no generator that an audit could set; changed per test.

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import nn
 
+from audits.checks.update import BY_NAME, UPDATE_CHECKS
+from audits.live.subject import open_subject
 from audits.outcomes import Outcome
-from audits.recipe import Phase, Recipe
+from audits.recipe.recipe import Phase, Recipe
 from audits.settings import AuditSettings
-from audits.subject import open_subject
 from audits.updates import check_updates
 from audits.updates.audit import worst
-from audits.updates.claims import BY_NAME, UPDATE_CHECKS
 from tests.audits.updates.subjects import audited, failed, of
 from tests.wrong_on_purpose.updates import models
 
@@ -400,7 +400,7 @@ def test_large_models_are_judged_part_by_part(monkeypatch: pytest.MonkeyPatch) -
         return [(r.step, r.parameter, r.outcome, r.lane, r.error) for r in of(rows, "update.rule")]
 
     whole = outcomes()
-    monkeypatch.setattr("audits.updates.replay.PART", 300)
+    monkeypatch.setattr("audits.updates.judge.replay.PART", 300)
     assert sorted(outcomes(), key=str) == sorted(whole, key=str)
 
 

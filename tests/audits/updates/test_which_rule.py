@@ -11,8 +11,8 @@ from torch import nn
 
 from audits.errors import RecipeError
 from audits.outcomes import Outcome, ResultRow
-from audits.recipe import Recipe
-from audits.recipe_data import recipe_from_plain, recipe_to_plain
+from audits.recipe.plain_form import recipe_from_plain, recipe_to_plain
+from audits.recipe.recipe import Recipe
 from audits.settings import AuditSettings
 from tests.audits.updates.subjects import audited, of
 from tests.wrong_on_purpose.updates.faults_subclasses import MyAdamW

@@ -8,8 +8,8 @@ from audits.errors import InputError
 from flows.demo import char_gpt, digits_classifier, digits_gan, frozen_features, register
 from flows.demo.catalogue import DEMO_VERSIONS
 from flows.demo.register import EXPERIMENT, RUN_TAG, register_demo
-from registry_models.factory_files import read_factory
-from registry_models.recipe_files import read_recipe
+from registry_models.artifacts.factory_files import read_factory
+from registry_models.recipes.recipe_files import read_recipe
 
 
 @pytest.fixture(autouse=True)

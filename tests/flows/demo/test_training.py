@@ -7,13 +7,13 @@ import pytest
 import torch
 
 import flows.demo
-from audits.callables import import_object
-from audits.subject import open_subject
+from audits.live.subject import open_subject
+from audits.recipe.callables import import_object
 from flows.demo import char_gpt, data, digits_classifier, digits_gan, frozen_features
 from flows.demo.catalogue import DEMO_VERSIONS
 from flows.demo.training import seeded
-from registry_models.factory_files import Factory, read_factory, write_factory
-from registry_models.recipe_files import read_recipe, write_recipe
+from registry_models.artifacts.factory_files import Factory, read_factory, write_factory
+from registry_models.recipes.recipe_files import read_recipe, write_recipe
 
 #: Beyond this an audit takes too long for a demo.
 MAXIMUM_PARAMETERS = 150_000

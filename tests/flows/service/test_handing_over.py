@@ -19,16 +19,16 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Completed, Failed, Running
 
 from audits.errors import ArtifactError, InfrastructureError, SettingsError
-from flows.embedded_prefect import prefect_server
 from flows.service import handing_over
+from flows.service.embedded_prefect import prefect_server
 from flows.service.handing_over import ATTEMPTS, DEPLOYMENT, Handed, hand_over
 from flows.service.reconciling import Reconciler
 from flows.service.registering import register_webhook
 from flows.service.setup import SetupOptions, set_up
 from flows.service.signatures import DELIVERY, SIGNATURE, TIMESTAMP, sign
 from flows.service.webhook import BODY_LIMIT, PATH, WebhookOptions, make_app, run_webhook
-from flows.settings import GradauditSettings
-from registry_models.versions import RECIPE_TAG, Version, list_versions
+from flows.settings.environment import GradauditSettings
+from registry_models.registry.versions import RECIPE_TAG, Version, list_versions
 from tests.flows.committing import commit
 
 SECRET = "a long random text"

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from audits.results import ResultsStore
+from audits.results.store import ResultsStore
 from flows.service.up import UpOptions, answers, free_ports
 from tests.stores import register_linear
 
@@ -125,11 +125,19 @@ def test_a_night_with_both_servers_on_postgres(postgres: str, tmp_path: Path, mo
             register_linear("on-postgres")
             ours = {**environment, "PREFECT_API_URL": f"{prefect}/api", "MLFLOW_TRACKING_URI": tracking}
             setup = subprocess.run(
-                [sys.executable, "-m", "flows.cli", "setup"], env=ours, capture_output=True, text=True, cwd=tmp_path
+                [sys.executable, "-m", "flows.cli", "setup"],
+                env=ours,
+                capture_output=True,
+                text=True,
+                cwd=tmp_path,
             )
             assert setup.returncode == 0, setup.stderr
             night = subprocess.run(
-                [sys.executable, "-m", "flows.cli", "nightly"], env=ours, capture_output=True, text=True, cwd=tmp_path
+                [sys.executable, "-m", "flows.cli", "nightly"],
+                env=ours,
+                capture_output=True,
+                text=True,
+                cwd=tmp_path,
             )
             assert night.returncode == 0, night.stdout + night.stderr
             client = mlflow.MlflowClient()

@@ -16,7 +16,7 @@ import mlflow
 import pytest
 from mlflow.tracking import MlflowClient
 
-from audits.results import ResultsStore
+from audits.results.store import ResultsStore
 from flows.service.plan import Plan
 from flows.service.supervising import Service
 from tests.servers import log_of, mlflow_server, plan_for, prefect_server, running

@@ -21,7 +21,7 @@ from flows.service import webhook
 from flows.service.reconciling import Reconciler
 from flows.service.signatures import REMEMBERED, Deliveries, RefusedError, sign, verify
 from flows.service.webhook import BODY_LIMIT, WebhookOptions, make_app, run_webhook
-from flows.settings import GradauditSettings
+from flows.settings.environment import GradauditSettings
 from tests.stores import register_linear
 
 SECRET = "a long random text"

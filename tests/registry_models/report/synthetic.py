@@ -8,7 +8,7 @@ import random
 
 from audits.outcomes import Coverage, Lane, Outcome, ResultRow
 from audits.report import AuditReport
-from audits.result_format import AuditIdentity
+from audits.results.format import AuditIdentity
 
 RERUN = "gradaudit audit models:/char-gpt/2 {options}"
 

@@ -7,9 +7,9 @@ from collections import Counter
 import pytest
 import torch
 
+from audits.live.subject import open_subject
 from audits.outcomes import Outcome, ResultRow
-from audits.recipe import Recipe
-from audits.subject import open_subject
+from audits.recipe.recipe import Recipe
 from audits.updates import check_registration, check_updates
 from tests.wrong_on_purpose.updates import (
     faults_phases,  # noqa: F401  (fills the catalogue)

@@ -1,0 +1,1 @@
+"""Gradients of code that torch.compile made."""

@@ -1,0 +1,1 @@
+"""Custom autograd.Functions, each judged by itself."""

@@ -1,0 +1,1 @@
+"""The operations that really train the model, in its own dtype."""

@@ -1,0 +1,229 @@
+"""`gradient.native-dtype`: the operations that really train the model, each against itself in float64."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from audits.checks.gradient import NATIVE_DTYPE
+from audits.gradients.native.native_calls import NativeCall, collect_calls, is_low_float, tensors_of
+from audits.gradients.native.vector_products import distance, exact_vjp, vjp, where_finite
+from audits.lanes.arithmetic import norm
+from audits.lanes.evaluation import Point
+from audits.lanes.float64 import float64_lane
+from audits.lanes.lifting import lift_tensor
+from audits.lanes.precision import INSIDE_EPS, Arithmetic, Observing
+from audits.lanes.problem import as_real, differentiate, may_step, quiet
+from audits.live.devices import Draws
+from audits.live.subject import LivePhase, Subject
+from audits.outcomes import Lane, Outcome, ResultRow, finite
+from audits.structures import map_tensors
+
+#: Tolerances in units of (eps ||vjp|| + response to 1-ulp input noise). Healthy worst over 5,211 calls: 12 (float32)
+#: and 3.1 (bfloat16); a planted 1e-3 in float32 stands at 8,400.
+FLOAT32_TOLERANCE = 64.0
+LOW_TOLERANCE = 16.0
+#: Where only the factors of products are rounded (TF32, and bfloat16 inside float32) and sums run in float32, the error
+#: is that of one rounding of each factor: an eps at most where a tensor core cuts digits off, and the response to noise
+#: in the inputs stands for the same. Emulated (which gives the 4.5e-4 seen on an H200), healthy products come to 0.08
+#: of this, whole LSTMs, GRUs and RNNs of 10 to 500 steps to 0.23.
+INSIDE_TOLERANCE = 4.0
+#: How an arithmetic is named that no switch tells but the forward shows.
+AS_FORWARD = "coarse, as its forward"
+#: ctc_loss sums over all alignments in log space.
+TOLERANCES = {"_ctc_loss": 1024.0}
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """How far one call's native vector-Jacobian product is from float64's."""
+
+    call: NativeCall
+    error: float
+    tolerance: float
+    size: float
+    arithmetic: Arithmetic
+
+    @property
+    def ratio(self) -> float:
+        """Error over tolerance."""
+        return self.error / self.tolerance if self.tolerance else float(self.error > 0)
+
+
+def check_native(subject: Subject, phase: LivePhase) -> list[ResultRow]:
+    """Judge every operation of one phase's native forward by its own vector-Jacobian product.
+
+    ``||vjp_native - vjp_float64|| <= C (eps ||vjp_float64|| + ||vjp_float64(x + 1 ulp) - vjp_float64(x)||)`` at the
+    recorded input and a random cotangent; C is 64 in float32, 16 below. ``eps`` and the ulp are those of the arithmetic
+    that ran: TF32's, C = 4, where torch's switches let float32 products run in it. One row per operation, its worst
+    call's.
+
+    Args:
+        subject: the open subject.
+        phase: the phase.
+
+    Returns:
+        The rows, and one more that only measures how far the whole model's native gradient is from float64's.
+    """
+    try:
+        calls, left_out = collect_calls(subject, phase)
+        rows = _judge_all(subject, phase, calls, left_out)
+        if rows:
+            rows.append(_whole_model(subject, phase))
+        return rows
+    except Exception as error:  # the model's own code runs here: whatever it raises is its answer
+        text = " ".join(str(error).split())[:300]
+        return [_row(subject, phase, outcome=Outcome.INCONCLUSIVE, cause=f"cannot evaluate: {type(error).__name__}",
+                     message=f"the operations of phase {phase.name!r} could not be recorded: {text}")]  # fmt: skip
+    finally:
+        subject.reset()
+
+
+def _judge_all(subject: Subject, phase: LivePhase, calls: list[NativeCall], left_out: int) -> list[ResultRow]:
+    worst: dict[str, Deviation] = {}
+    unjudged: dict[str, str] = {}
+    for position, call in enumerate(calls):
+        try:
+            found = _deviation(call, subject.seed + 7919 * position)
+            if found is not None and found.ratio > 1:
+                again = _deviation(call, subject.seed + 7919 * position + 1)
+                found = found if again is None else min(found, again, key=lambda d: d.ratio)
+        except (RuntimeError, NotImplementedError, TypeError, ValueError, IndexError) as error:
+            unjudged.setdefault(call.name, f"{type(error).__name__}: {' '.join(str(error).split())[:160]}")
+            continue
+        if found is not None and (call.name not in worst or found.ratio > worst[call.name].ratio):
+            worst[call.name] = found
+    rows = [_deviation_row(subject, phase, found) for found in worst.values()]
+    if left_out and rows:
+        rows.append(_row(subject, phase, outcome=Outcome.SKIPPED, cause="memory",
+                         message=f"{left_out} further calls were not kept for lack of memory"))  # fmt: skip
+    for name, why in unjudged.items():
+        if name not in worst and "does not require grad" not in why and "not implemented" in why and "Double" in why:
+            rows.append(_row(subject, phase, outcome=Outcome.SKIPPED, cause="no float64 kernel",
+                             message=f"{name} has no float64 counterpart to be judged by: {why}"))  # fmt: skip
+    return rows
+
+
+def _deviation(call: NativeCall, seed: int) -> Deviation | None:
+    """Return the call's deviation, None when nothing in it is differentiable."""
+    observing = Observing()
+    outputs: list[torch.Tensor] = []
+    native = vjp(call.run, call.args, call.kwargs, seed, observing, outputs)
+    if native is None:
+        return None
+    args, kwargs = map_tensors(call.args, lift_tensor), map_tensors(call.kwargs, lift_tensor)
+    exact_outputs: list[torch.Tensor] = []
+    exact = exact_vjp(call, args, kwargs, seed, exact_outputs)
+    if exact is None:
+        return None
+    arithmetic = _arithmetic(call, observing, outputs, exact_outputs)
+    epsilon = arithmetic.eps
+    draws = Draws(seed + 3)
+
+    def nudged(t: torch.Tensor) -> torch.Tensor:
+        if not t.is_floating_point():
+            return t
+        noise = torch.rand(t.shape, **draws.on(t.device), dtype=torch.float64).mul_(2).sub_(1)
+        moved = t + t * noise.to(t.dtype) * epsilon
+        return torch.where(moved.isfinite(), moved, t)  # attention masks hold infinities
+
+    noisy = exact_vjp(call, map_tensors(args, nudged), map_tensors(kwargs, nudged), seed)
+    exact, native, noisy = where_finite(exact, native, noisy)
+    assert native is not None
+    assert exact is not None
+    size = distance(exact, None)
+    response = distance(exact, noisy) if noisy is not None else 0.0
+    error = distance(exact, native)
+    return Deviation(call, error, _constant(call, arithmetic) * (epsilon * size + response), size, arithmetic)
+
+
+def _constant(call: NativeCall, arithmetic: Arithmetic) -> float:
+    if arithmetic.inside in (*INSIDE_EPS, AS_FORWARD):
+        return INSIDE_TOLERANCE
+    return TOLERANCES.get(call.name, FLOAT32_TOLERANCE if arithmetic.dtype is torch.float32 else LOW_TOLERANCE)
+
+
+def _arithmetic(
+    call: NativeCall, observing: Observing, outputs: list[torch.Tensor], exact: list[torch.Tensor]
+) -> Arithmetic:
+    """Return the coarsest arithmetic of a call: its tensors', its products', or what its own forward shows.
+
+    What a custom Function's kernel does inside no switch tells (Triton's ``dot`` takes TF32 by itself): a forward that
+    is off by more than float32 explains was computed in something coarser, and its backward may have been as well, up
+    to TF32's rounding.
+    """
+    dtypes = [t.dtype for t in tensors_of((call.args, call.kwargs)) if is_low_float(t)]
+    dtype = max(dtypes, key=lambda d: torch.finfo(d).eps)
+    found = Arithmetic(dtype, torch.finfo(dtype).eps)
+    if observing.found is not None and observing.found.eps > found.eps:
+        found = observing.found
+    if call.own and dtype is torch.float32:
+        pairs = [(e, o) for o, e in zip(outputs, exact, strict=False) if o.shape == e.shape]
+        size = sum(norm(e) ** 2 for e, _ in pairs) ** 0.5
+        off = distance([e for e, _ in pairs], [o for _, o in pairs]) / size if size else 0.0
+        if off > FLOAT32_TOLERANCE * found.eps:
+            found = Arithmetic(dtype, min(2 * off, INSIDE_EPS["tf32"]), AS_FORWARD)
+    return found
+
+
+def _whole_model(subject: Subject, phase: LivePhase) -> ResultRow:
+    """Measure how far the native gradient of the whole model is from float64's; never judged.
+
+    Healthy deep nets deviate beyond any fixed threshold: branches flip and conditioning amplifies.
+    """
+    subject.reset()
+    with quiet(), subject.autocast():
+        native = differentiate(subject.loss(phase), phase.parameters, hooked=may_step(subject.model))
+    kept = {n: None if g is None else g.detach().cpu() for n, g in native.items()}
+    subject.reset()
+    try:
+        with float64_lane(subject, phase) as problem:
+            point = Point(problem)
+            point.restore()
+            size = sum(norm(g) ** 2 for g in point.gradients.values()) ** 0.5
+            pairs = ((point.gradients[n], kept[n]) for n in problem.tensors)
+            error = sum(distance([a], [None if b is None else as_real(b).to(point.problem.tensors[n].device)]) ** 2
+                        for n, (a, b) in zip(problem.tensors, pairs, strict=True)) ** 0.5  # fmt: skip
+    except Exception as error_:
+        return _row(subject, phase, outcome=Outcome.SKIPPED, cause="measured only",
+                    message=f"no whole-model gradient in float64: {type(error_).__name__}")  # fmt: skip
+    relative = error / size if size else 0.0
+    return _row(
+        subject, phase, outcome=Outcome.SKIPPED, cause="measured only", measured=finite(relative),
+        message=f"the whole model's native gradient differs from float64's by {relative:.1e} relative (measured, not "
+        "judged: branches flip and conditioning amplifies in healthy nets)",
+    )  # fmt: skip
+
+
+def _deviation_row(subject: Subject, phase: LivePhase, found: Deviation) -> ResultRow:
+    relative = found.error / found.size if found.size else 0.0
+    allowed = found.tolerance / found.size if found.size else 0.0
+    where = found.call.label
+    if not found.ratio <= 1:
+        finite_error = found.error == found.error and found.error != float("inf")
+        outcome = Outcome.FAIL if finite_error else Outcome.INCONCLUSIVE
+        message = (
+            f"the gradient of {found.call.name} in {where} is off by {relative:.1e} relative in {found.arithmetic}, "
+            f"{allowed:.1e} is allowed"
+        )
+    else:
+        outcome = Outcome.PASS
+        message = (
+            f"the gradient of {found.call.name} in {found.arithmetic} agrees with float64 ({relative:.1e} of "
+            f"{allowed:.1e})"
+        )
+    row = _row(subject, phase, outcome=outcome, message=message)
+    return replace(
+        row, module=where, dtype=str(found.arithmetic), error=finite(found.error), threshold=finite(found.tolerance),
+        detection_limit=finite(allowed), gradient_norm=finite(found.size),
+        cause=f"{found.call.name} in {found.arithmetic}" if outcome is not Outcome.PASS else None,
+        where_to_look=f"{found.call.name}, called by {where}" if outcome is not Outcome.PASS else None,
+        measured=finite(relative), expected=0.0,
+    )  # fmt: skip
+
+
+def _row(subject: Subject, phase: LivePhase, **fields: Any) -> ResultRow:
+    return ResultRow(check=NATIVE_DTYPE.name, severity=NATIVE_DTYPE.severity, phase=phase.name, lane=Lane.NATIVE,
+                     seed=subject.seed, **fields)  # fmt: skip

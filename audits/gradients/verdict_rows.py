@@ -1,0 +1,49 @@
+"""Verdicts as result rows."""
+
+from __future__ import annotations
+
+from audits.checks.gradient import FINITE_DIFFERENCE
+from audits.gradients.verdicts import Verdict, describe
+from audits.lanes.arithmetic import norm
+from audits.lanes.evaluation import Point
+from audits.live.devices import missing_determinism
+from audits.live.subject import LivePhase, Subject
+from audits.outcomes import Lane, Outcome, ResultRow, finite
+
+
+def parameter_row(
+    subject: Subject, phase: LivePhase, name: str, verdict: Verdict, point: Point | None, lane: Lane, dtype: str
+) -> ResultRow:
+    """Return a parameter's row."""
+    gradient = point.gradients.get(name) if point is not None else None
+    known = point is not None and name in point.names
+    missing = missing_determinism(subject.device) if verdict.cause == "nondeterministic" else ""
+    return ResultRow(
+        check=FINITE_DIFFERENCE.name,
+        outcome=verdict.outcome,
+        severity=FINITE_DIFFERENCE.severity,
+        phase=phase.name,
+        lane=lane,
+        parameter=name,
+        module=subject.owner(name).label,
+        numel=subject.parameters[name].numel(),
+        dtype=dtype,
+        measured=finite(verdict.measured),
+        expected=finite(verdict.expected),
+        error=finite(verdict.error),
+        threshold=finite(verdict.threshold),
+        detection_limit=finite(verdict.limit),
+        parameter_norm=finite(norm(point.theta(name))) if known and point is not None else None,
+        gradient_norm=finite(norm(gradient)) if known else None,
+        seed=subject.seed,
+        cause=verdict.cause,
+        message=(verdict.message or describe(name, verdict)) + missing,
+        where_to_look=verdict.where_to_look,
+    )
+
+
+def skipped_row(subject: Subject, phase: LivePhase, name: str, cause: str, message: str, dtype: str) -> ResultRow:
+    """Return the row of a parameter that this phase does not train."""
+    return parameter_row(
+        subject, phase, name, Verdict(outcome=Outcome.SKIPPED, cause=cause, message=message), None, Lane.FLOAT64, dtype
+    )

@@ -1,0 +1,1 @@
+"""The branches operators take on floating values, and the rules that keep each one on its branch."""

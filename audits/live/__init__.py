@@ -1,0 +1,1 @@
+"""A recipe made live on a model: the subject of an audit, its devices, and its state put back afterwards."""

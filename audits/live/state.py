@@ -1,0 +1,184 @@
+"""What an evaluation can change in a model and around it, remembered and put back."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import signal
+import threading
+import types
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from audits.live.devices import GeneratorStates, generator_states, set_generator_states
+from audits.live.lending import others_in_place, takes_storage_of
+from audits.live.remembering import Memory
+
+
+@dataclass(frozen=True)
+class RandomState:
+    """The state of torch's (CPU and any device in use), NumPy's and Python's global generators."""
+
+    cpu: torch.Tensor
+    devices: GeneratorStates
+    numpy: Any
+    python: Any
+
+    @classmethod
+    def now(cls) -> RandomState:
+        """Remember the generators as they are."""
+        return cls(torch.get_rng_state(), generator_states(), np.random.get_state(), random.getstate())
+
+    def restore(self) -> None:
+        """Put the generators back."""
+        torch.set_rng_state(self.cpu)
+        set_generator_states(self.devices)
+        np.random.set_state(self.numpy)
+        random.setstate(self.python)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed torch, NumPy and Python."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+@contextlib.contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Leave the random generators as they were."""
+    state = RandomState.now()
+    try:
+        yield
+    finally:
+        state.restore()
+
+
+class ModuleState:
+    """Everything of a model that a forward in train mode may change by itself, but its parameters' values.
+
+    Buffers, modes, attributes (tensors, containers, generators, objects), and which parameters, buffers and submodules
+    are registered under which name.
+
+    Args:
+        model: the model.
+        hooks: put back the modules' hooks too; for when nobody listens any more.
+    """
+
+    def __init__(self, model: nn.Module, *, hooks: bool = False) -> None:
+        self._memory = Memory(model, hooks=hooks)
+
+    def leaves(self) -> list[torch.Tensor]:
+        """Return the remembered tensors, buffers among them, that are leaves with memory of their own."""
+        return [
+            tensor
+            for tensor in self._memory.tensors
+            if tensor.is_leaf and tensor.layout is torch.strided and not tensor.is_meta and not tensor.is_inference()
+        ]
+
+    def restore(self) -> None:
+        """Put everything back: the same objects, with the values they had; what is new goes."""
+        self._memory.restore()
+
+
+class ParameterState:
+    """Values, gradients and ``requires_grad`` of all parameters."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._saved = [(p, p.data.clone(), p.requires_grad) for p in model.parameters()]
+
+    def restore(self) -> None:
+        """Put the values back and drop the gradients."""
+        for parameter, value, requires_grad in self._saved:
+            if parameter.data.dtype == value.dtype and parameter.data.device == value.device:
+                parameter.data.copy_(value)
+            else:
+                parameter.data = value.clone()
+            parameter.grad = None
+            parameter.requires_grad_(requires_grad)
+
+
+class _TensorHooks:
+    """The hooks on some tensors: a forward may add more each time it runs."""
+
+    _KINDS = ("_backward_hooks", "_post_accumulate_grad_hooks")
+
+    def __init__(self, tensors: Iterable[torch.Tensor]) -> None:
+        self._saved = [(t, kind, hooks, dict(hooks or {})) for t in tensors for kind in self._KINDS
+                       for hooks in [getattr(t, kind)]]  # fmt: skip
+
+    def restore(self) -> None:
+        """Put the hooks back."""
+        for tensor, kind, hooks, saved in self._saved:
+            if getattr(tensor, kind) is not hooks:
+                setattr(tensor, kind, hooks)
+            if hooks is not None and (len(hooks) != len(saved) or any(hooks.get(k) is not v for k, v in saved.items())):
+                hooks.clear()
+                hooks.update(saved)
+
+
+@contextlib.contextmanager
+def borrowed(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Lend the model out on ``device`` and give it back bit for bit as it was, whatever is raised meanwhile.
+
+    The parameters and buffers keep their identity but get storage of their own (where a device's tensors are of another
+    kind, others stand in their place), so whatever happens to the values meanwhile happens to a copy; gradients, modes,
+    attributes, hooks, what is registered under which name, and random generators are put back as well. An interrupt
+    waits until all of it is.
+    """
+    generators = RandomState.now()
+    modules = ModuleState(model, hooks=True)
+    parameters = [(p, p.data, p.grad, p.requires_grad) for p in model.parameters()]
+    hooks = _TensorHooks(p for p, _, _, _ in parameters)
+    buffers = {id(b): (b, b.data) for b in model.buffers()}
+
+    def parameters_back() -> None:
+        for parameter, value, gradient, requires_grad in parameters:
+            parameter.data = value
+            parameter.requires_grad_(requires_grad)
+            parameter.grad = gradient
+
+    def buffers_back() -> None:
+        for buffer, value in buffers.values():
+            buffer.data = value
+
+    try:
+        if takes_storage_of(model, device):
+            for parameter, value, _, _ in parameters:
+                parameter.data = value.detach().clone().to(device)
+                parameter.grad = None
+            for buffer, value in buffers.values():
+                buffer.data = value.detach().clone().to(device)
+            yield
+        else:
+            with others_in_place(model, device):
+                yield
+    finally:
+        with interrupts_held(), contextlib.ExitStack() as each_of_them:  # last in, first out
+            each_of_them.callback(generators.restore)
+            each_of_them.callback(hooks.restore)
+            each_of_them.callback(modules.restore)
+            each_of_them.callback(parameters_back)
+            each_of_them.callback(buffers_back)
+
+
+@contextlib.contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Let Ctrl-C wait while the body runs; it is raised at its end."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield  # no interrupt is raised here
+        return
+    waiting: list[tuple[int, types.FrameType | None]] = []
+    signal.signal(signal.SIGINT, lambda number, frame: waiting.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if waiting:
+            before(*waiting[0])

@@ -1,0 +1,325 @@
+"""A recipe made live on a model: batch on the device, losses to call, optimizers to build."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from audits.errors import DeviceError, RecipeError, suggest
+from audits.live.devices import choose_device, mixes_devices
+from audits.live.lone_optimizers import others_refused
+from audits.live.state import ModuleState, ParameterState, borrowed, seed_everything
+from audits.recipe.callables import as_loss
+from audits.recipe.capture import canonical_names, unwrap
+from audits.recipe.compiled_parts import compiled_parts, eager, without_wrappers
+from audits.recipe.declared_names import check_functions, check_names, declares_functions
+from audits.recipe.optimizers import build_optimizer, keeps_state_aside
+from audits.recipe.overlaps import Overlap, overlaps_of
+from audits.recipe.recipe import PhaseRecipe, Recipe
+from audits.settings import AuditSettings
+from audits.structures import map_tensors, tensors_in
+
+#: Label value that torch's losses ignore.
+IGNORED_LABEL = -100
+
+
+@dataclass(frozen=True)
+class Owner:
+    """The module that holds a parameter."""
+
+    path: str
+    module: nn.Module
+
+    @property
+    def label(self) -> str:
+        """``class at path``, for rows: ``ScaledGelu (blocks.1.act)``."""
+        name = type(self.module).__name__
+        return f"{name} ({self.path})" if self.path else name
+
+
+@dataclass(frozen=True)
+class FirstForward:
+    """What the first forward of a phase in this process gave: the loss, and fingerprints of the weights after it."""
+
+    loss: float
+    weights: dict[str, tuple[float, float]]
+
+
+class LivePhase:
+    """One phase of the training step on the subject's model."""
+
+    def __init__(self, recipe: PhaseRecipe, parameters: Mapping[str, nn.Parameter]) -> None:
+        self.recipe = recipe
+        self.name = recipe.name
+        #: Trainable parameters in this phase's optimizer, by canonical name, in the optimizer's order.
+        self.parameters = {
+            n: parameters[n] for n in dict.fromkeys(recipe.optimizer.names) if parameters[n].requires_grad
+        }
+        self._all = parameters
+        #: ``(model, batch) -> scalar``.
+        self.loss_function = as_loss(recipe.loss)
+
+    def call_loss(self, model: nn.Module, batch: Any) -> torch.Tensor:
+        """Return the loss of one micro-batch; the loss gets containers of its own, so it may pop from them."""
+        return self.loss_function(model, map_tensors(batch, lambda tensor: tensor))
+
+    def build_optimizer(self, *, with_state: bool = True) -> torch.optim.Optimizer:
+        """Return a fresh optimizer as the recipe describes it, on the subject's parameters."""
+        return build_optimizer(self.recipe.optimizer, self._all, with_state=with_state and not self.starts_fresh)
+
+    @functools.cached_property
+    def starts_fresh(self) -> bool:
+        """Whether its training steps begin from fresh state, whatever was recorded: see `keeps_state_aside`."""
+        return keeps_state_aside(self.recipe.optimizer)
+
+
+class Subject:
+    """A model under audit; made by `open_subject`.
+
+    Attributes:
+        model: the unwrapped module, in the recipe's mode, on `device`.
+        parameters: every parameter by canonical name, frozen ones included.
+        trainable: names of those with ``requires_grad``.
+        phases: the live phases in the step's order.
+        seed: the settings' seed, or the recipe's.
+        overlaps: distinct Parameters on one memory, at capture or now; during the audit each has its own.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        recipe: Recipe,
+        settings: AuditSettings,
+        device: torch.device,
+        overlaps: tuple[Overlap, ...] = (),
+    ) -> None:
+        self.model = model
+        self.recipe = recipe
+        self.settings = settings
+        self.device = device
+        self.overlaps = tuple(dict.fromkeys((*overlaps, *recipe.overlaps)))
+        self.seed = recipe.seed if settings.seed is None else settings.seed
+        self.parameters: dict[str, nn.Parameter] = dict(model.named_parameters())
+        _match_names(recipe, self.parameters, model)
+        check_names(recipe, model)
+        for record in recipe.parameters:
+            self.parameters[record.name].requires_grad_(record.trainable)
+        _set_modes(model, recipe)
+        self.trainable = tuple(name for name, p in self.parameters.items() if p.requires_grad)
+        self._names = canonical_names(model)
+        self._owners = _owners(model)
+        self._batches = [map_tensors(b, lambda t: t.to(device)) for b in _as_list(recipe.batch)]
+        self.phases = tuple(LivePhase(phase, self.parameters) for phase in recipe.phases)
+        #: What is compiled, here or where the recipe was made, and how the model itself was, where that is known.
+        self.compiled: tuple[str, ...] = recipe.compiled
+        self.compiled_with: Any = None
+        self._module_state = ModuleState(model)
+        self._parameter_state = ParameterState(model)
+        #: By phase; what a process does at its first call and never again shows nowhere else.
+        self.first_forwards: dict[str, FirstForward] = {}
+
+    def name_of(self, parameter: torch.Tensor) -> str | None:
+        """Return the canonical name of a parameter, by identity."""
+        return self._names.get(id(parameter))
+
+    def owner(self, name: str) -> Owner:
+        """Return the module that holds the parameter."""
+        return self._owners[name]
+
+    def micro_batches(self, phase: LivePhase, given: Sequence[Any] | None = None) -> list[tuple[float, Any]]:
+        """Return the step's micro-batches with the weight of each one's loss; weights add up to 1.
+
+        ``normalize="mean"`` weighs all alike; ``"tokens:KEY"`` by the number of targets in ``batch[KEY]`` that are not
+        -100 (of True elements for a mask).
+
+        Args:
+            phase: whose.
+            given: micro-batches to weigh instead of the recipe's.
+        """
+        batches = self._batches if given is None else list(given)
+        if given is None and len(batches) == 1 and phase.recipe.accumulate > 1:
+            batches = _split(batches[0], phase.recipe.accumulate)
+        if self.recipe.normalize == "mean":
+            return [(1.0 / len(batches), batch) for batch in batches]
+        counts = [_count_tokens(batch, self.recipe.normalize.removeprefix("tokens:")) for batch in batches]
+        if not sum(counts):
+            raise RecipeError(f"normalize={self.recipe.normalize!r}: the batch has no target that counts")
+        return [(count / sum(counts), batch) for count, batch in zip(counts, batches, strict=True)]
+
+    def loss(self, phase: LivePhase) -> torch.Tensor:
+        """Return the loss of a whole step of this phase; seeds nothing.
+
+        ``L = sum_i w_i * l(model, batch_i)`` over the step's micro-batches, with the weights of `micro_batches`.
+        """
+        total: torch.Tensor | None = None
+        for weight, batch in self.micro_batches(phase):
+            value = phase.call_loss(self.model, batch)
+            value = value if weight == 1.0 else value * weight
+            total = value if total is None else total + value
+        assert total is not None
+        return total
+
+    def fingerprints(self) -> dict[str, tuple[float, float]]:
+        """Return (sum, Euclidean norm) of every parameter: what a forward that writes weights changes."""
+        values = ((n, p.detach()) for n, p in self.parameters.items() if p.is_floating_point())
+        wide = torch.float64
+        return {n: (float(v.sum(dtype=wide)), float(torch.linalg.vector_norm(v, dtype=wide))) for n, v in values}
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """Return the context of the recipe's precision, for native evaluations."""
+        if self.recipe.precision == "native":
+            return contextlib.nullcontext()
+        dtype = torch.bfloat16 if self.recipe.precision.startswith("bf16") else torch.float16
+        return torch.autocast(self.device.type, dtype=dtype)
+
+    def kept_leaves(self) -> list[torch.Tensor]:
+        """Return the leaf tensors that the model keeps without registering them, as attributes or inside of them."""
+        return self._module_state.leaves()
+
+    def reset(self, *, parameters: bool = True, seed: int | None = None) -> None:
+        """Put the model back to the audit's start and seed the generators: the same evaluation again."""
+        self._module_state.restore()
+        if parameters:
+            self._parameter_state.restore()
+        seed_everything(self.seed if seed is None else seed)
+
+
+@contextlib.contextmanager
+def open_subject(
+    model: nn.Module, recipe: Recipe, settings: AuditSettings | None = None, device: str = "auto"
+) -> Iterator[Subject]:
+    """Make a recipe live on a model; on leaving, the model is as it was, bit for bit.
+
+    Raises:
+        RecipeError: the recipe does not fit the model, or its loss cannot be computed on its batch.
+    """
+    chosen = choose_device(device)
+    wrapped, model = model, unwrap(model)
+    lazy = [n for n, p in model.named_parameters() if isinstance(p, nn.parameter.UninitializedParameter)]
+    if lazy:
+        raise RecipeError(f"parameter {lazy[0]!r} is lazy and was never initialised: run one forward before capture")
+    overlaps = overlaps_of(model)
+    with borrowed(model, chosen), torch.enable_grad(), warnings.catch_warnings(), eager():
+        subject = Subject(model, recipe, settings or AuditSettings(), chosen, overlaps)
+        subject.compiled, subject.compiled_with = _compiled(wrapped, recipe)
+        _try_losses(subject)
+        subject.reset()
+        with others_refused(subject._names):
+            yield subject
+
+
+def _compiled(wrapped: nn.Module, recipe: Recipe) -> tuple[tuple[str, ...], Any]:
+    references = [(f"loss {phase.name}", phase.loss) for phase in recipe.phases]
+    if recipe.step is not None:
+        references.append(("step", recipe.step))
+    here = compiled_parts(wrapped, [(role, reference.resolve(role=role)) for role, reference in references])
+    return tuple(dict.fromkeys((*recipe.compiled, *here))), without_wrappers(wrapped)[1]
+
+
+def _try_losses(subject: Subject) -> None:
+    """Run every loss once, so that a recipe that cannot work is told from a model that is wrong."""
+    applied: list[torch.Tensor] = []
+    for phase in subject.phases:
+        subject.reset()
+        try:
+            with subject.autocast():
+                value = subject.loss(phase)
+        except RecipeError:
+            raise
+        except torch.OutOfMemoryError as error:
+            raise RecipeError(
+                f"out of memory in the loss of phase {phase.name!r}: use a smaller batch or device='cpu' "
+                f"({str(error).splitlines()[0]})"
+            ) from error
+        except Exception as error:
+            if subject.device.type != "cpu" and mixes_devices(error):
+                raise DeviceError(
+                    f"the loss of phase {phase.name!r} makes tensors on another device than {subject.device}, the "
+                    "batch's: give them device=..., or audit on the CPU with device='cpu' "
+                    f"({str(error).splitlines()[0]})"
+                ) from error
+            raise RecipeError(
+                f"the loss of phase {phase.name!r} ({phase.recipe.loss.describe()}) raised {type(error).__name__}: "
+                f"{error}; does the recipe's batch ({_describe(subject.recipe.batch)}) fit the model?"
+            ) from error
+        if not isinstance(value, torch.Tensor) or value.numel() != 1:
+            got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
+            raise RecipeError(f"the loss of phase {phase.name!r} must return one number, not {got}: add .mean()")
+        if not value.requires_grad:
+            raise RecipeError(f"the loss of phase {phase.name!r} depends on no trainable parameter: nothing to audit")
+        if declares_functions(subject.recipe):
+            applied.append(value)
+        subject.first_forwards[phase.name] = FirstForward(float(value.detach()), subject.fingerprints())
+    check_functions(subject.recipe, subject.model, applied)
+
+
+def _match_names(recipe: Recipe, parameters: Mapping[str, nn.Parameter], model: nn.Module) -> None:
+    wanted = {record.name: record.shape for record in recipe.parameters}
+    for phase in recipe.phases:
+        wanted.update({name: wanted.get(name, ()) for name in phase.optimizer.names})
+    known_shapes = {record.name for record in recipe.parameters}
+    aliases = dict(model.named_parameters(remove_duplicate=False))
+    for name, shape in wanted.items():
+        if name not in aliases:
+            raise RecipeError(
+                f"the recipe names the parameter {name!r}, which the model does not have{suggest(name, parameters)}"
+            )
+        if name not in parameters:
+            raise RecipeError(
+                f"the recipe names {name!r} as a parameter of its own; in the model it is tied to another"
+            )
+        if name in known_shapes and tuple(aliases[name].shape) != shape:
+            raise RecipeError(f"parameter {name!r} has shape {tuple(aliases[name].shape)}, the recipe says {shape}")
+
+
+def _set_modes(model: nn.Module, recipe: Recipe) -> None:
+    model.train(recipe.mode == "train")
+    modules = dict(model.named_modules())
+    for name, training in recipe.module_modes.items():
+        if name in modules:
+            modules[name].training = training
+
+
+def _owners(model: nn.Module) -> dict[str, Owner]:
+    owners = {}
+    for path, module in model.named_modules():
+        for name, _ in module.named_parameters(recurse=False):
+            owners[f"{path}.{name}" if path else name] = Owner(path, module)
+    return owners
+
+
+def _as_list(batch: Any) -> list[Any]:
+    return list(batch) if isinstance(batch, list) else [batch]
+
+
+def _split(batch: Any, parts: int) -> list[Any]:
+    sizes = {tensor.shape[0] for _, tensor in tensors_in(batch) if tensor.dim()}
+    size = max(sizes, default=0)
+    if not size or size % parts:
+        raise RecipeError(
+            f"accumulate={parts} needs a batch whose first dimension it divides, not {size}; give the "
+            "micro-batches as a list instead"
+        )
+    width = size // parts
+    return [
+        map_tensors(batch, lambda t, i=i: t[i * width : (i + 1) * width] if t.dim() and t.shape[0] == size else t)  # type: ignore[misc]
+        for i in range(parts)
+    ]
+
+
+def _count_tokens(batch: Any, key: str) -> int:
+    if key not in batch:
+        raise RecipeError(f"normalize='tokens:{key}': the batch has no {key!r}{suggest(key, batch)}")
+    targets = batch[key]
+    return int((targets if targets.dtype == torch.bool else targets != IGNORED_LABEL).sum())
+
+
+def _describe(batch: Any) -> str:
+    return ", ".join(f"{path}: {tuple(t.shape)} {t.dtype}" for path, t in tensors_in(batch))

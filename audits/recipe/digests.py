@@ -1,0 +1,98 @@
+"""A digest of each part that a verdict depends on, so that what differs between two audits has a name."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from audits.errors import GradauditError
+from audits.recipe.callables import CallableReference
+from audits.recipe.plain_form import recipe_to_plain
+from audits.recipe.recipe import Recipe, feed
+
+#: What of a recipe is its loss and its optimizer; everything else but batch, state and step are options.
+_LOSS, _OPTIMIZER = ("loss",), ("optimizer", "scheduler")
+
+
+def parts_of(model: nn.Module, recipe: Recipe) -> dict[str, str]:
+    """Return part -> short digest.
+
+    Args:
+        model: the live model.
+        recipe: how it is trained.
+
+    Returns:
+        ``sources`` (classes of the model's modules and the files that define them, torch's own left out), and of the
+        recipe ``loss``, ``optimizer``, ``state``, ``batch``, ``step`` and ``options``. What a registered version's
+        files say (``weights``, ``files``) is added by who has the files.
+    """
+    plain = recipe_to_plain(recipe, storable=False)
+    phases = plain.pop("phases")
+    frozen = [record["name"] for record in plain.pop("parameters") if not record["trainable"]]
+    step = plain.pop("step")
+    rest = [{k: v for k, v in phase.items() if k not in (*_LOSS, *_OPTIMIZER)} for phase in phases]
+    return {
+        "sources": _digest(_sources(model)),
+        "loss": _digest([[phase["name"], phase["loss"]] for phase in phases], *_functions(recipe)),
+        "optimizer": _digest(
+            [[phase["name"], *(phase[key] for key in _OPTIMIZER)] for phase in phases],
+            *(_source_of(reference) for reference in recipe.optimizer_rules),
+        ),
+        "state": _digest([phase.optimizer.state for phase in recipe.phases]),
+        "batch": _digest(recipe.batch),
+        "step": _digest(step, "" if recipe.step is None else _source_of(recipe.step)),
+        "options": _digest(plain, rest, frozen),
+    }
+
+
+def _sources(model: nn.Module) -> list[str]:
+    """Class and defining file's digest of every kind of module in the model, in order of first use."""
+    found: dict[type, None] = dict.fromkeys(type(module) for module in model.modules())
+    return [
+        f"{kind.__module__}.{kind.__qualname__} {'' if _is_torchs(kind) else _file_digest_of(kind)}" for kind in found
+    ]
+
+
+def _functions(recipe: Recipe) -> list[str]:
+    return [_source_of(phase.loss) for phase in recipe.phases]
+
+
+def _source_of(reference: CallableReference) -> str:
+    """Digest of the file that defines a loss or step function; empty for torch's own and for what has no file."""
+    try:
+        target = reference.resolve()
+    except GradauditError:
+        return ""
+    target = type(target) if isinstance(target, nn.Module) else inspect.unwrap(target) if callable(target) else None
+    return "" if target is None or _is_torchs(target) else _file_digest_of(target)
+
+
+def _is_torchs(thing: Any) -> bool:
+    return str(getattr(thing, "__module__", None) or "").partition(".")[0] in ("torch", "builtins", "_functools")
+
+
+def _file_digest_of(thing: Any) -> str:
+    try:
+        path = inspect.getsourcefile(thing)
+    except TypeError:  # built in, or made at run time
+        return ""
+    return _file_digest(path) if path else ""
+
+
+@lru_cache(maxsize=256)
+def _file_digest(path: str) -> str:
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+    except OSError:  # a notebook cell
+        return ""
+
+
+def _digest(*values: Any) -> str:
+    hasher = hashlib.sha256()
+    feed(hasher, values)
+    return hasher.hexdigest()[:16]

@@ -1,0 +1,1 @@
+"""What else a step shows: registration, isolation, buffers, averages, the step function's conduct."""

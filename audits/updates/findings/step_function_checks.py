@@ -1,0 +1,176 @@
+"""How the recipe's own step function handles its optimizers: count, clipping, learning rate, mode."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from audits.live.subject import LivePhase, Subject
+from audits.outcomes import Outcome, ResultRow
+from audits.updates.findings.hyperparameters import declared_option
+from audits.updates.judge.compare import real_dtype
+from audits.updates.received.search import BeforeStep
+from audits.updates.record.calls import Call
+from audits.updates.record.context import usable_rates
+from audits.updates.record.steps import TrainingStep
+from audits.updates.update_rows import row
+
+#: What only a recipe's own step function can get wrong.
+CANONICAL_ONLY = ("step.clipping", "step.count", "step.learning-rate", "step.mode")
+
+#: Relative error of the norm that clipping saw.
+NORM_TOLERANCE = {torch.bfloat16: 0.15, torch.float16: 0.15}
+NORM_TOLERANCE_DEFAULT = 1e-3
+
+#: A learning rate went through a few float64 operations, or a float32 tensor.
+RATE_TOLERANCE = 1e-9
+RATE_TOLERANCE_TENSOR = 1e-6
+
+
+def skipped_handling_rows(subject: Subject) -> list[ResultRow]:
+    """Return the rows that a canonical step cannot fail, as skipped."""
+    message = "the recipe has no step function: the step is the audit's own and cannot get this wrong"
+    return [row(subject, check, Outcome.SKIPPED, message, cause="canonical step") for check in CANONICAL_ONLY]
+
+
+def handling_rows(subject: Subject, step: TrainingStep) -> Iterator[ResultRow]:
+    """Yield the rows of one training step of the recipe's own step function."""
+    for phase in subject.phases:
+        yield _count(subject, step, phase)
+        yield from _clipping(subject, step, phase)
+        yield from _learning_rate(subject, step, phase)
+    yield _mode(subject, step)
+
+
+def _count(subject: Subject, step: TrainingStep, phase: LivePhase) -> ResultRow:
+    count = len(step.of(phase))
+    numbers: dict[str, Any] = {"measured": float(count), "expected": 1.0}
+    message = f"the optimizer of phase {phase.name!r} stepped {count} times in training step {step.number}"
+    if count == 0 and step.overflowed:
+        return row(subject, "step.count", Outcome.INCONCLUSIVE, f"{message}: the loss scaler met an overflow",
+                   phase=phase.name, step=step.number, cause="overflow", **numbers)  # fmt: skip
+    outcome = Outcome.PASS if count == 1 else Outcome.FAIL
+    return row(subject, "step.count", outcome, message, phase=phase.name, step=step.number, **numbers)
+
+
+def _clipping(subject: Subject, step: TrainingStep, phase: LivePhase) -> Iterator[ResultRow]:
+    check, declared = "step.clipping", phase.recipe.clip_grad_norm
+    for call in step.of(phase):
+        before = call.note
+        seen = before.clipping if isinstance(before, BeforeStep) else []
+        reference = before.reference if isinstance(before, BeforeStep) else None
+        where = f"phase {phase.name!r}, step {step.number}"
+        common: dict[str, Any] = {"phase": phase.name, "step": step.number}
+        if declared is None and not seen:
+            yield row(
+                subject, check, Outcome.SKIPPED, "the recipe declares no clipping", cause="not declared", **common
+            )
+            continue
+        if declared is None:
+            message = f"gradients are clipped to {seen[0].max_norm:g} ({where}), which the recipe does not declare"
+            yield row(subject, check, Outcome.WARN, message, cause="not declared", measured=seen[0].max_norm, **common)
+            continue
+        if reference is None:
+            continue
+        tolerance = max((NORM_TOLERANCE.get(real_dtype(p.dtype), NORM_TOLERANCE_DEFAULT)
+                         for p in phase.parameters.values()), default=NORM_TOLERANCE_DEFAULT)  # fmt: skip
+        if len(seen) > 1:
+            message = f"gradients are clipped {len(seen)} times ({where})"
+            yield row(subject, check, Outcome.FAIL, message, measured=float(len(seen)), expected=1.0, **common)
+        elif seen and abs(seen[0].max_norm - declared) > RATE_TOLERANCE_TENSOR * declared:
+            message = f"gradients are clipped to {seen[0].max_norm:g}, declared is {declared:g} ({where})"
+            yield row(subject, check, Outcome.FAIL, message, measured=seen[0].max_norm, expected=declared, **common)
+        elif seen:
+            error = abs(seen[0].norm - reference.norm) / reference.norm if reference.norm else seen[0].norm
+            met = error <= tolerance
+            message = f"clipping saw the norm {seen[0].norm:.6g}, the loss's own is {reference.norm:.6g} ({where})"
+            if not met and not seen[0].norm:
+                message += ": it was given no gradients (a generator that was used up?)"
+            yield row(subject, check, Outcome.PASS if met else Outcome.FAIL, message, measured=seen[0].norm,
+                      expected=reference.norm, error=error, threshold=tolerance, **common)  # fmt: skip
+        else:
+            received = [g for n in phase.parameters if (g := call.gradients.get(n)) is not None]
+            arrived = sum(float(g.to_dense().double().square().sum()) for g in received) ** 0.5
+            wanted = min(reference.norm, declared)
+            error = abs(arrived - wanted) / wanted if wanted else arrived
+            met = error <= tolerance
+            message = f"the gradient's norm at the optimizer is {arrived:.6g}, as declared it is {wanted:.6g} ({where})"
+            yield row(subject, check, Outcome.PASS if met else Outcome.FAIL, message, measured=arrived, expected=wanted,
+                      error=error, threshold=tolerance, **common)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Rate:
+    """The learning rate of one group in one step: what was used, what was to be expected, and why."""
+
+    parameter: str
+    used: float
+    expected: float
+    source: str
+
+    @property
+    def error(self) -> float:
+        return abs(self.used - self.expected) / abs(self.expected) if self.expected else abs(self.used)
+
+
+def _rates(subject: Subject, phase: LivePhase, call: Call, scheduled: Sequence[float] | None) -> Iterator[_Rate]:
+    """Yield the groups' rates. The schedule comes first, then what ``expect`` declares, then the captured rate."""
+    declared = subject.recipe.expect.get("lr")
+    for index, group in enumerate(phase.recipe.optimizer.groups):
+        name = next((p for p in group.parameters if isinstance(p, str)), None)
+        if name is None or "lr" not in call.options.get(name, {}):
+            continue
+        meant = declared_option(declared, phase.name, name)
+        expected, source = group.options["lr"], "captured"
+        if scheduled is not None:
+            expected, source = scheduled[index], "scheduled"
+        elif meant is not None and meant != group.options.get("initial_lr"):
+            expected, source = meant, "declared"
+        yield _Rate(name, float(call.options[name]["lr"]), float(expected), source)
+
+
+def _learning_rate(subject: Subject, step: TrainingStep, phase: LivePhase) -> Iterator[ResultRow]:
+    check, schedule = "step.learning-rate", phase.recipe.scheduler
+    rates, offset, assumed = ([], 0, False) if schedule is None else usable_rates(subject, phase.name)
+    scheduled = rates[min(offset + step.number - 1, len(rates) - 1)] if rates else None
+    for call in step.of(phase):
+        limit = RATE_TOLERANCE_TENSOR if call.tensor_rate else RATE_TOLERANCE
+        found = list(_rates(subject, phase, call, scheduled))
+        # A rate that only the captured one could be held against is the step's own affair once it differs.
+        own = [rate for rate in found if rate.source == "captured" and rate.error > limit]
+        worst = max((rate for rate in found if rate not in own), key=lambda rate: rate.error, default=None)
+        common: dict[str, Any] = {"phase": phase.name, "step": step.number, "threshold": limit}
+        if worst is None and own:
+            text = (f"the step sets the learning rate itself: {own[0].used:.9g} in step {step.number} of phase "
+                    f"{phase.name!r}, {own[0].expected:.9g} when the recipe was captured; the recipe declares neither "
+                    "a schedule nor expect={'lr': ...} to hold it against")  # fmt: skip
+            yield row(subject, check, Outcome.SKIPPED, text, cause="not declared", measured=own[0].used,
+                      expected=own[0].expected, error=own[0].error, **common)  # fmt: skip
+        if worst is None:
+            continue
+        met = worst.error <= limit
+        text = (f"lr is {worst.used:.9g} in step {step.number} of phase {phase.name!r}, {worst.source} is "
+                f"{worst.expected:.9g}")  # fmt: skip
+        cause = "assumed" if assumed else None
+        outcome = Outcome.PASS if met else Outcome.FAIL
+        if not met and step.number > 1 and rates and worst.used == rates[offset][0] and len(set(rates)) > 1:
+            outcome, cause = Outcome.INCONCLUSIVE, "not stepped"
+            text += ": the step function never stepped the scheduler, which may run once per epoch"
+        if assumed:
+            text += " (the schedule has ended at 0: audited at its initial lr)"
+        yield row(subject, check, outcome, text, cause=cause, measured=worst.used, expected=worst.expected,
+                  error=worst.error, **common)  # fmt: skip
+
+
+def _mode(subject: Subject, step: TrainingStep) -> ResultRow:
+    if not step.modes:
+        return row(subject, "step.mode", Outcome.PASS, f"every module ran in its declared mode in step {step.number}",
+                   step=step.number)  # fmt: skip
+    path, training = min(step.modes.items(), key=lambda found: len(found[0]))
+    mode, other = ("train", "eval") if training else ("eval", "train")
+    message = (f"{path or 'the model'} ran in {mode} mode in step {step.number}, declared is {other}"
+               f" ({len(step.modes)} modules in all)")  # fmt: skip
+    return row(subject, "step.mode", Outcome.FAIL, message, step=step.number)

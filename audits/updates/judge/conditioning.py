@@ -1,0 +1,86 @@
+"""Where rounding decides: elements of an update whose formula blows a last-digit change up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from audits.live.devices import Draws
+from audits.updates.judge.apply_rule import copy_state, reference_update
+from audits.updates.judge.compare import Judged, deviation, judge, real_dtype, rms, to_double
+from audits.updates.rules import Rule, State
+
+#: The native run rounds at each of the handful of operations of a rule; each response below is that of one rounding.
+ROUNDINGS = 8.0
+
+#: Draws of the signs of the rounding.
+DRAWS = 3
+
+#: Draws for a rule that takes a sign, each as large as all roundings together: what turns one element's sign is a
+#: combination of the signs of at most three numbers, which 24 draws miss once in 25 (seven eighths to the 24th).
+SIGN_DRAWS = 24
+
+
+def judge_conditioned(
+    rule: Rule, actual: torch.Tensor, reference: torch.Tensor, theta: torch.Tensor, gradient: torch.Tensor,
+    state: State, options: Mapping[str, Any], dtype: torch.dtype, noise: float = 0.0,
+    known: tuple[float, float] | None = None,
+) -> Judged:  # fmt: skip
+    """Judge an update; what misses the threshold is judged again without what rounding explains.
+
+    The sign of a gradient that weight decay cancels to a last digit, or a centered variance that is the difference of
+    equal numbers, is rounding: Adagrad's and Adam's first step make it an lr-sized update. The rule's own response to
+    changes of one eps in gradient, weights and state is taken off each element's difference; where the formula is
+    well-conditioned that is next to nothing.
+
+    Args:
+        rule: the rule.
+        actual: the update made, float64.
+        reference: the rule's.
+        theta: weights before, float64.
+        gradient: as received.
+        state: the rule's state before.
+        options: the group's options.
+        dtype: dtype of the lane's weights.
+        noise: scatter of the rule's own coarse arithmetic.
+        known: rms of theta and of the reference, where they were worked out already.
+    """
+    if rule.inside is not None:
+        size, length = known or (rms(theta), rms(reference))
+        known = max(size, rule.inside(theta, to_double(gradient), state, options)), length
+    found = judge(deviation(actual, reference, theta, dtype, known), rule, dtype, options, noise)
+    if found.met or not bool(torch.isfinite(actual).all()):
+        return found
+    response = rounding_response(rule, reference, theta, gradient, state, options, dtype)
+    difference = actual - reference
+    left = difference.sign() * (difference.abs() - ROUNDINGS * response).clamp(min=0.0)
+    return judge(deviation(reference + left, reference, theta, dtype, known), rule, dtype, options, noise)
+
+
+def rounding_response(
+    rule: Rule, reference: torch.Tensor, theta: torch.Tensor, gradient: torch.Tensor, state: State,
+    options: Mapping[str, Any], dtype: torch.dtype,
+) -> torch.Tensor:  # fmt: skip
+    """Return, per element, the largest change of the update under changes of one eps in what it is made from."""
+    draws = Draws(0)
+    eps = torch.finfo(real_dtype(dtype)).eps * (ROUNDINGS if rule.signs else 1.0)
+
+    def shaken(value: torch.Tensor) -> torch.Tensor:
+        signs = torch.randint(0, 2, value.shape, **draws.on(value.device)).to(torch.float64) * 2.0 - 1.0
+        return value * (1.0 + eps * signs)
+
+    def shaken_gradient() -> torch.Tensor:
+        if not gradient.is_sparse:
+            return shaken(to_double(gradient))
+        found = gradient.coalesce()
+        return torch.sparse_coo_tensor(found.indices(), shaken(found.values().double()), found.shape,
+                                       check_invariants=False).coalesce()  # fmt: skip
+
+    response = torch.zeros_like(reference)
+    for _ in range(SIGN_DRAWS if rule.signs else DRAWS):
+        other = {k: shaken(v) if isinstance(v, torch.Tensor) else v for k, v in copy_state(state).items()}
+        update = reference_update(rule, shaken(theta), shaken_gradient(), other, options)
+        response = torch.maximum(response, (update - reference).abs().nan_to_num(nan=0.0))
+    return response

@@ -1,0 +1,1 @@
+"""The gradient that an optimizer received, held against the declared loss's own."""

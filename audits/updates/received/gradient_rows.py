@@ -1,0 +1,220 @@
+"""The gradient handed over: present, finite, and the declared loss's own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+
+from audits.live.devices import missing_determinism
+from audits.live.subject import Subject
+from audits.outcomes import Lane, Outcome, ResultRow, finite
+from audits.updates.findings.registration import matches
+from audits.updates.judge.compare import real_dtype, rms, to_double
+from audits.updates.received.agreement import global_rms, gradient_error
+from audits.updates.received.batch_use import BatchUse, batch_use
+from audits.updates.received.coarseness import dtype_name, gradient_threshold
+from audits.updates.received.reference import Reference
+from audits.updates.received.search import AGREED, BeforeStep
+from audits.updates.record.calls import Call
+from audits.updates.record.hook_listener import cure
+from audits.updates.record.steps import TrainingStep
+from audits.updates.update_rows import norm, row
+
+#: Elements from which two directions that agree cannot agree by chance.
+ENOUGH = 16
+
+#: Gradients with a cosine above 1 minus this differ in scale only.
+PARALLEL = 1e-3
+
+#: Where a step drew other numbers than its reference, a factor must differ from 1 by so many times the part of the
+#: gradient that points elsewhere: two draws differ along the gradient by no more than in any other direction.
+BEYOND_DRAWS = 10.0
+
+
+def gradient_rows(subject: Subject, steps: list[TrainingStep]) -> Iterator[ResultRow]:
+    """Yield ``step.loss-finite``, ``step.gradient-present`` and ``step.gradient`` of all training steps."""
+    for step in steps:
+        for call in step.calls:
+            yield from _of_call(subject, steps, step, call)
+
+
+def _of_call(subject: Subject, steps: list[TrainingStep], step: TrainingStep, call: Call) -> Iterator[ResultRow]:
+    before = call.note
+    if not isinstance(before, BeforeStep) or before.reference is None:
+        if isinstance(before, BeforeStep) and before.error:
+            message = f"the loss of phase {call.phase.name!r} could not be evaluated at its optimizer: {before.error}"
+            yield row(subject, "step.gradient", Outcome.INCONCLUSIVE, message, phase=call.phase.name,
+                      step=step.number, cause="no reference")  # fmt: skip
+        return
+    reference = before.reference
+    good = finite(reference.loss) is not None
+    message = f"the loss of phase {call.phase.name!r} is {reference.loss:.6g} in step {step.number}"
+    yield row(subject, "step.loss-finite", Outcome.PASS if good else Outcome.FAIL, message, phase=call.phase.name,
+              step=step.number, measured=reference.loss)  # fmt: skip
+    frozen = subject.recipe.expect.get("frozen")
+    scale = global_rms(reference.gradients, call.phase.parameters)
+    use = batch_use(subject, steps, call)
+    for name in call.phase.parameters:
+        if not subject.settings.wants_parameter(name) or matches(name, frozen):
+            continue  # what is meant to be frozen may well have its gradient zeroed: update.frozen judges it
+        if not call.phase.parameters[name].numel():
+            continue
+        yield _present(subject, call, name, reference)
+        if good:
+            yield from _same(subject, steps, call, name, before, scale, use)
+
+
+def _present(subject: Subject, call: Call, name: str, reference: Reference) -> ResultRow:
+    received, wanted = call.received.get(name), reference.gradients.get(name)
+    where = f"at the optimizer of phase {call.phase.name!r} in step {call.step}"
+    outcome, message = Outcome.PASS, f"{name}'s gradient arrived {where}"
+    length: float | None = None
+    if received is None and wanted is None:
+        outcome, message = Outcome.WARN, f"{name} has no gradient {where}: this batch's loss does not depend on it"
+        if matches(name, subject.recipe.expect.get("trainable")):
+            outcome, message = Outcome.FAIL, f"{name} is declared trainable and {message.removeprefix(f'{name} ')}"
+    elif received is None:
+        outcome, message = Outcome.FAIL, f"{name} has no gradient {where}, though the loss has one for it"
+    elif not math.isfinite(length := norm(received)):
+        outcome, message = Outcome.FAIL, f"{name}'s gradient is not finite {where}"
+    elif received.numel() and not length:
+        if wanted is None or not norm(wanted):
+            outcome, message = Outcome.WARN, f"{name}'s gradient is all zero {where}, and so is the loss's own"
+        else:
+            outcome, message = Outcome.FAIL, f"{name}'s gradient is all zero {where}; the loss's own is not"
+    return row(subject, "step.gradient-present", outcome, message, parameter=name, phase=call.phase.name,
+               step=call.step, gradient_norm=length)  # fmt: skip
+
+
+def _same(
+    subject: Subject, steps: list[TrainingStep], call: Call, name: str, before: BeforeStep, scale: float,
+    use: BatchUse | None,
+) -> Iterator[ResultRow]:  # fmt: skip
+    reference = before.reference
+    assert reference is not None
+    received, wanted = call.received.get(name), reference.gradients.get(name)
+    if received is None and wanted is None:
+        return
+    parameter = subject.parameters[name]
+    threshold, floor = gradient_threshold(subject, real_dtype(parameter.dtype))
+    scatter = before.scatter.get(name, 0.0)
+    error = gradient_error(received, wanted, parameter, scale, floor)
+    scatters = scatter > 0.0 and error > threshold
+    if scatters:
+        error = gradient_error(received, wanted, parameter, scale, floor, scatter)
+    got = torch.zeros_like(parameter) if received is None else received.to_dense()
+    meant = torch.zeros_like(parameter) if wanted is None else wanted.to_dense()
+    length = norm(got)
+    numbers = {"measured": length, "expected": norm(meant) if error else length, "error": error,
+               "threshold": threshold, "gradient_norm": length, "lane": Lane.NATIVE,
+               "dtype": dtype_name(subject, parameter.dtype)}  # fmt: skip
+    where = f"step {call.step}, phase {call.phase.name!r}"
+    outcome, cause = Outcome.PASS, None
+    if error <= threshold:
+        message = f"{name} received the declared loss's gradient ({where})"
+        if scatters:
+            share = scatter / (rms(to_double(meant)) or 1.0)
+            message += f", within what the loss's own backward scatters from run to run ({share:.1e} relative)"
+            if not share <= AGREED:
+                outcome, cause = Outcome.INCONCLUSIVE, "nondeterministic"
+                message = (f"cannot judge {name}'s gradient ({where}): the loss's own backward scatters by {share:.1e} "
+                           f"relative from run to run{missing_determinism(subject.device)}")  # fmt: skip
+        if use is not None:
+            outcome, cause = use.outcome, use.text
+            message = f"{name} received the declared loss's gradient on a batch of the step's own ({where}): {use.text}"
+    else:
+        cause, sure = explain_gradient(subject, steps, call, name, got, meant, reference)
+        outcome = Outcome.FAIL
+        if use is not None:
+            cause = f"{cause}; {use.text}"
+        written = [w for w in call.writes if (w.what, w.parameter) == ("gradient", name)]
+        if written:
+            sure = True
+            cause = "; ".join(f"{w.label} {w.text}" for w in written) + f"; {cause}; {cure(written[0].hook)}"
+        message = (f"{name} received another gradient than the declared loss's ({where}): norm {length:.4g} "
+                   f"for {norm(meant):.4g}; {cause}")  # fmt: skip
+        if reference.draws and not (reference.same_draws or reference.replayed or sure):
+            outcome = Outcome.INCONCLUSIVE
+            message += (
+                "; the step drew random numbers in another order than the loss alone, so they may not compare: call "
+                "the declared loss in the step, so that the audit sees where its random numbers begin"
+            )
+    yield row(subject, "step.gradient", outcome, message, parameter=name, phase=call.phase.name, step=call.step,
+              cause=cause, **numbers)  # fmt: skip
+
+
+def explain_gradient(
+    subject: Subject, steps: list[TrainingStep], call: Call, name: str, got: torch.Tensor, meant: torch.Tensor,
+    reference: Reference,
+) -> tuple[str, bool]:  # fmt: skip
+    """Say whether scale or direction is off and what would explain it; and whether that explanation is sure."""
+    a, b = to_double(got).reshape(-1), to_double(meant).reshape(-1)
+    size = float(b @ b)
+    if not float(a @ a):
+        return "it received zeros", True
+    off = _scale(call, float(a @ b) / size) if _parallel(a, b) else "the direction is off"
+    for text, leftover in _leftovers(steps, call, name):
+        rest = a - b - to_double(leftover).reshape(-1)
+        if rms(rest) <= 0.05 * rms(a - b):
+            return f"{off}: {text}", True
+    if size:
+        factor = float(a @ b) / size
+        if _parallel(a, b):
+            cosine = _cosine(a, b)
+            astray = max(0.0, 1 - cosine * cosine) ** 0.5
+            return _scale(call, factor), a.numel() >= ENOUGH and abs(factor - 1) > BEYOND_DRAWS * astray
+    if reference.unweighted is not None and reference.unweighted[name] is not None:
+        other = to_double(reference.unweighted[name].to_dense()).reshape(-1)  # type: ignore[union-attr]
+        if rms(a - other) <= 0.05 * rms(a - b):
+            return "the direction is off: micro-batches count alike (a mean of means) instead of by their tokens", True
+    return "the direction is off" if size else "the loss's own gradient is zero", False
+
+
+def _cosine(a: torch.Tensor, b: torch.Tensor) -> float:
+    size = (float(a @ a) * float(b @ b)) ** 0.5
+    return float(a @ b) / size if size else 0.0
+
+
+def _parallel(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two gradients differ in scale only."""
+    return abs(_cosine(a, b)) > 1 - PARALLEL
+
+
+def _scale(call: Call, factor: float) -> str:
+    text = f"the scale is off by a factor {factor:.6g}"
+    if factor < 0:
+        return text + " (the sign is flipped)"
+    count = call.phase.recipe.accumulate
+    if count > 1 and abs(factor / count - 1) < 1e-2:
+        return text + f": the sum over {count} micro-batches instead of their mean"
+    if call.phase.recipe.clip_grad_norm and factor > 1:
+        return text + ": as if it had not been clipped"
+    return text
+
+
+def _leftovers(steps: list[TrainingStep], call: Call, name: str) -> Iterator[tuple[str, torch.Tensor]]:
+    """Gradients that may have been left in ``p.grad``: of one step or phase, and all since the phase's last step."""
+    calls = [c for step in steps for c in step.calls]
+    earlier = calls[: next(i for i, c in enumerate(calls) if c is call)]
+    since: list[tuple[str, torch.Tensor]] = []
+    for one in reversed(earlier):
+        own = one.phase.name == call.phase.name
+        left = one.received.get(name) if own else _reference(one, name)
+        where = f"step {one.step}" if own else f"phase {one.phase.name!r} in step {one.step}"
+        if left is not None:
+            verb = "was added" if own else "was left over and added"
+            yield f"the gradient of {where} {verb} (zero_grad is missing)", left.to_dense()
+            since.append((where, left.to_dense()))
+        if own:
+            break
+    if len(since) > 1:
+        names = " and of ".join(where for where, _ in since)
+        total = torch.stack([left for _, left in since]).sum(0)
+        yield f"the gradients of {names} were left over and added (zero_grad is missing)", total
+
+
+def _reference(call: Call, name: str) -> torch.Tensor | None:
+    before = call.note
+    return before.reference.gradients.get(name) if isinstance(before, BeforeStep) and before.reference else None

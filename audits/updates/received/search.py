@@ -1,0 +1,233 @@
+"""The reference gradient at an optimizer's step: which weights and random numbers the step's own forward began with."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from audits.live.state import ModuleState, RandomState
+from audits.live.subject import LivePhase, Subject
+from audits.updates.findings.buffers import BufferWatch
+from audits.updates.received.agreement import added, agrees, distance, scattered
+from audits.updates.received.coarseness import gradient_threshold
+from audits.updates.received.reference import Gradients, Reference, Start, reference_gradient
+from audits.updates.record.calls import Call
+from audits.updates.record.observed import Observer, draws_of, matches
+from audits.updates.record.recorder import Recorder
+from audits.updates.record.step_listener import ClippingCall, Watch
+
+#: Relative distance at which a reference gradient counts as drawn alike: rounding of the lowest precision.
+AGREED = 1e-2
+
+#: Added to the distance of a reference that drew other numbers than the step did.
+UNLIKE = 1e6
+
+#: Observed starting points that are tried at one optimizer step: enough for a step that evaluates its loss several
+#: times, and a bound on what a wrong step costs.
+OBSERVED_TRIES = 12
+
+
+#: Times that a reference is evaluated again to see how far it scatters.
+REPEATS = 2
+
+
+@dataclass(frozen=True)
+class BeforeStep:
+    """What was computed just before an optimizer's step.
+
+    Attributes:
+        reference: the nearest reference gradient found.
+        error: why there is none.
+        clipping: the clipping since the last optimizer step.
+        agreed: whether the received gradient is the reference.
+        batches: the micro-batches that the step gave to the declared loss, where they were seen.
+        scatter: by parameter, how far (rms) the same reference evaluated again lies from itself: sums in no fixed order
+            (atomics on a GPU), measured where the received gradient does not agree.
+    """
+
+    reference: Reference | None
+    error: str | None
+    clipping: list[ClippingCall]
+    agreed: bool = False
+    batches: tuple[Any, ...] | None = None
+    scatter: Mapping[str, float] = field(default_factory=dict)
+
+
+class ReferenceSearch:
+    """Looks for the point from which the declared loss gives the gradient that an optimizer received.
+
+    Args:
+        subject: the model under audit.
+        recorder: what the optimizers did so far.
+        watch: what is paused while the audit evaluates the model itself.
+        buffers: likewise.
+        own_step: whether the recipe brings its own step function.
+        observer: what was seen of the step, where it is observed.
+    """
+
+    def __init__(
+        self, subject: Subject, recorder: Recorder, watch: Watch, buffers: BufferWatch, *, own_step: bool,
+        observer: Observer | None = None,
+    ) -> None:  # fmt: skip
+        self._subject = subject
+        self._allowed = functools.partial(gradient_threshold, subject)
+        self._recorder = recorder
+        self._watch, self._buffers, self._observer = watch, buffers, observer
+        self._own_step = own_step
+        self._starts: list[Start] = []
+        self._received: dict[str, Gradients] = {}
+        self._since: list[tuple[str, Gradients]] = []
+        self._begun: dict[str, int] = {}
+
+    def begin(self) -> None:
+        """A training step begins here."""
+        self._starts = [self._here()]
+
+    def stepped(self) -> None:
+        """An optimizer steps here: the next phase's forward may begin here too."""
+        self._starts = [self._starts[0], self._here()]
+
+    def _here(self) -> Start:
+        return Start(RandomState.now(), ModuleState(self._subject.model))
+
+    def at(self, call: Call, clipping: list[ClippingCall], scale: float) -> BeforeStep:
+        """Return the reference gradient of the phase whose optimizer is about to step.
+
+        The likeliest starting points come first, and the first whose gradient agrees with the received one ends the
+        search. Where none agrees, one that surely drew the step's own numbers is preferred to the nearest.
+
+        Args:
+            call: the optimizer's call; what it received is compared.
+            clipping: clipping since the last optimizer step.
+            scale: the loss scale in force.
+        """
+        limit = clipping[0].max_norm if clipping and call.phase.recipe.clip_grad_norm is None else None
+        received = {n: g for n, g in call.received.items() if g is not None or not call.in_backward}
+        names = [n for n in call.phase.parameters if n in received]
+        best: tuple[float, Reference | None, bool, tuple[Any, ...] | None] = (float("inf"), None, False, None)
+        problem: str | None = None
+        nearest: tuple[Start, bool] | None = None
+        scatter: dict[str, float] = {}
+        leftovers = list(self._leftovers(call))
+        try:
+            for (start, batches), inside in itertools.product(self._candidates(call), self._backwards()):
+                if best[1] is not None and not best[1].draws and start.random_only:
+                    continue  # a loss that draws nothing does not care where the generators stand
+                self._buffers.begin_trial()
+                tried = reference_gradient(
+                    self._subject, call.phase, start, scale=scale, clip_norm=limit, backward_in_autocast=inside
+                )
+                if agrees(tried.gradients, received, self._subject.parameters, names, self._allowed):
+                    best = (0.0, tried, True, batches)
+                    break
+                apart = min(distance(tried.gradients, received, names, left) for left in (None, *leftovers))
+                if apart > AGREED and not (tried.same_draws or tried.replayed):
+                    apart += UNLIKE
+                if start.batches is not None:
+                    continue  # another batch than the recipe's is a reference only where it explains everything
+                if best[1] is None or apart < best[0]:
+                    best, nearest = (apart, tried, False, batches), (start, inside)
+            if best[1] is not None and not best[2] and nearest is not None:
+                for _ in range(REPEATS):
+                    self._buffers.begin_trial()
+                    again = reference_gradient(
+                        self._subject, call.phase, nearest[0], scale=scale, clip_norm=limit,
+                        backward_in_autocast=nearest[1],
+                    )  # fmt: skip
+                    for name, off in scattered(best[1].gradients, again.gradients, names).items():
+                        scatter[name] = max(off, scatter.get(name, 0.0))
+        except Exception as error:  # the user's loss runs here: what it raises is no fault of the user's step
+            problem = f"{type(error).__name__}: {error}"
+        finally:
+            self._buffers.end_trial()
+        self._received[call.phase.name] = call.received
+        self._begun[call.phase.name] = len(self._since)
+        if best[1] is not None:
+            self._since.append((call.phase.name, best[1].gradients))
+        return BeforeStep(best[1], problem if best[1] is None else None, clipping, best[2], best[3], scatter)
+
+    def _backwards(self) -> tuple[bool, ...]:
+        """Return whether the backward ran under autocast: not in our own step, either way in a user's."""
+        return (False, True) if self._own_step and self._subject.recipe.precision != "native" else (False,)
+
+    def _leftovers(self, call: Call) -> Iterator[Gradients]:
+        """Yield gradients that may have been left in this phase's parameters: its own, other phases', and their sum."""
+        own: Gradients = self._received.get(call.phase.name, {})
+        others = [g for phase, g in self._since if phase != call.phase.name]
+        yield from others
+        if own:
+            yield own
+            since = [g for phase, g in self._since[self._begun.get(call.phase.name, 0) :] if phase != call.phase.name]
+            if since:
+                yield {name: added([own.get(name), *(g.get(name) for g in since)]) for name in call.phase.parameters}
+
+    def _candidates(self, call: Call) -> Iterator[tuple[Start, tuple[Any, ...] | None]]:
+        """Yield (starting point, observed batches), each with the present weights and those of the step's start.
+
+        A step that runs every backward before it steps any optimizer, or steps inside a backward, computed its
+        gradients with the weights from the start.
+        """
+        moved = {n: v for n, v in self._recorder.at_start.items() if v is not self._recorder.shadow[n]}
+        with_weights = [None, moved] if moved else [None]
+        if call.in_backward:
+            with_weights.reverse()
+        for weights in with_weights:
+            for start in self._plain(call.phase):
+                yield replace(start, weights=weights), None
+        for start, batches in itertools.islice(self._observed(call.phase), OBSERVED_TRIES):
+            for weights in with_weights:
+                yield replace(start, weights=weights), batches
+
+    def _plain(self, phase: LivePhase) -> Iterator[Start]:
+        """Yield where the phase's forward may have started from, likeliest first.
+
+        Where the last optimizer step ended; at the start of the training step, for draws that phases share; after the
+        losses of phases that come before.
+        """
+        yield self._starts[-1]
+        yield from (replace(start, random_only=True) for start in self._starts[-2::-1])
+        for other in self._subject.phases:
+            if other.name == phase.name:
+                return
+            yield self._after_loss(other)
+
+    def _after_loss(self, phase: LivePhase) -> Start:
+        """Return where the random generators stand when a phase's loss was evaluated from the step's start."""
+        random, here = RandomState.now(), ModuleState(self._subject.model)
+        try:
+            self._starts[0].modules.restore()
+            self._starts[0].random.restore()
+            with torch.enable_grad(), self._subject.autocast():  # a gradient penalty differentiates in its forward
+                self._subject.loss(phase)
+            return replace(self._starts[0], random=RandomState.now(), random_only=True)
+        finally:
+            here.restore()
+            random.restore()
+
+    def _observed(self, phase: LivePhase) -> Iterator[tuple[Start, tuple[Any, ...] | None]]:
+        """Yield the starting points that were seen: calls of the declared loss, and draws like the loss's own."""
+        if self._observer is None:
+            return
+        count = len(self._subject.micro_batches(phase))
+        calls = [call for call in self._observer.calls if phase.name in call.phases]
+        for first in range(len(calls) - count, -1, -1):
+            window = calls[first : first + count]
+            starts, passed = tuple(c.start for c in window), tuple(c.batch for c in window)
+            seen = None if any(batch is None for batch in passed) else passed
+            yield _from(starts), seen
+            if seen is not None:
+                yield replace(_from(starts), batches=seen), seen
+        wanted = [draws_of(self._subject, phase, batch) for _, batch in self._subject.micro_batches(phase)]
+        if all(wanted):
+            places = list(matches(wanted, self._observer.draws))
+            yield from ((_from(starts), None) for starts in reversed(places))
+
+
+def _from(starts: Sequence[Start]) -> Start:
+    """Return the start of the first micro-batch that knows where the others' generators stood."""
+    return replace(starts[0], pieces=tuple(start.random for start in starts))

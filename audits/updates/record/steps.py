@@ -1,0 +1,187 @@
+"""Two real training steps: through the recipe's own step function, or the canonical one."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from audits.live.subject import LivePhase, Subject
+from audits.structures import map_tensors
+from audits.updates.findings.buffers import BufferWatch
+from audits.updates.findings.renorms import Renorms
+from audits.updates.findings.shadows import shadows_of, tensors_of
+from audits.updates.received.search import BeforeStep, ReferenceSearch
+from audits.updates.record.calls import Call, OutsideWrite
+from audits.updates.record.canonical import canonical_step
+from audits.updates.record.context import INITIAL_SCALE, StepContext, build_context, handed
+from audits.updates.record.observed import Observer
+from audits.updates.record.recorder import Recorder
+from audits.updates.record.step_listener import ClippingCall, Watch
+
+#: Training steps that are run: a missing zero_grad, momentum and a schedule show at the second.
+STEPS = 2
+
+#: Tries at a sixteenth of the loss scale each before an overflow is given up: 2^16 to below 1.
+OVERFLOW_TRIES = 5
+
+
+@dataclass
+class TrainingStep:
+    """What one training step did.
+
+    Attributes:
+        number: from 1.
+        calls: the optimizer steps in order.
+        outside: parameters written outside of them.
+        clipping: calls of torch's norm clipping, by the phase whose optimizer stepped next.
+        buffers: what BatchNorms were fed.
+        reference_forwards: train-mode forwards of each BatchNorm in the declared losses alone.
+        before: parameters and buffers before the step, where shadows are declared.
+        modes: modules that ran in a mode other than the declared one: path -> mode.
+        overflowed: the loss scaler met an overflow and skipped a step.
+        renormed: parameters whose rows an embedding's ``max_norm`` rescaled in this run's forwards so far.
+        error: what the step function raised.
+    """
+
+    number: int
+    calls: list[Call] = field(default_factory=list)
+    outside: list[OutsideWrite] = field(default_factory=list)
+    clipping: dict[str, list[ClippingCall]] = field(default_factory=dict)
+    modes: dict[str, bool] = field(default_factory=dict)
+    overflowed: bool = False
+    error: Exception | None = None
+    buffers: BufferWatch | None = None
+    reference_forwards: dict[str, int] = field(default_factory=dict)
+    before: dict[str, torch.Tensor] = field(default_factory=dict)
+    renormed: frozenset[str] = frozenset()
+
+    def of(self, phase: LivePhase) -> list[Call]:
+        """Return the calls of one phase."""
+        return [call for call in self.calls if call.phase.name == phase.name]
+
+    @property
+    def explained(self) -> bool:
+        """Whether every optimizer received the gradient of the declared loss on the recipe's batch."""
+        notes = [call.note for call in self.calls]
+        return all(not isinstance(note, BeforeStep) or note.reference is None or note.agreed for note in notes)
+
+
+def training_steps(
+    subject: Subject, *, seed: int | None = None, with_state: bool = True, reference: bool = True
+) -> Iterator[TrainingStep]:
+    """Run `STEPS` training steps from the audit's start and yield what each did, before the next begins.
+
+    The model is left where the last step brought it; `Subject.reset` puts it back. An fp16 step that the loss scaler
+    skipped for an overflow is tried again from the start at a smaller scale.
+    """
+    scale = INITIAL_SCALE
+
+    def begin() -> StepContext:
+        subject.reset(seed=seed)
+        return build_context(subject, with_state=with_state, scale=scale)
+
+    if subject.recipe.precision != "fp16-autocast":
+        yield from _run(subject, begin, reference)
+        return
+    for attempt in range(OVERFLOW_TRIES):
+        steps = list(_run(subject, begin, reference))
+        if not any(step.overflowed for step in steps) or attempt == OVERFLOW_TRIES - 1:
+            yield from steps
+            return
+        scale /= 16.0
+
+
+def _run(subject: Subject, begin: Callable[[], StepContext], reference: bool) -> Iterator[TrainingStep]:
+    """Run the steps; where one received a gradient that no usual starting point explains, again under an `Observer`.
+
+    What raises only while it is observed is taken as it ran by itself.
+    """
+    may_observe = reference and subject.recipe.step is not None
+    observe, yielded = False, 0
+    while True:
+        runner = _Runner(subject, begin(), reference, Observer(subject) if observe else None)
+        again = False
+        with runner.recorder.attached():
+            for number in range(1, STEPS + 1):
+                step = runner.run(number)
+                if observe and step.error is not None:
+                    observe, may_observe, again = False, False, True
+                    break
+                if number <= yielded:
+                    continue
+                if may_observe and not observe and step.error is None and not step.explained:
+                    observe = again = True
+                    break
+                yielded = number
+                yield step
+                if step.error is not None:
+                    return
+        if not again:
+            return
+
+
+class _Runner:
+    """Runs training steps under the recorder and the watch."""
+
+    def __init__(self, subject: Subject, context: StepContext, reference: bool, observer: Observer | None) -> None:
+        self.subject = subject
+        self.context = context
+        self._handed = handed(subject, context)
+        self._reference = reference
+        self._watch = Watch(subject)
+        self._buffers = BufferWatch(subject)
+        self._observer = observer
+        self._step_function = None if subject.recipe.step is None else subject.recipe.step.resolve(role="step")
+        self.recorder = Recorder(subject, context.optimizers, self._before_step)
+        self._renorms = Renorms(subject, self.recorder)
+        self._search = ReferenceSearch(
+            subject, self.recorder, self._watch, self._buffers, own_step=self._step_function is not None,
+            observer=observer,
+        )  # fmt: skip
+
+    def run(self, number: int) -> TrainingStep:
+        step = TrainingStep(number)
+        self.recorder.begin(number)
+        self._search.begin()
+        scale = self.context.scaler.get_scale()
+        step.before = tensors_of(self.subject.model) if shadows_of(self.subject) else {}
+        observed = contextlib.nullcontext() if self._observer is None else self._observer.listening()
+        with self._watch.listening(), self._buffers.listening(), self._renorms.listening(), torch.enable_grad():
+            try:
+                if self._step_function is not None:
+                    batch = self._batch()
+                    with observed:
+                        self._step_function(self.subject.model, batch, self._handed)
+                else:
+                    canonical_step(self.subject, self.context)
+            except Exception as error:
+                step.error = error
+        self.recorder.end()
+        step.calls, step.outside = self.recorder.calls, self.recorder.outside
+        step.renormed = frozenset(self._renorms.found)
+        step.modes = dict(self._watch.wrong_modes)
+        step.clipping = self._watch.clipping
+        step.buffers, step.reference_forwards = self._buffers, self._buffers.declared
+        step.overflowed = self.context.scaler.get_scale() < scale
+        return step
+
+    def _batch(self) -> Any:
+        """The whole step's batch, in containers of its own, as the recipe has it: a dict, or a list of dicts."""
+        batches = [map_tensors(batch, lambda tensor: tensor) for batch in self.subject._batches]
+        return batches if isinstance(self.subject.recipe.batch, list) else batches[0]
+
+    def _before_step(self, call: Call) -> BeforeStep:
+        """Compute the reference gradient of the phase whose optimizer is about to step."""
+        clipping = self._watch.take_clipping(call.phase.name)
+        # The audit's own step does nothing at its second time that it did not do at its first.
+        if not self._reference or (self._step_function is None and call.step > 1 and not call.writes):
+            return BeforeStep(None, None, clipping)
+        not_observed = contextlib.nullcontext() if self._observer is None else self._observer.paused()
+        with self._watch.paused(), self._buffers.counting(), self._renorms.paused(), not_observed:
+            found = self._search.at(call, clipping, self.context.scaler.get_scale())
+            self._search.stepped()
+        return found

@@ -1,0 +1,53 @@
+"""Result rows of the update audit, filled with what a row carries about its parameter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from audits.checks.update import BY_NAME
+from audits.live.subject import Subject
+from audits.outcomes import Outcome, ResultRow, finite
+
+
+def row(
+    subject: Subject, check: str, outcome: Outcome, message: str, *, parameter: str | None = None, **fields: Any
+) -> ResultRow:
+    """Return a row of ``check``; its severity, and the parameter's size, dtype and module, are filled in."""
+    claim = BY_NAME[check]
+    if parameter is not None and parameter in subject.parameters:
+        tensor = subject.parameters[parameter]
+        fields.setdefault("numel", tensor.numel())
+        fields.setdefault("dtype", str(tensor.dtype))
+        fields.setdefault("module", subject.owner(parameter).label)
+    for name in ("measured", "expected", "error", "threshold", "parameter_norm", "gradient_norm", "update_norm"):
+        if name in fields:
+            fields[name] = finite(fields[name])
+    shown = outcome in (Outcome.FAIL, Outcome.WARN)
+    return ResultRow(
+        check=check,
+        outcome=outcome,
+        severity=claim.severity,
+        parameter=parameter,
+        seed=subject.seed,
+        message=message,
+        where_to_look=claim.where_to_look if shown else None,
+        **fields,
+    )
+
+
+def norm(tensor: torch.Tensor) -> float:
+    """Return the Euclidean norm, computed in float64."""
+    if tensor.is_sparse:
+        tensor = tensor.coalesce().values()
+    return (
+        float(torch.linalg.vector_norm(tensor.detach().reshape(-1), dtype=wide(tensor.dtype)))
+        if tensor.numel()
+        else 0.0
+    )
+
+
+def wide(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype in which sums over ``dtype`` are taken: complex128 or float64."""
+    return torch.complex128 if dtype.is_complex else torch.float64

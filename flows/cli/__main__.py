@@ -1,0 +1,8 @@
+"""``python -m flows.cli``: the command ``gradaudit``."""
+
+from __future__ import annotations
+
+from flows.cli.main import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""``gradaudit audit``: one version or directory, now, without Prefect."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from audits.errors import ArtifactError, SetupError
+from audits.naming import visible
+from audits.report import AuditReport
+from audits.results.store import ResultsStore
+from audits.settings import AuditSettings
+from flows.arguments import recipe_folder, refuse_device, refuse_output, refuse_settings
+from flows.cli.display import console, log_console, log_line, report_view, stages
+from flows.cli.exit_codes import EXIT_CODES
+from flows.cli.junit import junit_xml
+from flows.cli.output import print_json
+from flows.cli.result_places import kept_in, new_folder
+from flows.one_audit.one_version import Target, audit_directory, audit_version, fresh_occasion, rerun_command
+from flows.one_audit.storing import NotKeptError
+from flows.rerunning import rerun_of
+from flows.sandbox.private_folders import remove_stale
+from flows.settings.environment import GradauditSettings
+from registry_models.registry.connecting import connect
+from registry_models.registry.versions import VersionReference, registered
+from registry_models.report import render_html
+
+
+def audit_target(
+    target: str,
+    settings: GradauditSettings,
+    narrowing: dict[str, Any],
+    *,
+    recipe: Path | None,
+    mark: bool,
+    as_json: bool,
+    junit: Path | None,
+    html: Path | None,
+) -> int:
+    """Audit ``target``, print the result, return the exit code.
+
+    A run narrowed to some checks or parameters, or with a recipe of its own, never marks the registry.
+
+    Raises:
+        InputError: there is no such version, directory, recipe, device or folder; nothing has been done.
+        InfrastructureError: the registry does not answer.
+    """
+    refuse_output(junit, "--junit")
+    refuse_output(html, "--html")
+    refuse_settings(settings)
+    refuse_device(settings.device)
+    if recipe is not None:
+        recipe = recipe_folder(recipe)
+    remove_stale()
+    not_published, told = "", list[str]()
+    if target.startswith("models:"):
+        reference = VersionReference.parse(target)
+        with stages(f"looking up {visible(target)}") as tell:
+            client = connect(settings.tracking_uri)
+            version = registered(reference.resolve(client), client)
+            audit_settings = settings.for_model(version.name, narrowing)
+            write = mark and not audit_settings.narrowed and recipe is None
+            if write:
+                if made := new_folder(settings):
+                    log_line(made)
+                ResultsStore(settings.results).prove_writable()
+            try:
+                report = audit_version(
+                    Target(version, fresh_occasion()),
+                    client,
+                    settings,
+                    audit_settings=audit_settings,
+                    write=write,
+                    recipe=recipe,
+                    on_stage=lambda stage: tell(f"{stage} {version.label}"),
+                )
+                told = kept_in(report, settings, client) if write else [_why_not_kept(audit_settings, recipe)]
+            except NotKeptError as error:  # the verdict stands all the same
+                report, not_published = error.report, f"{error.why}"
+                if isinstance(error.why, SetupError):
+                    not_published += "; or use --no-mark, which stores, publishes and marks nothing"
+        rerun = rerun_command(version, settings.tracking_uri)
+    elif Path(target).is_dir():
+        audit_settings = settings.for_model(Path(target).resolve().name, narrowing)
+        with stages(f"auditing {target}"):
+            report = audit_directory(Path(target), settings, audit_settings=audit_settings, recipe=recipe)
+        rerun, told = rerun_of(target), ["nothing was stored or published: a directory is no registered version"]
+    else:
+        raise ArtifactError(f"{target!r} is neither models:/NAME/VERSION, models:/NAME@ALIAS nor a model directory")
+    _print(report, rerun, not_published, as_json=as_json)
+    if junit is not None:
+        junit.write_text(junit_xml(report), encoding="utf-8")
+    if html is not None:
+        html.write_text(render_html(report, rerun=rerun), encoding="utf-8")
+    for line in told:
+        log_line(line)
+    return EXIT_CODES[report.outcome]
+
+
+def _why_not_kept(settings: AuditSettings, recipe: Path | None) -> str:
+    why = " it looked at a part alone" if settings.narrowed else " of --no-mark" if recipe is None else " of --recipe"
+    return f"nothing was stored, published or marked, because{why}"
+
+
+def _print(report: AuditReport, rerun: str, not_published: str, *, as_json: bool) -> None:
+    if as_json:
+        told = {"not_published": not_published} if not_published else {}
+        print_json(report.to_dict(rerun=rerun) | told, allow_nan=False)
+    else:
+        console.print(report_view(report))
+    if not_published:
+        log_console.print(f"not published: {not_published}", style="bold", markup=False, soft_wrap=True)

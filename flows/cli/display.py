@@ -1,0 +1,232 @@
+"""What people see in a terminal: tables on stdout, progress on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from rich import box
+from rich.console import Console, Group
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from audits.findings.skipped import not_checked
+from audits.naming import label_of, visible
+from audits.outcomes import Check, Outcome, ResultRow
+from audits.report import AuditReport
+from flows.choosing.audit_summary import AuditSummary
+from flows.choosing.progress import Listener
+from flows.cli.output import RESULTS
+from registry_models.report.text import one_line, plural, shortened
+from registry_models.untrusted_text import clean
+
+#: Result and log: stdout is for what was asked for, stderr for everything else.
+console = Console(file=RESULTS)
+log_console = Console(stderr=True)
+
+_STYLES = {"pass": "green", "warn": "yellow", "fail": "bold red", "inconclusive": "magenta", "skipped": "dim"}
+_MARKS = {"pass": "✓", "warn": "!", "fail": "✗", "inconclusive": "?", "skipped": "–"}
+
+#: Columns from which check and parameter stand side by side.
+WIDE = 104
+
+#: Characters of a headline that a terminal shows: ten lines; names of parameters can be as long.
+HEADLINE = 800
+
+#: Parameters a terminal names beside one finding that they share.
+SHOWN_NAMES = 3
+
+#: Findings a terminal shows before it points to the report.
+SHOWN_FINDINGS = 12
+
+
+def outcome_text(outcome: str) -> Text:
+    """Return the outcome with its mark; colour is never the only sign."""
+    return Text(f"{_MARKS[outcome]} {outcome}", style=_STYLES[outcome])
+
+
+def verdicts_table(summaries: Iterable[AuditSummary], title: str) -> Table:
+    """Return one line per version; a narrow terminal gets the parameter below the checks."""
+    narrow = console.width < WIDE
+    table = simple_table(title)
+    table.add_column("model", no_wrap=True, overflow="ellipsis", max_width=max(20, console.width // 3))
+    for column in ("v", "outcome"):
+        table.add_column(column, no_wrap=True)
+    summaries = list(summaries)
+    checks_title = "failed checks" + (", first parameter" if narrow else "")
+    add_names(table, checks_title, (check for s in summaries for check in s["failed_checks"]))
+    if not narrow:
+        table.add_column("first parameter", overflow="fold")
+    for s in summaries:
+        named = s["failed_parameters"]
+        first = escape(named[0]) + (f" [dim]+{len(named) - 1}[/]" if len(named) > 1 else "") if named else ""
+        checks = [escape(check) for check in s["failed_checks"]]
+        cells = ["\n".join([*checks, f"  {first}"] if first and narrow else checks), *([] if narrow else [first])]
+        table.add_row(escape(visible(s["model"])), str(s["version"]), outcome_text(s["outcome"]), *cells)
+    return table
+
+
+def shown(name: str) -> str:
+    """Return a name that comes from a model on one line, without what could act on a terminal."""
+    return one_line(name)
+
+
+def simple_table(title: str | None = None) -> Table:
+    """Return an empty table in the house's style."""
+    return Table(
+        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1)
+    )
+
+
+def report_view(report: AuditReport) -> Group:
+    """Return one audit for the terminal: verdict, findings, what was not checked."""
+    parts: list[Table | Text] = [Text(shortened(shown(report.headline), HEADLINE), style=_STYLES[str(report.outcome)])]
+    groups = _alike(report.findings)
+    if groups:
+        table = simple_table()
+        table.add_column("outcome", no_wrap=True)
+        wide = console.width >= WIDE
+        add_names(table, "check, parameter" + ("" if wide else ", what was seen"), (rows[0].check for rows in groups))
+        if wide:
+            table.add_column("what was seen", overflow="fold")
+        for rows in groups[:SHOWN_FINDINGS]:
+            row = rows[0]
+            advice = f"\n{row.where_to_look}" if row.where_to_look and row.counted is Outcome.FAIL else ""
+            advice += f"\nWaived: {one_line(row.waiver)}" if row.waiver else ""
+            named = [shown(r.parameter) for r in rows if r.parameter]
+            more = [f"and {len(named) - SHOWN_NAMES} more"] if len(named) > SHOWN_NAMES else []
+            where = "\n  ".join([row.check, *named[:SHOWN_NAMES], *more])
+            seen = clean(row.message + advice)
+            cells = [Text(clean(where)), Text(seen)] if wide else [Text(f"{clean(where)}\n{seen}")]
+            table.add_row(outcome_text(str(row.counted)), *cells)
+            if not wide:
+                table.add_section()
+        parts.append(table)
+        if len(groups) > SHOWN_FINDINGS:
+            hidden = sum(len(rows) for rows in groups[SHOWN_FINDINGS:])
+            parts.append(Text(f"... and {plural(hidden, 'more finding')}: --json or --html FILE shows all"))
+    counts = ", ".join(f"{number} {name}" for name, number in report.counts.items() if number)
+    parts.append(Text(f"{counts}; {report.seconds:.1f} s on {report.identity.device or 'no device'}", style="dim"))
+    for left in not_checked(report.rows)[:SHOWN_FINDINGS]:
+        which = f" ({plural(len(left.parameters), 'parameter')})" if left.parameters else ""
+        parts.append(Text(f"not checked: {', '.join(left.checks)}: {shown(left.reason)}{which}", style="dim"))
+    return Group(*parts)
+
+
+def _alike(found: Iterable[ResultRow]) -> list[list[ResultRow]]:
+    """Findings of one check and phase that read the same but for parameter and numbers: the first is shown for all."""
+    groups: dict[tuple[object, ...], list[ResultRow]] = {}
+    for row in found:
+        key = (str(row.counted), row.check, row.phase, row.waiver, row.where_to_look) if row.parameter else (id(row),)
+        groups.setdefault(key, []).append(row)
+    return list(groups.values())
+
+
+def add_names(table: Table, title: str, names: Iterable[str], *, indent: int = 0) -> None:
+    """Add a column wide enough for every one of these names, for a name in pieces can be neither read nor copied."""
+    table.add_column(title, overflow="fold", min_width=max((len(name) + indent for name in names), default=0) or None)
+
+
+def checks_table(checks: Iterable[Check]) -> Table:
+    """Return one line per check; a narrow terminal leaves the threshold to ``gradaudit explain``."""
+    wide = console.width >= WIDE
+    table = simple_table("Checks")
+    table.add_column("check", no_wrap=True)
+    for column in ("claim", "severity", *(["threshold"] if wide else [])):
+        table.add_column(column, overflow="fold")
+    for check in checks:
+        cells = [check.name, escape(check.claim), str(check.severity), escape(check.threshold)]
+        table.add_row(*cells[: None if wide else 3])
+    return table
+
+
+def explanation(check: Check) -> Group:
+    """Return everything that is known of one check."""
+    lines: Sequence[tuple[str, str]] = (
+        ("claim", check.claim),
+        ("severity", str(check.severity)),
+        ("formula", check.formula),
+        ("threshold", check.threshold),
+        ("blind to", check.blind_to),
+        ("where to look", check.where_to_look),
+    )
+    table = Table.grid(padding=(0, 2))
+    for name, text in lines:
+        if text:
+            table.add_row(Text(name, style="bold"), escape(text))
+    return Group(Text(check.name, style="bold"), table)
+
+
+@contextlib.contextmanager
+def stages(first: str) -> Iterator[Callable[[str], None]]:
+    """Show on stderr what is being done: a line that changes in a terminal, a line a stage elsewhere.
+
+    Yields:
+        What is called with the next stage.
+    """
+    if log_console.is_terminal:
+        with log_console.status(escape(first)) as status:
+            yield lambda stage: status.update(escape(stage))
+    else:
+        log_line(first)
+        yield log_line
+
+
+def log_line(text: str) -> None:
+    """Print one line on stderr, whole, as it is."""
+    log_console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+class ProgressBar(Listener):
+    """A bar on stderr when it is a terminal; one line per finished version otherwise."""
+
+    def __init__(self, description: str = "auditing") -> None:
+        self._bar = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=log_console,
+            transient=True,
+            disable=not log_console.is_terminal,
+        )
+        self._task = self._bar.add_task(description, total=None)
+
+        self.result: dict[str, Any] | None = None
+        self.total, self.done = 0, 0
+
+    def __enter__(self) -> ProgressBar:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._bar.stop()
+
+    def planned(self, total: int) -> None:
+        """Set the bar's length."""
+        self.total = total
+        self._bar.update(self._task, total=total)
+
+    def stage(self, label: str, stage: str) -> None:
+        """Show what is being done."""
+        self._bar.update(self._task, description=f"{stage} {escape(label)}")
+
+    def finished(self, summary: AuditSummary) -> None:
+        """Advance, and leave a line behind."""
+        self.done += 1
+        self.step(
+            Text.assemble(outcome_text(summary["outcome"]), f"  {label_of(summary['model'], summary['version'])}")
+        )
+
+    def ended(self, result: dict[str, Any]) -> None:
+        """Keep the result."""
+        self.result = result
+
+    def step(self, line: Text | str) -> None:
+        """Leave a line behind and advance by one."""
+        log_console.print(line, highlight=False, markup=False)
+        self._bar.advance(self._task)

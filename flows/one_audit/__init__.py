@@ -1,0 +1,1 @@
+"""The way of one audit: files, child process, results stored, published, marked, committed."""

@@ -1,0 +1,108 @@
+"""The audit of one snapshot in child processes: each way there is memory for, each answer read and none trusted."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import threading
+from pathlib import Path
+
+from audits.errors import InputError
+from audits.findings.confirming import settled, suspected
+from audits.report import AuditReport
+from audits.run import refused
+from audits.settings import AuditSettings
+from flows.one_audit.fallback import Way, ran_out, told, ways
+from flows.one_audit.gpu import held
+from flows.one_audit.team_policy import under_severities
+from flows.sandbox import Level, reached_level
+from flows.sandbox.artifact import rewritten, shown
+from flows.sandbox.isolation import limits_of, run_child
+from flows.settings.environment import GradauditSettings
+from registry_models.artifacts.snapshot import Snapshot
+from registry_models.child.answer import clean, read_answer
+
+_log = logging.getLogger(__name__)
+
+
+def audit_snapshot(
+    snapshot: Snapshot,
+    folder: Path,
+    settings: GradauditSettings,
+    audit_settings: AuditSettings,
+    *,
+    stopping: threading.Event | None = None,
+) -> AuditReport:
+    """Audit a snapshot in child processes: the best way there is memory for, the report saying what was not.
+
+    Args:
+        snapshot: the files.
+        folder: private folder of this audit.
+        settings: device and limits.
+        audit_settings: what to check.
+        stopping: once it is set, the audit ends.
+
+    Raises:
+        InfrastructureError: the child's process cannot be started.
+        SettingsError: this host does not offer the isolation asked for.
+        Stopped: ``stopping`` was set.
+    """
+    reasons: list[str] = []
+    stopping = stopping or threading.Event()
+    report = refused("no way to audit it was found", cause="out of memory")
+    for number, (way, reason) in enumerate(ways(snapshot, settings.device, audit_settings)):
+        reasons += [reason] if reason else []
+        with held(way.device, settings, stopping):
+            report = run_way(snapshot, folder / f"way-{number}", settings, way, stopping=stopping)
+            if suspected(report):  # of the first call: a second child's first call tells
+                fresh = run_way(snapshot, folder / f"way-{number}-afresh", settings, way, stopping=stopping)
+                report = settled(report, fresh)
+        report = told(report, way, reasons)
+        if not ran_out(report):
+            break
+    judged = under_severities(report, audit_settings)
+    return dataclasses.replace(judged, narrowed=audit_settings.narrowed)
+
+
+def run_way(
+    snapshot: Snapshot, folder: Path, settings: GradauditSettings, way: Way, *, stopping: threading.Event
+) -> AuditReport:
+    """Run the child on a snapshot and read its answer; a child that dies again and again is inconclusive.
+
+    Raises:
+        InfrastructureError: the child's process cannot be started.
+        SettingsError: this host does not offer the isolation asked for.
+        Stopped: ``stopping`` was set.
+    """
+    level, limits = reached_level(settings.isolation), limits_of(settings)
+    for attempt in range(settings.attempts):
+        place = folder / f"attempt-{attempt}"
+        answer = place / "answer.jsonl"
+        place.mkdir(parents=True)
+        request = {
+            **snapshot.request(),
+            "settings": way.settings.to_mapping(),
+            "device": way.device,
+        }
+        end = run_child(
+            request,
+            place,
+            limits,
+            level=level,
+            readable=shown(snapshot),
+            answer=answer,
+            extra=settings.readable_paths,
+            stopping=stopping,
+        )
+        _log.debug("attempt %d printed:\n%s", attempt + 1, end.log)
+        if end.cause is None:
+            if level is not Level.BUBBLEWRAP and rewritten(snapshot):
+                return refused("the audited version rewrote its own files while it was audited", cause="rewritten")
+            try:
+                return read_answer(answer, seconds=end.seconds)
+            except InputError as error:
+                return refused(clean(str(error)), cause="bad answer")
+        _log.warning("attempt %d: %s\n%s", attempt + 1, end.message, end.log)
+        if end.cause != "crashed":
+            break
+    return refused(end.message, cause=end.cause or "crashed")

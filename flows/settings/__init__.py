@@ -1,0 +1,1 @@
+"""Settings: environment variables and project files, read in one place."""

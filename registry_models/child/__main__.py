@@ -1,0 +1,74 @@
+"""The child's entry: ``python -m registry_models.child REQUEST.json``. Loads, audits, answers; holds no credentials."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from audits.errors import GradauditError, InputError
+from audits.lanes.watching import see_functions_from_now_on
+from audits.report import AuditReport
+from audits.run import audit_once, refused
+from audits.settings import AuditSettings
+from registry_models.artifacts.loading import load_model
+from registry_models.child.answer import write_answer
+from registry_models.child.caveats import with_limits
+from registry_models.inference.infer import NO_RECIPE
+from registry_models.recipes.assembling import assemble
+from registry_models.recipes.recipe_sources import RecipeSource, Trust, code_folders
+
+_log = logging.getLogger("gradaudit.child")
+
+
+def run(request: dict[str, object]) -> AuditReport:
+    """Carry out one request; whatever goes wrong becomes an inconclusive report with its cause."""
+    try:
+        folder, code = Path(str(request["folder"])), request["code_folder"]
+        settings = AuditSettings.from_mapping(request["settings"])  # type: ignore[arg-type]
+        sources = _sources(request)
+        code_paths = code_folders(None if code is None else Path(str(code)), sources)
+        loaded = load_model(folder, str(request["artifact_kind"]), code_paths)
+        params: Any = request.get("run_params") or {}
+        assembled = assemble(folder, loaded, sources, {str(k): str(v) for k, v in params.items()})
+        device = str(request["device"])
+        if loaded.exported is not None and loaded.exported.device is not None:
+            device = loaded.exported.device
+        report = audit_once(loaded.module, assembled.recipe, settings=settings, device=device)
+        return with_limits(report, loaded, assembled, settings)
+    except InputError as error:
+        return refused(str(error), cause="no recipe" if str(error) == NO_RECIPE else "refused")
+    except GradauditError as error:
+        return refused(str(error), cause="stopped")
+    except MemoryError:
+        return refused("out of memory while loading or auditing the model", cause="out of memory")
+    except Exception as error:
+        _log.exception("the audit stopped")
+        return refused(f"the audit stopped: {type(error).__name__}: {error}", cause="stopped")
+
+
+def _sources(request: Mapping[str, object]) -> list[RecipeSource]:
+    """The request's recipe sources; ``recipe_folder`` alone means the version's own."""
+    listed: Any = request.get("recipe_sources")
+    if listed is not None:
+        return [RecipeSource.from_plain(plain) for plain in listed]
+    folder = request.get("recipe_folder")
+    return [] if folder is None else [RecipeSource(Trust.VERSION, "the version", Path(str(folder)))]
+
+
+def main(arguments: list[str]) -> int:
+    """Read the request, answer it, return 0; an answer that cannot be written is the only failure."""
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    see_functions_from_now_on()
+    request = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
+    with os.fdopen(request["answer"], "wb") as stream:
+        write_answer(run(request), stream)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

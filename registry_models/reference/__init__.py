@@ -1,0 +1,1 @@
+"""The reference model: a known verdict that a healthy machine must give."""
