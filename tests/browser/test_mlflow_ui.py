@@ -17,7 +17,7 @@ from flows.one_audit.one_version import Target, audit_version
 from flows.settings.environment import GradauditSettings
 from registry_models.registry.versions import list_versions
 from tests.browsing import MISSING, browser, find, mlflow_ui, model_training_mode, see
-from tests.flows.test_notifying import register_failing
+from tests.flows.choosing.test_notifying import register_failing
 from tests.stores import register_linear
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.skipif(bool(MISSING), reason=MISSING)]

@@ -21,7 +21,7 @@ from flows.cli.main import main
 from flows.cli.nightly_command import SweepStoppedError
 from flows.nightly import choose_due
 from flows.settings.environment import GradauditSettings
-from tests.flows.committing import commit
+from tests.flows.choosing.committing import commit
 from tests.stores import register_linear
 
 ROOT = Path(__file__).resolve().parents[2]

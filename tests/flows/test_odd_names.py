@@ -18,7 +18,7 @@ from flows.rerunning import rerun_of
 from flows.service.webhook import wanted_version
 from registry_models import log_model
 from registry_models.registry.versions import VersionReference
-from tests.flows.test_audit_command import gradaudit
+from tests.flows.cli.test_audit_command import gradaudit
 from tests.flows.test_nightly import start
 from tests.stores import BATCH, linear_recipe
 

@@ -19,7 +19,7 @@ from flows.one_audit.one_version import DUE_AGAIN, Target, audit_version
 from flows.settings.environment import GradauditSettings
 from registry_models import marks as marking
 from registry_models.registry.versions import Version, VersionReference, list_versions
-from tests.registry_models.test_marking import publish_and_mark, report
+from tests.registry_models.test_marks import publish_and_mark, report
 from tests.stores import register_linear
 
 #: Model -> where its version's audit breaks: module, function, and whether a plain result would break there as well.

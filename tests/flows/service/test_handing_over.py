@@ -29,7 +29,7 @@ from flows.service.signatures import DELIVERY, SIGNATURE, TIMESTAMP, sign
 from flows.service.webhook import BODY_LIMIT, PATH, WebhookOptions, make_app, run_webhook
 from flows.settings.environment import GradauditSettings
 from registry_models.registry.versions import RECIPE_TAG, Version, list_versions
-from tests.flows.committing import commit
+from tests.flows.choosing.committing import commit
 
 SECRET = "a long random text"
 pytestmark = pytest.mark.end_to_end

@@ -1,0 +1,162 @@
+"""What a terminal shows at 80 and at 120 columns: names whole, no character lost, no line too long."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import inspect
+import io
+import re
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pyarrow as pa
+import pytest
+from rich.console import Console
+
+from audits.checks import CHECKS
+from audits.outcomes import Coverage, Outcome, ResultRow, Severity
+from audits.report import AuditReport
+from audits.results.comparison import compare
+from audits.results.format import AuditIdentity
+from audits.results.history import Moment, Story
+from flows.choosing.audit_summary import AuditSummary
+from flows.cli import diff_command, display, history_command, sql_command
+from flows.cli import main as cli
+from tests.flows.cli.test_audit_command import gradaudit
+
+LONGEST = sorted(CHECKS, key=len)[-4:]
+MESSAGE = "blocks.11.attention.projection.weight received another gradient than the declared loss's: the end of it"
+ADVICE = "Accumulation, loss scaling, clipping, zero_grad and detach in the step function."
+PARAMETER = "blocks.11.attention.projection.weight"
+
+
+@pytest.fixture(params=[80, 120])
+def screen(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Console:
+    console = Console(file=io.StringIO(), width=request.param)
+    for module in (display, history_command, diff_command, sql_command):
+        monkeypatch.setattr(module, "console", console)
+    return console
+
+
+def lines(screen: Console, view: Any = None) -> list[str]:
+    """What was printed, none of it wider than the terminal."""
+    if view is not None:
+        screen.print(view)
+    found = screen.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert max(map(len, found)) <= screen.width
+    return found
+
+
+def has_names(found: list[str], names: list[str]) -> None:
+    for name in names:
+        assert any(re.search(rf"(^|\s){re.escape(name)}(\s|$)", line) for line in found), (name, found)
+
+
+def has_words(found: list[str], text: str) -> None:
+    """Every word is there, whole."""
+    shown = " ".join(found).split()
+    assert [word for word in text.split() if word not in shown] == []
+
+
+def report(outcome: Outcome = Outcome.FAIL) -> AuditReport:
+    rows = [
+        ResultRow(
+            check=check, outcome=outcome, severity=Severity.FAIL, phase="step", parameter=PARAMETER, message=MESSAGE,
+            where_to_look=ADVICE,
+        )
+        for check in LONGEST
+    ]  # fmt: skip
+    identity = AuditIdentity(
+        audit_id="a" * 24, model_name="a-model", model_version=3, audited_at=datetime.datetime.now(datetime.UTC)
+    )
+    return AuditReport(tuple(rows), Coverage(1.0, 1.0, ()), identity)
+
+
+def test_a_report(screen: Console) -> None:
+    found = lines(screen, display.report_view(report()))
+    has_names(found, LONGEST)
+    has_words(found, f"{MESSAGE} {ADVICE}")
+
+
+def test_findings_that_read_the_same_are_told_once(screen: Console) -> None:
+    one = report().rows[0]
+    rows = tuple(dataclasses.replace(one, parameter=f"layer.{i}.bias") for i in range(7))
+    found = lines(screen, display.report_view(dataclasses.replace(report(), rows=rows)))
+    has_names(found, [one.check, "layer.0.bias", "layer.2.bias"])
+    text = " ".join(found)
+    assert "and 4 more" in text
+    assert text.count("Accumulation,") == 1
+
+
+def test_history(screen: Console) -> None:
+    at = datetime.datetime(2026, 11, 27, tzinfo=datetime.UTC)
+    told = []
+    for check in LONGEST:
+        moment = Moment(
+            audit_id="a" * 24, audited_at=at, version=117, parameter="blocks.11.scale", outcome=Outcome.INCONCLUSIVE,
+            check=check, checks=1, message=MESSAGE, run_id=None, error=1.2345e-10, threshold=1.2345e-12,
+            detection_limit=1e-6,
+        )  # fmt: skip
+        told.append(Story("blocks.11.scale", (moment,)))
+    found = lines(screen, history_command.history_view("a-model", told, every=True))
+    has_names(found, [*LONGEST, "blocks.11.scale", "117"])
+
+
+def test_history_counts_one_as_one(screen: Console) -> None:
+    at = datetime.datetime(2026, 11, 27, tzinfo=datetime.UTC)
+    moment = Moment(
+        audit_id="a" * 24, audited_at=at, version=1, parameter="w", outcome=Outcome.PASS, check=LONGEST[0],
+        checks=1, message="", run_id=None, error=None, threshold=None, detection_limit=None,
+    )  # fmt: skip
+    found = lines(screen, history_command.history_view("a-model", [Story("w", (moment,))], every=False))
+    assert "(1 parameter, 1 audit)" in " ".join(" ".join(found).split())
+
+
+def test_diff(screen: Console) -> None:
+    found = lines(screen, diff_command.diff_view(compare(report(Outcome.PASS), report(Outcome.FAIL))))
+    has_names(found, [*LONGEST, PARAMETER])
+    assert not any(line.rstrip().endswith(("cod", "recip", "weigh")) for line in found)
+
+
+def test_verdicts(screen: Console) -> None:
+    summary = AuditSummary(
+        model="a-model", version=3, outcome="fail", coverage=1.0, failed_checks=LONGEST,
+        failed_parameters=[PARAMETER, "b"], run_id=None, seconds=1.0, headline="",
+    )  # fmt: skip
+    has_names(lines(screen, display.verdicts_table([summary], "title")), LONGEST)
+
+
+def test_the_list_of_checks(screen: Console) -> None:
+    has_names(lines(screen, display.checks_table(CHECKS.values())), list(CHECKS))
+
+
+@pytest.mark.parametrize(
+    "columns", [["check"], ["check", "outcome"], ["check", "message"], ["name", "check", "message"]]
+)
+def test_sql_keeps_names_whole_and_sentences_broad(screen: Console, columns: list[str]) -> None:
+    values = {"check": LONGEST, "outcome": ["fail"] * 4, "message": [MESSAGE] * 4, "name": ["a-model"] * 4}
+    table = pa.table({name: values[name] for name in columns})
+    sql_command._print(table, columns)
+    found = lines(screen)
+    has_names(found, LONGEST)
+    if "message" in columns:
+        has_words(found, MESSAGE)
+        assert len(found) <= 4 * 6 + 5, "no tower"
+
+
+@pytest.mark.parametrize("width", ["80", "120"])
+def test_help_shows_every_word(width: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any) -> None:
+    """Square brackets in a help text are markup to typer: what stood in them was lost."""
+    monkeypatch.setenv("COLUMNS", width)
+    for command in cli.app.registered_commands:
+        assert command.callback is not None
+        name = command.callback.__name__
+        assert gradaudit(name, "--help", monkeypatch=monkeypatch, tmp_path=tmp_path) == 0
+        shown = re.sub(r"[│╭╮╰╯─]", " ", capsys.readouterr().out).split()
+        hints = get_type_hints(inspect.unwrap(command.callback), include_extras=True)
+        texts = [
+            o.help for hint in hints.values() for o in getattr(hint, "__metadata__", ()) if getattr(o, "help", None)
+        ]
+        missing = {word for text in [*texts, command.callback.__doc__ or ""] for word in text.split()} - set(shown)
+        assert not missing, name

@@ -1,0 +1,1 @@
+"""Models whose gradients are wrong on purpose, and the right ones beside them."""
