@@ -16,7 +16,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from audits.lanes.emulation import emulation, is_emulated, run
-from audits.lanes.kinks.branches import COMPARISONS, Rule, rule_for
+from audits.lanes.kinks.branches import rule_for
+from audits.lanes.kinks.rule import COMPARISONS, Rule
 from audits.lanes.lifting import OperatorTraits, lift_call, lift_result, traits
 from audits.lanes.tape import Tape, TapeCursor, draws
 

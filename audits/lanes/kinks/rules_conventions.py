@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from audits.lanes.kinks.branches import Bound, Rule, register
+from audits.lanes.kinks.rule import Bound, Rule, register
 
 Tensor = torch.Tensor
 

@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from audits.lanes.kinks.branches import Bound, Rule, register
+from audits.lanes.kinks.rule import Bound, Rule, register
 
 Tensor = torch.Tensor
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from audits.lanes.kinks.branches import Bound, Rule, _self_is_real, register
+from audits.lanes.kinks.rule import Bound, Rule, _self_is_real, register
 
 Tensor = torch.Tensor
 
