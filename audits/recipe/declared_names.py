@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.utils.checkpoint
@@ -16,8 +16,10 @@ from torch import nn
 from audits.errors import RecipeError, SettingsError, suggest
 from audits.recipe.moulds import STEP_HOOKS, callable_name, declared_hook, hooks_of, own_step
 from audits.recipe.optimizers import mould_of_recipe
-from audits.recipe.recipe import Recipe
 from audits.structures import tensors_in
+
+if TYPE_CHECKING:
+    from audits.recipe.recipe import Recipe
 
 #: The loss function itself, in `stop_gradient`.
 LOSS = "loss"

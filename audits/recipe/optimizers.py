@@ -12,13 +12,13 @@ import torch
 from torch import nn
 
 from audits.errors import RecipeError
-from audits.live.lone_optimizers import OWN
-from audits.live.state import random_state_kept
+from audits.random_state import random_state_kept
 from audits.recipe.attributes import CONSTRUCTED, from_plain
 from audits.recipe.callables import import_object
 from audits.recipe.copying import GONE, SAME, Copier, alike, attributes_of
+from audits.recipe.lone_optimizers import OWN
 from audits.recipe.moulds import STEP_HOOKS, TORCHS_OWN, cast_from, changed_by, emptied, mould_of
-from audits.recipe.recipe import OptimizerRecipe, UnknownTensor
+from audits.recipe.phases import OptimizerRecipe, UnknownTensor
 from audits.structures import map_tensors
 
 #: Entries of a group that optimizers write themselves, at every step: no options.

@@ -10,15 +10,15 @@ from audits.recipe.attributes import option_from_plain, option_to_plain, storabl
 from audits.recipe.callables import CallableReference
 from audits.recipe.moulds import Kept
 from audits.recipe.overlaps import Overlap
-from audits.recipe.recipe import (
+from audits.recipe.phases import (
     OptimizerRecipe,
     ParameterGroup,
     ParameterRecord,
     PhaseRecipe,
-    Recipe,
     SchedulerRecipe,
     UnknownTensor,
 )
+from audits.recipe.recipe import Recipe
 
 #: Version of the stored format.
 SCHEMA = 1

@@ -7,10 +7,8 @@ parameters.
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,9 +16,11 @@ from torch import nn
 
 from audits.errors import RecipeError, suggest
 from audits.recipe.callables import CallableReference
+from audits.recipe.capture import captured_fields, unwrap
 from audits.recipe.compiled_parts import compiled_parts
-from audits.recipe.moulds import Kept
+from audits.recipe.declared_names import check_names
 from audits.recipe.overlaps import Overlap
+from audits.recipe.phases import ParameterRecord, Phase, PhaseRecipe
 
 #: What ``precision`` may be. Autocast recipes run their forward under `torch.autocast`; fp16 also scales the loss.
 PRECISIONS = ("native", "bf16-autocast", "fp16-autocast")
@@ -45,122 +45,11 @@ EXPECTATIONS = (
     "writes_outside_step",
     "custom_gradient",
     "step_hooks",
-    "optimizer_rule",
     "input_gradients",
 )
 
 
 _RULE = "expect['optimizer_rule']"
-
-
-@dataclass(frozen=True)
-class Phase:
-    """One backward and one optimizer step inside a training step, given as live objects.
-
-    Args:
-        name: how rows name it; a single phase is named ``"step"``.
-        loss: ``(model, batch) -> scalar``, its import path, a name of `torch.nn.functional`, a loss module, or
-            ``"model"``.
-        optimizer: the live `torch.optim.Optimizer`; its tensors are matched to the model's by identity.
-        clip_grad_norm: the norm that gradients are clipped to, if they are.
-        accumulate: micro-batches per step.
-        scheduler: the live learning-rate scheduler, if there is one.
-    """
-
-    name: str
-    _: KW_ONLY
-    loss: Any
-    optimizer: torch.optim.Optimizer
-    clip_grad_norm: float | None = None
-    accumulate: int = 1
-    scheduler: Any = None
-
-
-@dataclass(frozen=True)
-class UnknownTensor:
-    """A tensor that the optimizer holds and the model does not have.
-
-    ``likely`` is the model's parameter that it probably was: same shape, and no optimizer holds that parameter.
-    """
-
-    position: int
-    shape: tuple[int, ...]
-    dtype: str
-    likely: str | None = None
-
-    @property
-    def label(self) -> str:
-        """How rows name it."""
-        return f"<stale tensor #{self.position}>"
-
-
-@dataclass(frozen=True)
-class ParameterGroup:
-    """One param group: its options and its tensors, by name where the model has them."""
-
-    options: Mapping[str, Any]
-    parameters: tuple[str | UnknownTensor, ...]
-
-
-@dataclass(frozen=True)
-class OptimizerRecipe:
-    """An optimizer as data: class path, constructor defaults, groups, and state by parameter name.
-
-    ``kept`` is what it holds beyond these (attributes, hooks, a ``step`` of its own), None where that is nothing. In
-    the process that captured it also the class itself, and what puts the wrapper back that it was given in.
-    """
-
-    class_path: str
-    defaults: Mapping[str, Any]
-    groups: tuple[ParameterGroup, ...]
-    state: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, compare=False, repr=False)
-    kept: Kept | None = field(default=None, compare=False, repr=False)
-    live_class: type[torch.optim.Optimizer] | None = field(default=None, compare=False, repr=False)
-    rewrap: Callable[[torch.optim.Optimizer], Any] | None = field(default=None, compare=False, repr=False)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the model's parameters it holds, in order, repeated ones repeated."""
-        return tuple(p for group in self.groups for p in group.parameters if isinstance(p, str))
-
-    @property
-    def unknown(self) -> tuple[UnknownTensor, ...]:
-        """Tensors it holds that the model does not have."""
-        return tuple(p for group in self.groups for p in group.parameters if isinstance(p, UnknownTensor))
-
-
-@dataclass(frozen=True)
-class SchedulerRecipe:
-    """A learning-rate schedule as data: the rates of every group over the next steps, simulated at capture.
-
-    ``learning_rates[k][g]`` is group g's rate during the k-th step from now.
-    """
-
-    class_path: str
-    learning_rates: tuple[tuple[float, ...], ...]
-    rewrap: Callable[..., Any] | None = field(default=None, compare=False, repr=False)
-
-
-@dataclass(frozen=True)
-class PhaseRecipe:
-    """A phase as data."""
-
-    name: str
-    loss: CallableReference
-    optimizer: OptimizerRecipe
-    clip_grad_norm: float | None = None
-    accumulate: int = 1
-    scheduler: SchedulerRecipe | None = None
-
-
-@dataclass(frozen=True)
-class ParameterRecord:
-    """A parameter of the model as it was at capture."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    trainable: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,8 +98,9 @@ class Recipe:
             if key not in EXPECTATIONS:
                 raise RecipeError(f"expect has unknown key {key!r}{suggest(key, EXPECTATIONS)}")
 
-    @staticmethod
+    @classmethod
     def capture(
+        cls,
         model: nn.Module,
         *,
         batch: Any,
@@ -257,11 +147,7 @@ class Recipe:
         Raises:
             RecipeError: something that cannot be; the text names the argument and the cure.
         """
-        from audits.recipe.capture import (
-            capture_recipe,  # capture needs Recipe: imported late to keep data and capture apart
-        )
-
-        return capture_recipe(
+        fields = captured_fields(
             model,
             batch=batch,
             loss=loss,
@@ -278,6 +164,9 @@ class Recipe:
             expect=expect or {},
             stop_gradient=tuple(stop_gradient),
         )
+        recipe = cls(**fields)
+        check_names(recipe, unwrap(model))
+        return recipe
 
     @property
     def optimizer_rules(self) -> tuple[CallableReference, ...]:
@@ -290,36 +179,3 @@ class Recipe:
         """Return the recipe for a model that is compiled: what was captured from the bare module does not know it."""
         compiled = tuple(dict.fromkeys((*self.compiled, *compiled_parts(model, []))))
         return replace(self, compiled=compiled) if compiled != self.compiled else self
-
-    def digest(self) -> str:
-        """Return a digest of everything in the recipe, tensors included; a lambda counts by its name only."""
-        from audits.recipe.plain_form import recipe_to_plain
-
-        hasher = hashlib.sha256()
-        feed(hasher, recipe_to_plain(self, storable=False))
-        feed(hasher, self.batch)
-        for phase in self.phases:
-            feed(hasher, phase.optimizer.state)
-        return hasher.hexdigest()[:16]
-
-
-def feed(hasher: Any, value: Any) -> None:
-    """Feed a nested value of tensors, mappings, lists and plain values to a hash."""
-    if isinstance(value, torch.Tensor) and value.layout is not torch.strided:  # momentum of sparse gradients
-        found = value.detach().to_sparse_coo().coalesce()
-        feed(hasher, [list(found.shape), found.indices(), found.values()])
-    elif isinstance(value, torch.Tensor):
-        tensor = value.detach().cpu().contiguous()
-        mark = "requires_grad" if value.requires_grad else ""  # a batch's marks decide what gradient.input may fail
-        hasher.update(f"{tensor.dtype}{tuple(tensor.shape)}{mark}".encode())
-        hasher.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
-    elif isinstance(value, Mapping):
-        for key in sorted(value, key=str):
-            hasher.update(f"{key}:".encode())
-            feed(hasher, value[key])
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            feed(hasher, item)
-            hasher.update(b",")
-    else:
-        hasher.update(json.dumps(value, default=str).encode())

@@ -11,13 +11,13 @@ from rich.console import Group
 from rich.text import Text
 
 from audits.errors import InputError
+from audits.history.parameter_history import Moment, Story, history, stories
+from audits.history.reading import committed_audits, unknown_model
 from audits.outcomes import Outcome, finite
-from audits.results.history import Moment, Story, history, stories
-from audits.results.reading import committed_audits, unknown_model
 from audits.results.store import ResultsStore
-from flows.cli.display import add_names, console, outcome_text, shown, simple_table
-from flows.cli.output import print_json
+from flows.cli.display import add_names, outcome_text, shown, simple_table
 from flows.cli.plain_tables import print_csv
+from flows.output import console, print_json
 from flows.settings.environment import GradauditSettings
 from registry_models.report.text import plural
 

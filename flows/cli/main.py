@@ -15,9 +15,9 @@ import typer
 
 from audits.errors import GradauditError, InfrastructureError, SetupError
 from flows.cli.ending import StoppedBySignal, ended_by_exception, exit_as_ended
-from flows.cli.output import only_results, print_json
 from flows.cli.results_cli import add_commands
 from flows.cli.targets import refuse_target
+from flows.output import only_results, print_json
 from flows.settings.environment import GradauditSettings, quiet_defaults
 
 quiet_defaults()
@@ -128,7 +128,7 @@ def setup(
     pool_type: Annotated[str, typer.Option(help="Type of work pools that do not exist yet.")] = "process",
 ) -> None:
     """Create pools, queues, deployments and automations on the Prefect server at PREFECT_API_URL; repeat at will."""
-    from flows.cli.display import console, log_console
+    from flows.output import console, log_console
     from flows.service.setup import SetupOptions, set_up
 
     options = SetupOptions(cron, timezone, notify, event_trigger, file, pool_type)
@@ -226,7 +226,8 @@ def checks(as_json: AsJson = False) -> None:
     if as_json:
         print_json([dataclasses.asdict(check) for check in CHECKS.values()])
         return
-    from flows.cli.display import checks_table, console
+    from flows.cli.display import checks_table
+    from flows.output import console
 
     console.print(checks_table(CHECKS.values()))
 
@@ -245,7 +246,8 @@ def explain(
     if as_json:
         print_json(dataclasses.asdict(found))
         return
-    from flows.cli.display import console, explanation
+    from flows.cli.display import explanation
+    from flows.output import console
 
     console.print(explanation(found))
 

@@ -28,7 +28,8 @@ from torch import nn
 from audits.errors import RecipeError, suggest
 from audits.recipe.callables import CallableReference, import_object
 from audits.recipe.moulds import Kept
-from audits.recipe.recipe import OptimizerRecipe, ParameterGroup, Recipe
+from audits.recipe.phases import OptimizerRecipe, ParameterGroup
+from audits.recipe.recipe import Recipe
 from registry_models.recipes.recipe_files import load_yaml
 
 #: Fields of the whole step, and of its one phase.

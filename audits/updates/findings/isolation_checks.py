@@ -6,15 +6,16 @@ from collections.abc import Iterator
 
 import torch
 
+from audits.globs import matches
 from audits.live.ownership import has_exclusive, holders
 from audits.live.subject import Subject
 from audits.outcomes import Outcome, ResultRow
 from audits.recipe.moulds import declared_hook
-from audits.updates.findings.registration import ema_shadows, matches
+from audits.updates.findings.registration import ema_shadows
 from audits.updates.received.search import BeforeStep
 from audits.updates.record.calls import Call, same_bits
 from audits.updates.record.hook_listener import cure
-from audits.updates.record.steps import TrainingStep
+from audits.updates.steps import TrainingStep
 from audits.updates.update_rows import norm, row
 
 #: Gradients of two phases with a cosine below this are said to oppose each other; nothing is judged by it.

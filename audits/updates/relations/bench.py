@@ -23,9 +23,9 @@ import torch
 from torch import nn
 
 from audits.errors import RecipeError
-from audits.live.state import random_state_kept, seed_everything
+from audits.random_state import random_state_kept, seed_everything
 from audits.recipe.optimizers import build_optimizer, constructed, optimizer_class
-from audits.recipe.recipe import OptimizerRecipe, ParameterGroup
+from audits.recipe.phases import OptimizerRecipe, ParameterGroup
 from audits.updates.record.modes import in_train_mode
 from audits.updates.relations.bench_loss import Leaf, Problem, Watch
 

@@ -11,9 +11,8 @@ from torch import nn
 
 from audits import Recipe, audit
 from audits.errors import InputError
-from audits.outcomes import Outcome, Severity
-from audits.results.comparison import NOTHING_DIFFERS, Change, compare
-from audits.results.reading import (
+from audits.history.comparison import NOTHING_DIFFERS, Change, compare
+from audits.history.reading import (
     changes_since,
     committed_audits,
     compare_versions,
@@ -21,6 +20,7 @@ from audits.results.reading import (
     newest_audit,
     stored_report,
 )
+from audits.outcomes import Outcome, Severity
 from audits.results.store import ResultsStore
 from tests.audits.results.committing import PARTS, commit, report, row
 
