@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from audits.causes import Cause
 from audits.gradients.methods.batched import CHUNK, PlainElements, batched_elements
 from audits.gradients.methods.localise import ROUNDING_ERROR, ROUNDING_LIMIT
 from audits.gradients.methods.probe import DOT_ROUNDING, SMALLEST_RMS, Prober
@@ -126,23 +127,23 @@ def _check_tensor(point: Point, name: str, detection_limit: float, sigma: float,
     limit = max(smallest / slope, ROUNDING_LIMIT) if slope > 0 else None
     cause: str | None = None
     if found["wrong"]:
-        outcome, cause = Outcome.FAIL, "wrong gradient"
+        outcome, cause = Outcome.FAIL, Cause.WRONG_GRADIENT
         message = (
             f"{len(found['wrong'])} of {count} elements of the gradient of {name!r} are wrong; at element {index} "
             f"autograd gives {analytic:.6g}, the finite difference {estimate.value:.6g}"
         )
     elif found["unconfirmed"]:
-        outcome, cause = Outcome.INCONCLUSIVE, "unconfirmed exceedance"
+        outcome, cause = Outcome.INCONCLUSIVE, Cause.UNCONFIRMED
         message = f"cannot judge {name!r}: element {index} exceeds its bound, and smaller steps do not confirm it"
     elif limit is None:
-        outcome, cause = Outcome.PASS, "absolute"
+        outcome, cause = Outcome.PASS, Cause.ZERO_GRADIENT
         message = f"the gradient of {name!r} is zero, and so is the loss's derivative in each of its {count} elements"
     elif limit > detection_limit:
-        outcome, cause = Outcome.INCONCLUSIVE, "nondeterministic" if point.spread else "unresolved"
+        outcome, cause = Outcome.INCONCLUSIVE, Cause.NONDETERMINISTIC if point.spread else Cause.UNRESOLVED
         message = f"the gradient of {name!r} is too small to resolve: an error below {limit:.1e} would not show"
     else:
         outcome = Outcome.PASS
-        cause = "rounding inside an op" if found["rounding"] else None
+        cause = Cause.ROUNDING_INSIDE_AN_OP if found["rounding"] else None
         message = f"all {count} elements of the gradient of {name!r} are the derivative of the loss"
     return Verdict(
         outcome=outcome, measured=analytic, expected=estimate.value, error=abs(estimate.value - analytic),

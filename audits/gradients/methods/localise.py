@@ -5,15 +5,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
+from audits.causes import Cause
 from audits.gradients.methods.concentration import find_concentration
 from audits.gradients.methods.probe import Probe, Prober
 from audits.gradients.methods.romberg import NOISE_WEIGHT, SHRINK
 from audits.gradients.verdicts import Verdict
 from audits.lanes.program import BranchMismatchError
 from audits.outcomes import Outcome
-
-#: Cause of a tensor, or a group, whose exceedance neither fails nor goes away.
-UNCONFIRMED = "unconfirmed exceedance"
 
 #: Confirmations by independent directions before a tensor fails, and how many directions may be tried for them.
 CONFIRMATIONS = 2
@@ -133,7 +131,7 @@ class Localiser:
             few = find_concentration(self._prober, name, self._step) if confirmed else None
             if few is not None:
                 self._found[name] = _verdict(
-                    Outcome.FAIL, few.probe, limit=limit, cause=f"wrong in {few.describe()}",
+                    Outcome.FAIL, few.probe, limit=limit, cause=Cause.WRONG_FEW_ELEMENTS.at(few.describe()),
                     message=f"the gradient of {name!r} is wrong in {few.describe()}: off there by {few.relative:.1e} "
                     f"relative, {typical / slope:.1e} of the whole tensor",
                 )  # fmt: skip
@@ -141,7 +139,7 @@ class Localiser:
             if limit > self._detection_limit:
                 return
             self._found[name] = _verdict(
-                Outcome.PASS, max(probes, key=lambda p: p.residual), limit=limit, cause="rounding inside an op",
+                Outcome.PASS, max(probes, key=lambda p: p.residual), limit=limit, cause=Cause.ROUNDING_INSIDE_AN_OP,
                 message=f"the gradient of {name!r} is off by {typical / slope:.1e} relative: rounding inside an "
                 "operator, not a wrong formula",
             )  # fmt: skip
@@ -156,11 +154,11 @@ class Localiser:
         if not self._prober.point.spread and self._kink(name, scales, confirmed):
             return
         if len(confirmed) < CONFIRMATIONS or self._prober.point.spread:
-            cause = "nondeterministic" if self._prober.point.spread else UNCONFIRMED
+            cause = Cause.NONDETERMINISTIC if self._prober.point.spread else Cause.UNCONFIRMED
             self._inconclusive([name], cause, worst)
             return
         probe = max(confirmed, key=lambda p: p.residual)
-        self._found[name] = _verdict(Outcome.FAIL, probe, limit=limit, cause="wrong gradient")
+        self._found[name] = _verdict(Outcome.FAIL, probe, limit=limit, cause=Cause.WRONG_GRADIENT)
 
     def _remeasured(self, name: str, scales: dict[str, float]) -> bool:
         return self._prober.remeasure(self._prober.direction(scales), self._step)
@@ -176,7 +174,7 @@ class Localiser:
             fresh_ones = (self._prober.probe(scales, self._step) for _ in range(SUBGRADIENT_DIRECTIONS))
             if not all(self._is_subgradient(probe) for probe in itertools.chain(confirmed, fresh_ones)):
                 return False
-            probe, cause = confirmed[0], "subgradient at a kink"
+            probe, cause = confirmed[0], Cause.SUBGRADIENT
         else:
             probes = []
             for shrink in KINK_SHRINKS:
@@ -185,7 +183,7 @@ class Localiser:
                     probes.append(self._prober.again(fresh, self._step / shrink))
             if any(probe.exceeds for probe in probes):
                 return False
-            probe, cause = probes[-1], "a kink is crossed at larger steps"
+            probe, cause = probes[-1], Cause.KINK_CROSSED
         bounds = [p.bound for p in (confirmed or probes)][-self._probes :]
         limit = max(self._prober.limit(name, scales[name], bounds), ROUNDING_LIMIT)
         if limit > self._detection_limit:
@@ -240,7 +238,7 @@ class Localiser:
                 return
         except BranchMismatchError:
             pass
-        self._inconclusive(names, UNCONFIRMED, exceeded)
+        self._inconclusive(names, Cause.UNCONFIRMED, exceeded)
 
     def _inconclusive(self, names: Sequence[str], cause: str, probe: Probe | None) -> None:
         for name in names:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from audits.causes import Cause
 from audits.devices import missing_determinism
 from audits.globs import matches
 from audits.live.subject import Subject
@@ -49,7 +50,7 @@ def _of_call(subject: Subject, steps: list[TrainingStep], step: TrainingStep, ca
         if isinstance(before, BeforeStep) and before.error:
             message = f"the loss of phase {call.phase.name!r} could not be evaluated at its optimizer: {before.error}"
             yield row(subject, "step.gradient", Outcome.INCONCLUSIVE, message, phase=call.phase.name,
-                      step=step.number, cause="no reference")  # fmt: skip
+                      step=step.number, cause=Cause.NO_REFERENCE)  # fmt: skip
         return
     reference = before.reference
     good = finite(reference.loss) is not None
@@ -114,14 +115,15 @@ def _same(
                "threshold": threshold, "gradient_norm": length, "lane": Lane.NATIVE,
                "dtype": dtype_name(subject, parameter.dtype)}  # fmt: skip
     where = f"step {call.step}, phase {call.phase.name!r}"
-    outcome, cause = Outcome.PASS, None
+    outcome: Outcome = Outcome.PASS
+    cause: str | None = None
     if error <= threshold:
         message = f"{name} received the declared loss's gradient ({where})"
         if scatters:
             share = scatter / (rms(to_double(meant)) or 1.0)
             message += f", within what the loss's own backward scatters from run to run ({share:.1e} relative)"
             if not share <= AGREED:
-                outcome, cause = Outcome.INCONCLUSIVE, "nondeterministic"
+                outcome, cause = Outcome.INCONCLUSIVE, Cause.NONDETERMINISTIC
                 message = (f"cannot judge {name}'s gradient ({where}): the loss's own backward scatters by {share:.1e} "
                            f"relative from run to run{missing_determinism(subject.device)}")  # fmt: skip
         if use is not None:
