@@ -1,4 +1,4 @@
-"""The table of planted faults in docs/update_audit.md; ``python -m tests.wrong_on_purpose.updates.table`` writes it."""
+"""The table of planted faults in docs/explanation/update_audit.md; ``python -m tests.wrong_on_purpose.updates.table`` writes it."""
 
 from __future__ import annotations
 
