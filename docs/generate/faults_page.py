@@ -12,7 +12,8 @@ def planted_faults_page() -> str:
 
 The tests plant each of these {len(faults.CATALOGUE)} bugs in a training step. A test asks for the check that must
 catch it and the parameter that it must name. Each has a correct twin that must pass. The bugs that are
-planted in gradients are in `tests/wrong_on_purpose/gradients/`. What each artifact kind shows of a fault: [artifact kinds](artifact_kinds.md).
+planted in gradients are in `tests/wrong_on_purpose/gradients/`.
+What each artifact kind shows of a fault: [artifact kinds](artifact_kinds.md).
 
 {faults.table()}
 """

@@ -29,9 +29,19 @@ def python_page() -> str:
 #: Methods and properties that are documented besides a class's own text.
 _MEMBERS = {
     "audits.Recipe": ["capture"],
-    "audits.AuditReport": (
-        "outcome passed coverage headline findings not_checked counts failed_checks failed_parameters to_frame to_dict"
-    ).split(),
+    "audits.AuditReport": [
+        "outcome",
+        "passed",
+        "coverage",
+        "headline",
+        "findings",
+        "not_checked",
+        "counts",
+        "failed_checks",
+        "failed_parameters",
+        "to_frame",
+        "to_dict",
+    ],
 }
 
 
