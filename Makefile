@@ -31,7 +31,7 @@ check: $(READY) ## lint, types, import contracts and the site of docs/
 	@$(MAKE) --no-print-directory docs
 
 docs: $(READY) ## build the site of docs/ into site/; a broken link fails
-	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
 format: $(READY) ## let ruff format and fix
 	$(BIN)/ruff format .

@@ -14,8 +14,10 @@ from torch import nn
 
 import registry_models
 from audits import Recipe, audit
-from audits.results.format import AuditIdentity, answer_table, rows_table
+from audits.results.format import AuditIdentity
 from audits.results.store import ResultsStore
+from audits.run import with_identity
+from tests.audits.results.committing import commit
 
 _MODEL = """
 from torch import nn
@@ -33,7 +35,7 @@ def build(width: int = 64) -> nn.Module:
 
 def readme(folder: Path) -> dict[str, Any]:
     _package(folder, "mypackage")
-    _results(folder / "demo_workspace" / "results")
+    store_results(folder / "demo_workspace" / "results")
     return _trained()
 
 
@@ -53,7 +55,7 @@ def artifact_kinds(folder: Path) -> dict[str, Any]:
 
 
 def result_format(folder: Path) -> dict[str, Any]:
-    _results(folder / "results")
+    store_results(folder / "results")
     return {}
 
 
@@ -92,10 +94,9 @@ def _recipe(names: dict[str, Any]) -> Recipe:
     return Recipe.capture(names["model"], batch=batch, loss="cross_entropy", optimizer=names["optimizer"])
 
 
-def _results(folder: Path) -> None:
-    """Store one audit's rows, as an audit of a registered version does."""
+def store_results(folder: Path) -> None:
+    """Store and commit one audit, as that of a registered version is."""
     names = _trained()
     now = datetime.datetime.now(datetime.UTC)
     identity = AuditIdentity(audit_id="a1", audited_at=now, model_name="my-model", model_version=1)
-    rows = rows_table(answer_table(audit(names["model"], _recipe(names)).rows), identity)
-    ResultsStore(folder).write("rows", rows, date=now.date(), audit_id="a1")
+    commit(ResultsStore(folder), with_identity(audit(names["model"], _recipe(names)), **vars(identity)))
