@@ -14,9 +14,9 @@ import pytest
 import typer
 import yaml
 
-from audits.checks.waivers import waivers_from_plain
 from audits.results.queries import query
 from audits.results.store import ResultsStore
+from audits.waivers import waivers_from_plain
 from docs.generate.commands_page import commands
 from flows.settings.environment import GradauditSettings
 from tests.docs.blocks import DOCS, PAGES, blocks, name_of, prose

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import os
 import re
 import shutil
@@ -76,6 +77,30 @@ def test_every_path_in_the_text_is_there_and_holds_what_is_named() -> None:
                 wrong.append((name_of(page), path, name))
     assert found > 40
     assert wrong == []
+
+
+def test_every_python_name_in_the_text_is_there() -> None:
+    wrong, found = [], 0
+    for page in PAGES:
+        for name in re.findall(r"`((?:audits|registry_models|flows)(?:\.\w+)+)[`(]", prose(page)):
+            found += 1
+            wrong += [] if there(name) else [(name_of(page), name)]
+    assert found > 10
+    assert wrong == []
+
+
+def there(name: str) -> bool:
+    """Whether a dotted name is a module, or something that a module holds."""
+    parts = name.split(".")
+    for length in range(len(parts), 0, -1):
+        try:
+            value = importlib.import_module(".".join(parts[:length]))
+        except ModuleNotFoundError:
+            continue
+        for attribute in parts[length:]:
+            value = getattr(value, attribute, None)
+        return value is not None
+    return False
 
 
 def test_the_ten_questions_have_an_answer() -> None:
