@@ -32,7 +32,7 @@ def checks_page(checks: Iterable[Check]) -> str:
     for check in checks:
         families.setdefault(check.name.partition(".")[0], []).append(check)
     rows = [
-        (f"[`{check.name}`](#{_anchor(check.name)})", str(check.severity), plain(check.claim))
+        (f"[`{check.name}`](#{_anchor(check.name)})", plain(check.claim), str(check.severity))
         for name in FAMILIES
         for check in families.get(name, ())
     ]
@@ -43,7 +43,7 @@ def checks_page(checks: Iterable[Check]) -> str:
         "*Severity* is what an unmet claim does to the version: `fail` fails it, `warn` only warns. The setting "
         "`severity` changes it ([configure](../how_to/configure.md)). What to do about a finding: "
         "[fix a failing check](../how_to/fix_a_failing_check.md).",
-        table(("check", "severity", "claim"), rows),
+        table(("check", "claim", "severity"), rows),
     ]
     assert families.keys() == FAMILIES.keys(), f"FAMILIES lacks {families.keys() - FAMILIES.keys()}"
     for name, text in FAMILIES.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import inspect
 import re
 from collections.abc import Iterable, Sequence
@@ -17,20 +18,25 @@ def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(' '.join(cell.split()) for cell in cells)} |"
 
 
-#: Characters that Markdown would take for emphasis, HTML or links; an underscore within a word is none.
-_ACTIVE = re.compile(r"[*<\[\]]|(?<![^\W_])_|_(?![^\W_])")
+#: Characters that Markdown would take for emphasis or links; an underscore within a word is none.
+_ACTIVE = re.compile(r"[*\[\]]|(?<![^\W_])_|_(?![^\W_])")
 
 
 def plain(text: str) -> str:
     """Return a text of the code as Markdown that shows it: no HTML, no emphasis, no cell that ends early."""
     parts = re.split(r"(``?[^`]+``?)", text)
-    shown = [_ACTIVE.sub(r"\\\g<0>", part) if i % 2 == 0 else f"`{part.strip('`')}`" for i, part in enumerate(parts)]
-    return "".join(shown).replace("|", "\\|").strip()
+    shown = [code(part.strip("`")) if i % 2 else _ACTIVE.sub(r"\\\g<0>", part) for i, part in enumerate(parts)]
+    parts[::2] = [part.replace("<", "&lt;").replace("|", "\\|") for part in shown[::2]]
+    parts[1::2] = shown[1::2]
+    return "".join(parts).strip()
 
 
 def code(value: object) -> str:
-    """Return a value as code in a table's cell."""
-    return f"`{value}`".replace("|", "\\|") if str(value) else ""
+    """Return a value as code in a table's cell; GitHub and the site read a bar within backticks differently."""
+    text = str(value)
+    if "|" in text:
+        return f"<code>{html.escape(text, quote=False).replace('|', '&#124;')}</code>"
+    return f"`{text}`" if text else ""
 
 
 def default_of(value: object) -> str:

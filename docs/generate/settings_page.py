@@ -21,9 +21,9 @@ def settings_page() -> str:
     own = [
         (
             code(f"GRADAUDIT_{name.upper()}"),
+            sentence(known.description or ""),
             _own_default(known),
             _kind(known),
-            sentence(known.description or ""),
         )
         for name, known in GradauditSettings.model_fields.items()
     ]
@@ -31,17 +31,17 @@ def settings_page() -> str:
     audit = [
         (
             code(known.name),
+            told[known.name],
             default_of(_factory(known)),
             plain(_type(typing.get_type_hints(AuditSettings)[known.name])),
-            told[known.name],
         )
         for known in dataclasses.fields(AuditSettings)
     ]
     models = [
         (
             code(name),
-            "" if known.is_required() else default_of(known.get_default(call_default_factory=True)),
             sentence(known.description or ""),
+            "" if known.is_required() else default_of(known.get_default(call_default_factory=True)),
         )
         for name, known in ModelSettings.model_fields.items()
     ]
@@ -61,20 +61,20 @@ def settings_page() -> str:
 
 Each is a variable of the environment. In `gradaudit.toml` it has the name without `GRADAUDIT_`, in small letters.
 
-{table(("setting", "default", "value", "meaning"), own)}
+{table(("setting", "meaning", "default", "value"), own)}
 
 ## Of each audit
 
 The fields of `audits.AuditSettings`. Write them in `audit = {{...}}` of `gradaudit.toml`, in `GRADAUDIT_AUDIT` as
 JSON, or one at a time as `GRADAUDIT_AUDIT__NAME`.
 
-{table(("setting", "default", "value", "meaning"), audit)}
+{table(("setting", "meaning", "default", "value"), audit)}
 
 ## Of some models
 
 The entries of one `[[models]]` table of `gradaudit.toml`. Where several match, the last wins.
 
-{table(("entry", "default", "meaning"), models)}
+{table(("entry", "meaning", "default"), models)}
 
 ## Other variables that are read
 

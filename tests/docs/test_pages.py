@@ -13,11 +13,13 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+import markdown
 import pytest
 
 from audits.checks import CHECKS
 from audits.settings import AuditSettings
 from docs.generate import pages
+from docs.generate.markdown import plain, table
 from flows.settings.environment import GradauditSettings
 from tests.docs.blocks import DOCS, PAGES, ROOT, name_of, prose
 
@@ -42,6 +44,30 @@ def test_nothing_is_left_out() -> None:
         assert f"| `{name}` |" in settings
     for name in CHECKS:
         assert f"### {name}\n" in checks
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("|D - <g, v>|", "|D - <g, v>|"),
+        ("`|a - n|` of __all__, *not* [x](y)", "<code>|a - n|</code> of __all__, *not* [x](y)"),
+        ("snake_case and `<tag>`", "snake_case and <code><tag></code>"),
+    ],
+)
+def test_the_site_shows_a_text_of_the_code_as_it_stands(text: str, shown: str) -> None:
+    page = markdown.markdown(table(["text"], [[plain(text)]]), extensions=["tables"])
+    assert f"<td>{shown}</td>" in page.replace("&lt;tag&gt;", "<tag>").replace("&lt;g, v&gt;", "<g, v>").replace(
+        "&#124;", "|"
+    )
+
+
+def test_no_page_has_a_word_that_the_site_takes_for_a_tag() -> None:
+    taken = []
+    for page in PAGES:
+        for line in prose(page).splitlines():
+            found = re.findall(r"<(?!!--|/?code>|br>)[a-z/][^>]*>", re.sub(r"`[^`]*`", "", line))
+            taken += [(name_of(page), tag) for tag in found]
+    assert taken == []
 
 
 def test_readme_is_short() -> None:
