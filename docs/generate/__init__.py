@@ -5,6 +5,10 @@ from __future__ import annotations
 MARK = "<!-- Written by `python -m docs.generate` from the code: change the code, then run it. -->\n"
 
 
+#: The generated pages, by path below docs/.
+PAGES = tuple(f"reference/{name}.md" for name in ("settings", "commands", "checks", "python", "planted_faults"))
+
+
 def pages() -> dict[str, str]:
     """Return the text of every generated page by its path below docs/."""
     from audits.checks import CHECKS
@@ -14,11 +18,5 @@ def pages() -> dict[str, str]:
     from docs.generate.python_page import python_page
     from docs.generate.settings_page import settings_page
 
-    written = {
-        "settings": settings_page(),
-        "commands": commands_page(),
-        "checks": checks_page(CHECKS.values()),
-        "python": python_page(),
-        "planted_faults": planted_faults_page(),
-    }
-    return {f"reference/{name}.md": f"{MARK}\n{text.strip()}\n" for name, text in written.items()}
+    texts = (settings_page(), commands_page(), checks_page(CHECKS.values()), python_page(), planted_faults_page())
+    return {name: f"{MARK}\n{text.strip()}\n" for name, text in zip(PAGES, texts, strict=True)}

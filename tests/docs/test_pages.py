@@ -17,7 +17,9 @@ import markdown
 import pytest
 
 from audits.checks import CHECKS
+from audits.recipe.recipe import EXPECTATIONS
 from audits.settings import AuditSettings
+from docs.generate import PAGES as GENERATED
 from docs.generate import pages
 from docs.generate.markdown import plain, table
 from flows.settings.environment import GradauditSettings
@@ -31,19 +33,26 @@ _PATH = re.compile(
 )
 
 
-@pytest.mark.parametrize("name", pages())
-def test_a_generated_page_says_what_the_code_says(name: str) -> None:
-    assert (DOCS / name).read_text(encoding="utf-8") == pages()[name], "run: python -m docs.generate"
+@pytest.fixture(scope="module")
+def generated() -> dict[str, str]:
+    return pages()
 
 
-def test_nothing_is_left_out() -> None:
-    settings, checks = pages()["reference/settings.md"], pages()["reference/checks.md"]
+@pytest.mark.parametrize("name", GENERATED)
+def test_a_generated_page_says_what_the_code_says(name: str, generated: dict[str, str]) -> None:
+    assert (DOCS / name).read_text(encoding="utf-8") == generated[name], "run: python -m docs.generate"
+
+
+def test_nothing_is_left_out(generated: dict[str, str]) -> None:
+    settings, checks = generated["reference/settings.md"], generated["reference/checks.md"]
     for name in GradauditSettings.model_fields:
         assert f"`GRADAUDIT_{name.upper()}`" in settings
     for name in AuditSettings.__dataclass_fields__:
         assert f"| `{name}` |" in settings
     for name in CHECKS:
         assert f"### {name}\n" in checks
+    recipes = (DOCS / "reference" / "recipes.md").read_text(encoding="utf-8")
+    assert [name for name in EXPECTATIONS if not re.search(rf"^\| [^|]*`{name}`", recipes, flags=re.M)] == []
 
 
 @pytest.mark.parametrize(
