@@ -68,7 +68,7 @@ def _texts(check: Check) -> list[tuple[str, str]]:
 
 
 def _numbers(check: Check) -> list[str]:
-    """Return the table of a check's numbers, with settings where one of them can be set; nothing where there is none."""
+    """Return the table of a check's numbers, with the settings where one can be set; nothing where there is none."""
     rows = [(plain(one.text()), plain(one.source), code(one.setting)) for one in check.thresholds]
     columns = 3 if any(one.setting for one in check.thresholds) else 2
     head = ("number", "where it comes from", "setting")[:columns]
