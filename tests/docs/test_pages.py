@@ -114,6 +114,17 @@ def test_every_path_in_the_text_is_there_and_holds_what_is_named() -> None:
     assert wrong == []
 
 
+def test_the_pages_that_the_code_names_are_there() -> None:
+    named = [
+        (path.relative_to(ROOT).as_posix(), page)
+        for folder in (*ROOMS, "tests", "benchmarks", "docs")
+        for path in (ROOT / folder).rglob("*.py")
+        for page in re.findall(r"\bdocs/[\w/]+\.md", path.read_text(encoding="utf-8"))
+    ]
+    assert len(named) > 5
+    assert [(path, page) for path, page in named if not (ROOT / page).exists()] == []
+
+
 def test_every_python_name_in_the_text_is_there() -> None:
     wrong, found = [], 0
     for page in PAGES:

@@ -17,8 +17,10 @@ import mlflow
 import pytest
 from mlflow.tracking import MlflowClient
 
+from audits.outcomes import Outcome
 from tests.docs import prepared
-from tests.docs.blocks import PAGES, Block, blocks, name_of
+from tests.docs.blocks import DOCS, PAGES, Block, blocks, name_of
+from tests.registry_models.auditing import audited
 
 RUN = [page for page in PAGES if any(b.language == "python" and b.not_run is None for b in blocks(page))]
 
@@ -69,6 +71,15 @@ def test_the_blocks_of_a_page_run(page: Path, folder: Path, capsys: pytest.Captu
     for block in blocks(page):
         if block.language == "python" and block.not_run is None:
             run(block, names, folder)
+
+
+def test_the_first_hour_ends_with_a_version_that_passes(client: MlflowClient, folder: Path) -> None:
+    page = DOCS / "start" / "first_hour.md"
+    for block in blocks(page):
+        if block.language == "python":
+            run(block, {}, folder)
+    assert "gradaudit audit models:/spirals/1" in page.read_text(encoding="utf-8")
+    assert audited(client, "models:/spirals/1", folder / "audit").outcome is Outcome.PASS
 
 
 def test_nothing_is_prepared_for_pages_that_are_gone() -> None:
