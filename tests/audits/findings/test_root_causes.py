@@ -81,7 +81,7 @@ def test_one_wrong_function_is_one_finding_whatever_lies_upstream(dtype: torch.d
     assert one.cause == "HalfBackward's backward is wrong"
     assert set(one.parameters) == {f"{layer}.{name}" for layer in (0, 2, 4) for name in ("weight", "bias")}
     assert one.text == "HalfBackward's backward is wrong: 6 parameters, from 0.weight"
-    assert report.headline.startswith(f"FAIL: {one.text} (gradient.finite-difference); ")
+    assert report.headline.startswith(f"FAIL: {one.text} (gradient.finite-difference, gradient.input); ")
     assert "6.weight" not in report.headline, "what is innocent is not named"
 
 
