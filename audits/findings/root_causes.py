@@ -33,6 +33,7 @@ _FOLLOWS = {
     "update.state": ("update.rule",),
     "optimizer.probe": ("update.rule", "update.state"),
     "registration.coverage": ("registration.stale",),
+    "update.frozen": ("registration.requires-grad",),
 }
 
 _NUMBER = re.compile(r"-?\d+\.?\d*(?:e[+-]?\d+)?")
