@@ -10,7 +10,7 @@ import torch
 
 from audits.findings.confirming import FIRST_CALL, NOT_REPRODUCED, REPEATS, Rows, failing, fails, key_of, opened
 from audits.lanes.evaluation import Point
-from audits.lanes.float64 import float64_lane
+from audits.lanes.lifted_loss import lifted_loss
 from audits.lanes.problem import differentiate
 from audits.live.subject import LivePhase, Subject
 from audits.outcomes import Lane, Outcome, ResultRow
@@ -96,7 +96,7 @@ def check_first_calls(subject: Subject) -> Rows:
 
 def _gradient_norms(subject: Subject, phase: LivePhase) -> dict[str, float] | None:
     try:
-        with float64_lane(subject, phase) as problem:
+        with lifted_loss(subject, phase) as problem:
             point = Point(problem)
             point.restore()
             return dict(point.gradient_norms)

@@ -13,7 +13,7 @@ from audits.gradients.methods.certify import Certifier
 from audits.gradients.verdicts import Verdict, describe
 from audits.lanes.arithmetic import norm
 from audits.lanes.evaluation import Point
-from audits.lanes.float64 import float64_lane
+from audits.lanes.lifted_loss import lifted_loss
 from audits.lanes.problem import Problem
 from audits.live.subject import LivePhase, Subject
 from audits.outcomes import Lane, Outcome, ResultRow, Severity, finite
@@ -46,7 +46,7 @@ def check_inputs(subject: Subject, phase: LivePhase) -> list[ResultRow]:
         return [ResultRow(check=INPUT.name, outcome=Outcome.SKIPPED, severity=INPUT.severity, phase=phase.name,
                           cause="large model", message=message, seed=subject.seed)]  # fmt: skip
     try:
-        with float64_lane(subject, phase, inputs=True) as problem:
+        with lifted_loss(subject, phase, inputs=True) as problem:
             names = [n for n, t in problem.tensors.items() if t.numel() and subject.settings.wants_parameter(n)]
             if not names:
                 return []

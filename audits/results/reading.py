@@ -25,7 +25,7 @@ from audits.results.store import ResultsStore
 
 
 @dataclass(frozen=True)
-class Since:
+class EarlierComparisons:
     """What changed since earlier audits; each is None where there is no earlier one.
 
     Attributes:
@@ -37,7 +37,7 @@ class Since:
     version: Comparison | None
 
 
-def changes_since(store: ResultsStore, report: AuditReport) -> Since:
+def compare_with_earlier(store: ResultsStore, report: AuditReport) -> EarlierComparisons:
     """Hold an audit against the previous one of its version, and against the last audited version before it.
 
     The audit itself need not be stored yet; an earlier writing of the same audit is passed over.
@@ -52,7 +52,7 @@ def changes_since(store: ResultsStore, report: AuditReport) -> Since:
     identity = report.identity
     version = identity.model_version
     if version is None:
-        return Since(None, None)
+        return EarlierComparisons(None, None)
     earlier = [
         line
         for line in committed_audits(store, identity.model_name)
@@ -62,7 +62,7 @@ def changes_since(store: ResultsStore, report: AuditReport) -> Since:
     below = [line for line in earlier if (line["model_version"] or 0) < version and _judged(line)]
     last = max(below, key=lambda line: (line["model_version"], line["audited_at"]), default=None)
     audit, before = (None if line is None else compare(stored_report(store, line), report) for line in (same, last))
-    return Since(audit, before)
+    return EarlierComparisons(audit, before)
 
 
 def compare_versions(store: ResultsStore, before: tuple[str, int], now: tuple[str, int]) -> Comparison:

@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.text import Text
 
 from audits.naming import label_of, visible
-from audits.results.reading import changes_since
+from audits.results.reading import compare_with_earlier
 from audits.results.store import ResultsStore
 from flows.arguments import refuse_output
 from flows.cli.display import console, report_view
@@ -45,6 +45,6 @@ def show_report(
         junit.write_text(junit_xml(report), encoding="utf-8")
     if html is not None:
         html.write_text(
-            render_html(report, rerun=rerun, changes=changes_of(changes_since(store, report))), encoding="utf-8"
+            render_html(report, rerun=rerun, changes=changes_of(compare_with_earlier(store, report))), encoding="utf-8"
         )
     return EXIT_CODES[report.outcome]

@@ -23,7 +23,7 @@ from flows.choosing.due_keys import digest, due_key, environment, trusted_digest
 from flows.choosing.sweeping import Sweep
 from flows.one_audit.fetching import fetch
 from flows.one_audit.one_snapshot import audit_snapshot
-from flows.one_audit.storing import keep
+from flows.one_audit.storing import store_publish_mark_commit
 from flows.one_audit.team_policy import standing_waivers, under_waivers
 from flows.rerunning import rerun_of
 from flows.sandbox import reached_level
@@ -105,7 +105,7 @@ def audit_version(
             client,
             folder,
             recipes=settings.recipes_folder,
-            making_room=lambda size: stack.enter_context(sweep.room.for_bytes(size, sweep.stopping)),
+            making_room=lambda size: stack.enter_context(sweep.disk_budget.for_bytes(size, sweep.stopping)),
         )
         snapshot, key = fetched.snapshot, DUE_AGAIN if fetched.again else None
         if snapshot is None:
@@ -151,7 +151,7 @@ def audit_version(
     if not write:
         return report
     keeping = functools.partial(
-        keep,
+        store_publish_mark_commit,
         version=version,
         client=client,
         settings=settings,

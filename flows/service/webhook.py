@@ -29,7 +29,7 @@ from starlette.requests import ClientDisconnect
 from audits.errors import ArtifactError, InfrastructureError, SettingsError
 from audits.naming import reference_to, visible
 from flows.choosing.due import without_result
-from flows.service.handing_over import Handed, hand_over, prefect_answers
+from flows.service.handing_over import Handover, hand_over, prefect_answers
 from flows.service.reconciling import INTERVAL, SINCE_HOURS, Reconciler
 from flows.service.registering import register_webhook
 from flows.service.setup import configured_api
@@ -254,7 +254,7 @@ def _hand_over(reference: str, client: MlflowClient, settings: GradauditSettings
         (handed,) = hand_over(due)
     finally:
         turn.release()
-    if handed is Handed.FULL:
+    if handed is Handover.FULL:
         raise InfrastructureError(str(handed))
     return str(handed)
 

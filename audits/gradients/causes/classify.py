@@ -68,7 +68,7 @@ def single_wrong_element(prober: Prober, name: str, step: float) -> tuple[int, f
                 return None
             ramp = flat * ((places - low + 1) / (high - low))
             second = prober.along({name: ramp}, step)
-            error, moment = (p.estimate.value - p.expected for p in (first, second))
+            error, moment = (p.estimate.value - p.autograd for p in (first, second))
             ratio = moment / error
             doubt = (second.bound + abs(ratio) * first.bound) / abs(error)
             width = high - low
@@ -90,11 +90,11 @@ def single_wrong_element(prober: Prober, name: str, step: float) -> tuple[int, f
         one = prober.along({name: alone}, step)
     except BranchMismatchError:
         return None
-    rest = (whole.estimate.value - whole.expected) - (one.estimate.value - one.expected)
+    rest = (whole.estimate.value - whole.autograd) - (one.estimate.value - one.autograd)
     if not one.exceeds or abs(rest) > whole.bound + one.bound:
         return None
     weight = float(base.reshape(-1)[index])
-    return index, one.expected / weight, one.estimate.value / weight
+    return index, one.autograd / weight, one.estimate.value / weight
 
 
 def backward_hooks(model: nn.Module, problem: Problem) -> list[str]:

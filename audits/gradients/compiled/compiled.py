@@ -21,7 +21,7 @@ from audits.gradients.compiled.compiled_slope import CompiledLoss, Slope
 from audits.gradients.methods.probe import SMALLEST_RMS
 from audits.gradients.native.native import FLOAT32_TOLERANCE, INSIDE_TOLERANCE, LOW_TOLERANCE
 from audits.lanes.arithmetic import norm
-from audits.lanes.float64 import float64_lane, weighted_loss
+from audits.lanes.lifted_loss import lifted_loss, weighted_loss
 from audits.lanes.precision import INSIDE_EPS, inside_products
 from audits.lanes.problem import as_real, differentiate, may_step
 from audits.lanes.program import TapeOnly
@@ -188,7 +188,7 @@ def _distance(first: torch.Tensor | None, second: torch.Tensor | None) -> float:
 
 
 def _against_itself(subject: Subject, phase: LivePhase) -> list[ResultRow]:
-    with float64_lane(subject, phase) as problem:
+    with lifted_loss(subject, phase) as problem:
         joint: list[Slope] = []
         wrong: list[tuple[str | None, Slope]] = []
         for point in range(POINTS):

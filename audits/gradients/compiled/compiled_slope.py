@@ -12,7 +12,7 @@ from audits.gradients.methods.noise import measure_noise
 from audits.gradients.methods.probe import SMALLEST_RMS
 from audits.gradients.methods.romberg import Estimate, romberg_at
 from audits.lanes.arithmetic import dot, norm, random_signs_and_sizes
-from audits.lanes.float64 import weighted_loss
+from audits.lanes.lifted_loss import weighted_loss
 from audits.lanes.problem import UNIT_ROUNDOFF, Problem, as_real, differentiate
 from audits.live.subject import LivePhase, Subject
 from audits.outcomes import Lane

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from audits.gradients.methods.certify import Certifier
-from audits.gradients.methods.layouts import Layout, handed
+from audits.gradients.methods.layouts import Layout, cotangent_sum
 from audits.lanes.problem import LaneError, Problem, quiet
 from audits.lanes.program import BranchMismatchError, Free
 from audits.lanes.tape import Tape
@@ -163,7 +163,7 @@ def _certified(
     seed: int,
 ) -> WrongFunction | None:
     def loss() -> torch.Tensor:
-        total = sum(handed(o, c) for o, c in zip(outputs_of(), cotangents, strict=True))
+        total = sum(cotangent_sum(o, c) for o, c in zip(outputs_of(), cotangents, strict=True))
         assert isinstance(total, torch.Tensor)
         return torch.real(total) if total.is_complex() else total
 

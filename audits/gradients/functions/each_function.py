@@ -22,7 +22,7 @@ from audits.gradients.functions.alone import declared_custom, function_name
 from audits.gradients.functions.function_record import RecordedCall, record_calls
 from audits.gradients.methods.certify import Certifier
 from audits.gradients.methods.domains import domain_of, is_special, varied
-from audits.gradients.methods.layouts import Layout, handed
+from audits.gradients.methods.layouts import Layout, cotangent_sum
 from audits.gradients.methods.variation import off_special_case
 from audits.gradients.verdicts import Verdict, number
 from audits.lanes.problem import Problem
@@ -204,7 +204,7 @@ def _certified(
     def loss() -> torch.Tensor:
         result = call.function.apply(*(argument(i, a) for i, a in enumerate(call.args)))  # type: ignore[attr-defined]
         outputs = result if isinstance(result, (tuple, list)) else [result]
-        parts = [handed(outputs[i], c.to(outputs[i].dtype)) for i, c in cotangents.items()]
+        parts = [cotangent_sum(outputs[i], c.to(outputs[i].dtype)) for i, c in cotangents.items()]
         return torch.stack([torch.real(part) if part.is_complex() else part for part in parts]).sum()
 
     names = {str(i): leaf for i, leaf in leaves.items()}

@@ -206,7 +206,7 @@ class Localiser:
         (forward_far, backward_far, _), (forward, backward, noise) = slopes
         # what a one-sided slope still changes with the step is its own truncation
         slack = noise + max(abs(forward - forward_far), abs(backward - backward_far))
-        if not min(forward, backward) - slack <= probe.expected <= max(forward, backward) + slack:
+        if not min(forward, backward) - slack <= probe.autograd <= max(forward, backward) + slack:
             return False
         jump, jump_far = forward - backward, forward_far - backward_far
         return abs(jump) > JUMP_OVER_NOISE * slack and abs(jump - jump_far) <= JUMP_DRIFT * abs(jump)
@@ -256,6 +256,6 @@ def _verdict(
     joint: bool = False,
 ) -> Verdict:  # fmt: skip
     return Verdict(
-        outcome=outcome, measured=probe.expected, expected=probe.estimate.value, error=probe.residual,
+        outcome=outcome, measured=probe.autograd, expected=probe.estimate.value, error=probe.residual,
         threshold=probe.bound, limit=limit, cause=cause, message=message, joint=joint,
     )  # fmt: skip

@@ -23,7 +23,7 @@ OPPOSED = -0.5
 _RENORMED = "the forward rescales the rows it uses to max_norm, in place and without gradient, as torch documents"
 
 
-def conduct_rows(subject: Subject, step: TrainingStep, start: dict[str, torch.Tensor]) -> Iterator[ResultRow]:
+def isolation_rows(subject: Subject, step: TrainingStep, start: dict[str, torch.Tensor]) -> Iterator[ResultRow]:
     """Yield rows of one training step.
 
     Args:

@@ -30,13 +30,13 @@ RATE_TOLERANCE = 1e-9
 RATE_TOLERANCE_TENSOR = 1e-6
 
 
-def skipped_handling_rows(subject: Subject) -> list[ResultRow]:
+def skipped_step_function_rows(subject: Subject) -> list[ResultRow]:
     """Return the rows that a canonical step cannot fail, as skipped."""
     message = "the recipe has no step function: the step is the audit's own and cannot get this wrong"
     return [row(subject, check, Outcome.SKIPPED, message, cause="canonical step") for check in CANONICAL_ONLY]
 
 
-def handling_rows(subject: Subject, step: TrainingStep) -> Iterator[ResultRow]:
+def step_function_rows(subject: Subject, step: TrainingStep) -> Iterator[ResultRow]:
     """Yield the rows of one training step of the recipe's own step function."""
     for phase in subject.phases:
         yield _count(subject, step, phase)

@@ -54,7 +54,7 @@ class CoarseState:
     That is relative to each number where it is ``floating``, to the largest of a block elsewhere.
     """
 
-    told: str
+    description: str
     half: float
     floating: bool = False
 
@@ -157,9 +157,11 @@ def judge_uniform(phase: LivePhase, rule: Rule, coarse: CoarseState) -> CoarseVe
             if error > worst.error:
                 worst = dataclasses.replace(worst, error=error)
         for _, (one, other, *_) in groups:
-            told = _beside_each_other(rule, coarse, (one, other), weights, gradients, updates, expected, before, chosen)
-            if told:
-                return CoarseVerdict(Outcome.FAIL, f"at step {number} {told}", worst.error, coarse.tolerance)
+            apart = _beside_each_other(
+                rule, coarse, (one, other), weights, gradients, updates, expected, before, chosen
+            )
+            if apart:
+                return CoarseVerdict(Outcome.FAIL, f"at step {number} {apart}", worst.error, coarse.tolerance)
     if vacuous and worst.error > VACUOUS:
         return dataclasses.replace(worst, outcome=Outcome.INCONCLUSIVE)
     return worst

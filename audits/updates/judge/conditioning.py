@@ -9,7 +9,7 @@ import torch
 
 from audits.live.devices import Draws
 from audits.updates.judge.apply_rule import copy_state, reference_update
-from audits.updates.judge.compare import Judged, deviation, judge, real_dtype, rms, to_double
+from audits.updates.judge.compare import Judgement, deviation, judge, real_dtype, rms, to_double
 from audits.updates.rules import Rule, State
 
 #: The native run rounds at each of the handful of operations of a rule; each response below is that of one rounding.
@@ -27,7 +27,7 @@ def judge_conditioned(
     rule: Rule, actual: torch.Tensor, reference: torch.Tensor, theta: torch.Tensor, gradient: torch.Tensor,
     state: State, options: Mapping[str, Any], dtype: torch.dtype, noise: float = 0.0,
     known: tuple[float, float] | None = None,
-) -> Judged:  # fmt: skip
+) -> Judgement:  # fmt: skip
     """Judge an update; what misses the threshold is judged again without what rounding explains.
 
     The sign of a gradient that weight decay cancels to a last digit, or a centered variance that is the difference of

@@ -41,7 +41,7 @@ _CHOOSING = ("fused", "capturable", "differentiable")
 _KNOWN: weakref.WeakKeyDictionary[LivePhase, dict[Any, Scalars]] = weakref.WeakKeyDictionary()
 
 
-def told(
+def with_scalar_options(
     phase: LivePhase, rule: Rule, options: Mapping[str, Any], state: State, dtype: torch.dtype
 ) -> dict[str, Any]:  # fmt: skip
     """Return a group's options with what the rule has to know of the implementation's scalars.
@@ -58,7 +58,7 @@ def told(
     if built and len(options.get("betas") or ()) == 2:
         scalars = scalars_of_build(phase, rule, options, dtype)
         chosen[SCALARS] = scalars
-        chosen[SLACK] = slack(scalars, options, float(state.get("step", 0.0)) + 1.0)
+        chosen[SLACK] = scalar_slack(scalars, options, float(state.get("step", 0.0)) + 1.0)
     decoupled = rule.name in DECOUPLED or options.get("decoupled_weight_decay")
     if (isinstance(options.get("lr"), torch.Tensor) and decoupled) or (rule.name == "ASGD" and built):
         # ``1 - lr * weight_decay`` (ASGD: ``1 - lambd * eta``) is a float32 tensor there: a product and a difference
@@ -68,7 +68,7 @@ def told(
     return chosen
 
 
-def slack(scalars: Scalars, options: Mapping[str, Any], t: float) -> float:
+def scalar_slack(scalars: Scalars, options: Mapping[str, Any], t: float) -> float:
     """Return the relative error that rounding the scalars may make of step t's update.
 
     ``32 u``, and where a kernel takes its powers by itself, one unit in the last place of ``beta^t``:

@@ -14,7 +14,7 @@ from audits.outcomes import Lane, Outcome, ResultRow
 from audits.updates.judge.apply_rule import rule_for
 from audits.updates.judge.coarse_rows import uniform_row
 from audits.updates.judge.coarse_state import coarse_state
-from audits.updates.judge.compare import THRESHOLDS, Deviation, Judged, deviation, judge, real_dtype, rms, to_double
+from audits.updates.judge.compare import THRESHOLDS, Deviation, Judgement, deviation, judge, real_dtype, rms, to_double
 from audits.updates.judge.conditioning import judge_conditioned
 from audits.updates.judge.masters import masters_of
 from audits.updates.judge.other_rules import explain
@@ -220,7 +220,7 @@ def _parity(subject: Subject, phase: LivePhase, synthetic: Synthetic, rule: Rule
         meant = None if rule is None else [
             reference_updates(phase, synthetic, rule, "weights", o) for o in ({}, overrides)
         ]  # fmt: skip
-        worst = Judged(_EQUAL, 0.0, THRESHOLDS[torch.float32][0], True)
+        worst = Judgement(_EQUAL, 0.0, THRESHOLDS[torch.float32][0], True)
         at = "to the last bit"
         for number, (weights, gradients) in enumerate(
             zip(synthetic.weights, synthetic.gradients, strict=True), start=1

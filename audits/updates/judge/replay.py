@@ -162,7 +162,7 @@ def restricted(recipe: OptimizerRecipe, names: Collection[str]) -> OptimizerReci
     return dataclasses.replace(recipe, groups=tuple(ParameterGroup(o, held) for o, held in groups if held))
 
 
-class Replays:
+class LaneCache:
     """Replays of one phase's calls so far, a lane each, for one part of the parameters at a time.
 
     Args:

@@ -19,7 +19,7 @@ from audits.updates.received.reference import Gradients, Reference, Start, refer
 from audits.updates.record.calls import Call
 from audits.updates.record.observed import Observer, draws_of, matches
 from audits.updates.record.recorder import Recorder
-from audits.updates.record.step_listener import ClippingCall, Watch
+from audits.updates.record.step_listener import ClippingCall, StepListener
 
 #: Relative distance at which a reference gradient counts as drawn alike: rounding of the lowest precision.
 AGREED = 1e-2
@@ -71,13 +71,13 @@ class ReferenceSearch:
     """
 
     def __init__(
-        self, subject: Subject, recorder: Recorder, watch: Watch, buffers: BufferWatch, *, own_step: bool,
+        self, subject: Subject, recorder: Recorder, listener: StepListener, buffers: BufferWatch, *, own_step: bool,
         observer: Observer | None = None,
     ) -> None:  # fmt: skip
         self._subject = subject
         self._allowed = functools.partial(gradient_threshold, subject)
         self._recorder = recorder
-        self._watch, self._buffers, self._observer = watch, buffers, observer
+        self._listener, self._buffers, self._observer = listener, buffers, observer
         self._own_step = own_step
         self._starts: list[Start] = []
         self._received: dict[str, Gradients] = {}

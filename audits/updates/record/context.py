@@ -115,7 +115,7 @@ class StepContext:
         return next(iter(self.schedulers.values()), None)
 
 
-def handed(subject: Subject, context: StepContext) -> StepContext:
+def in_training_wrappers(subject: Subject, context: StepContext) -> StepContext:
     """Return the context as a step function is handed it: in the wrappers that the training script has around it."""
     optimizers, schedulers = ByPhase(context.optimizers), ByPhase(context.schedulers)
     for phase in subject.phases:

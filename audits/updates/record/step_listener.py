@@ -22,7 +22,7 @@ class ClippingCall:
     max_norm: float
 
 
-class Watch:
+class StepListener:
     """Listens to the modules' forwards and to `torch.nn.utils.clip_grad_norm_`, however it was imported."""
 
     def __init__(self, subject: Subject) -> None:

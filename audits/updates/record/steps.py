@@ -17,10 +17,10 @@ from audits.updates.findings.shadows import shadows_of, tensors_of
 from audits.updates.received.search import BeforeStep, ReferenceSearch
 from audits.updates.record.calls import Call, OutsideWrite
 from audits.updates.record.canonical import canonical_step
-from audits.updates.record.context import INITIAL_SCALE, StepContext, build_context, handed
+from audits.updates.record.context import INITIAL_SCALE, StepContext, build_context, in_training_wrappers
 from audits.updates.record.observed import Observer
 from audits.updates.record.recorder import Recorder
-from audits.updates.record.step_listener import ClippingCall, Watch
+from audits.updates.record.step_listener import ClippingCall, StepListener
 
 #: Training steps that are run: a missing zero_grad, momentum and a schedule show at the second.
 STEPS = 2
@@ -130,16 +130,16 @@ class _Runner:
     def __init__(self, subject: Subject, context: StepContext, reference: bool, observer: Observer | None) -> None:
         self.subject = subject
         self.context = context
-        self._handed = handed(subject, context)
+        self._step_context = in_training_wrappers(subject, context)
         self._reference = reference
-        self._watch = Watch(subject)
+        self._listener = StepListener(subject)
         self._buffers = BufferWatch(subject)
         self._observer = observer
         self._step_function = None if subject.recipe.step is None else subject.recipe.step.resolve(role="step")
         self.recorder = Recorder(subject, context.optimizers, self._before_step)
         self._renorms = Renorms(subject, self.recorder)
         self._search = ReferenceSearch(
-            subject, self.recorder, self._watch, self._buffers, own_step=self._step_function is not None,
+            subject, self.recorder, self._listener, self._buffers, own_step=self._step_function is not None,
             observer=observer,
         )  # fmt: skip
 
@@ -150,12 +150,12 @@ class _Runner:
         scale = self.context.scaler.get_scale()
         step.before = tensors_of(self.subject.model) if shadows_of(self.subject) else {}
         observed = contextlib.nullcontext() if self._observer is None else self._observer.listening()
-        with self._watch.listening(), self._buffers.listening(), self._renorms.listening(), torch.enable_grad():
+        with self._listener.listening(), self._buffers.listening(), self._renorms.listening(), torch.enable_grad():
             try:
                 if self._step_function is not None:
                     batch = self._batch()
                     with observed:
-                        self._step_function(self.subject.model, batch, self._handed)
+                        self._step_function(self.subject.model, batch, self._step_context)
                 else:
                     canonical_step(self.subject, self.context)
             except Exception as error:
@@ -163,8 +163,8 @@ class _Runner:
         self.recorder.end()
         step.calls, step.outside = self.recorder.calls, self.recorder.outside
         step.renormed = frozenset(self._renorms.found)
-        step.modes = dict(self._watch.wrong_modes)
-        step.clipping = self._watch.clipping
+        step.modes = dict(self._listener.wrong_modes)
+        step.clipping = self._listener.clipping
         step.buffers, step.reference_forwards = self._buffers, self._buffers.declared
         step.overflowed = self.context.scaler.get_scale() < scale
         return step
@@ -176,12 +176,12 @@ class _Runner:
 
     def _before_step(self, call: Call) -> BeforeStep:
         """Compute the reference gradient of the phase whose optimizer is about to step."""
-        clipping = self._watch.take_clipping(call.phase.name)
+        clipping = self._listener.take_clipping(call.phase.name)
         # The audit's own step does nothing at its second time that it did not do at its first.
         if not self._reference or (self._step_function is None and call.step > 1 and not call.writes):
             return BeforeStep(None, None, clipping)
         not_observed = contextlib.nullcontext() if self._observer is None else self._observer.paused()
-        with self._watch.paused(), self._buffers.counting(), self._renorms.paused(), not_observed:
+        with self._listener.paused(), self._buffers.counting(), self._renorms.paused(), not_observed:
             found = self._search.at(call, clipping, self.context.scaler.get_scale())
             self._search.stepped()
         return found

@@ -10,7 +10,7 @@ from audits.updates.relations.verdict import (
     relation_rows,
     round_trip_rows,
     verdict_of,
-    way_to_step,
+    working_request,
 )
 
-__all__ = ["RELATIONS", "relation_limits", "relation_rows", "round_trip_rows", "verdict_of", "way_to_step"]
+__all__ = ["RELATIONS", "relation_limits", "relation_rows", "round_trip_rows", "verdict_of", "working_request"]

@@ -52,7 +52,7 @@ def leaf(shape: tuple[int, ...], generator: torch.Generator, steps: int = LATE) 
     return Leaf(start, draw * scales.reshape(-1, *(1 for _ in shape)), curve)
 
 
-class Watch(TorchDispatchMode):
+class DtypeListener(TorchDispatchMode):
     """Notes the floating dtypes of what is computed, single numbers apart."""
 
     def __init__(self) -> None:

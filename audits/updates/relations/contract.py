@@ -50,7 +50,7 @@ def repeats(bench: Bench, layout: Layout, base: Run) -> Relation:
 
 def untouched(bench: Bench, layout: Layout) -> Relation:
     """Give tensors no gradient: from the start, from a step on, and frozen ones."""
-    told = []
+    seen = []
     for group in layout.groups:
         first, last = group.names[0], group.names[-1]
         for what, silent, frozen, since in (
@@ -61,13 +61,13 @@ def untouched(bench: Bench, layout: Layout) -> Relation:
             try:
                 run = bench.run(layout.groups, layout.leaves, silent=silent, frozen=frozen)
             except Exception as error:
-                told.append(f"a tensor that {what} stops the step: {type(error).__name__}: {_short(error)}")
+                seen.append(f"a tensor that {what} stops the step: {type(error).__name__}: {_short(error)}")
                 continue
             name = frozen[0] if frozen else next(iter(silent))
             if moved(run.path, name, since):
-                told.append(f"a tensor that {what} was moved")
-    if told:
-        return broken(UNTOUCHED, "; ".join(dict.fromkeys(told)), contract=True)
+                seen.append(f"a tensor that {what} was moved")
+    if seen:
+        return broken(UNTOUCHED, "; ".join(dict.fromkeys(seen)), contract=True)
     return holds(UNTOUCHED, contract=True)
 
 
@@ -83,14 +83,14 @@ def resumes(bench: Bench, layout: Layout) -> Iterator[Relation]:
         try:
             run = bench.run(layout.groups, layout.leaves, resume=how)
         except Exception as error:
-            told = f"it raised {type(error).__name__}: {_short(error)}"
-            yield broken(claim, told, contract=True) if how == "state_dict" else does_not_apply(claim, told)
+            seen = f"it raised {type(error).__name__}: {_short(error)}"
+            yield broken(claim, seen, contract=True) if how == "state_dict" else does_not_apply(claim, seen)
             continue
         arithmetic = arithmetic_of(base, bench.dtype)
         if apart := first_apart(base.path, run.path, layout.names, bench.dtype, arithmetic):
             where = "state_dict() and load_state_dict() do not carry" if how == "state_dict" else "a copy does not have"
-            told = f"saved after step {bench.saved_after}, step {apart[1]} goes another way: it has state that {where}"
-            yield broken(claim, told, contract=how == "state_dict")
+            seen = f"saved after step {bench.saved_after}, step {apart[1]} goes another way: it has state that {where}"
+            yield broken(claim, seen, contract=how == "state_dict")
         else:
             yield holds(claim, contract=how == "state_dict")
 
@@ -102,12 +102,12 @@ def order(bench: Bench, layout: Layout, base: Run) -> Relation:
     turned = tuple(Group(g.options, g.names[::-1]) for g in layout.groups)
     run = bench.run(turned, layout.leaves)
     if apart := first_apart(base.path, run.path, layout.names, bench.dtype, arithmetic_of(base, bench.dtype)):
-        told = (
+        seen = (
             f"in the opposite order the {_kind(apart[0])} goes elsewhere at step {apart[1]}, {apart[2]:.2g} of a step"
         )
-        return broken(ORDER, f"{told}: state or scalars of one tensor reach another", contract=True)
-    if bench.coupled is False and (told := _elsewhere_beside_a_silent_one(bench, layout, base)):
-        return broken(ORDER, f"{told}: its state is filed by its place", contract=True)
+        return broken(ORDER, f"{seen}: state or scalars of one tensor reach another", contract=True)
+    if bench.coupled is False and (seen := _elsewhere_beside_a_silent_one(bench, layout, base)):
+        return broken(ORDER, f"{seen}: its state is filed by its place", contract=True)
     return holds(ORDER, contract=True)
 
 
@@ -167,7 +167,7 @@ def groups(bench: Bench, layout: Layout, base: Run) -> Relation:
     with contextlib.suppress(Exception):
         if not coupled and not ignored(changes):  # all at once; one by one only to name the wrong one
             changes = {}
-    told: list[str] = []
+    seen: list[str] = []
     for key, value in changes.items():
         try:
             problem = ignored({key: value})
@@ -176,12 +176,12 @@ def groups(bench: Bench, layout: Layout, base: Run) -> Relation:
                 return does_not_apply(GROUPS, f"it refuses groups of different lr ({_short(error)})")
             continue
         if problem:
-            told.append(problem)
+            seen.append(problem)
     shared = sorted(_estimates(together, alone))
-    if told and shared:
-        return does_not_apply(GROUPS, f"it estimates {' and '.join(shared)} for all groups together; {'; '.join(told)}")
-    if told:
-        return broken(GROUPS, "; ".join(told), contract=True)
+    if seen and shared:
+        return does_not_apply(GROUPS, f"it estimates {' and '.join(shared)} for all groups together; {'; '.join(seen)}")
+    if seen:
+        return broken(GROUPS, "; ".join(seen), contract=True)
     if coupled:
         told_apart = "a tensor's step depends on the other tensors, as by a norm of all gradients"
         return holds(GROUPS, told_apart, contract=True)

@@ -195,7 +195,7 @@ def test_a_killed_parent_takes_its_child_along(tmp_path: Path, level: Level) -> 
     )
     script = f"""
 from pathlib import Path
-from flows import isolation
+from flows.sandbox import isolation
 from flows.sandbox import Level
 isolation._own_root = lambda: Path({str(own)!r})
 answer = Path({str(answer)!r})

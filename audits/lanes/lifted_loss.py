@@ -1,4 +1,4 @@
-"""A subject's phase lifted to float64, in place, and put back."""
+"""A phase's loss as a function of its parameters, in float64 or the model's own dtypes; lifted in place, put back."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from audits.structures import map_tensors, tensors_in
 
 
 @contextlib.contextmanager
-def float64_lane(
-    subject: Subject, phase: LivePhase, *, lane: Lane = Lane.FLOAT64, inputs: bool = False
+def lifted_loss(
+    subject: Subject, phase: LivePhase, *, precision: Lane = Lane.FLOAT64, inputs: bool = False
 ) -> Iterator[Problem]:
-    """Lend the phase's loss as a float64 function of the phase's own parameters.
+    """Lend the phase's loss as a function of the phase's own parameters, in float64 unless told otherwise.
 
     The model's parameters and buffers keep their identity and get float64 storage (never a copy of the model: patched
     forwards and hooks would go on pointing at the native one). On leaving, the subject is reset to its native state.
@@ -35,7 +35,7 @@ def float64_lane(
     Args:
         subject: the open subject.
         phase: whose loss, and whose optimizer's parameters.
-        lane: ``FLOAT32`` keeps the model's own dtypes, for models without float64 kernels.
+        precision: ``FLOAT32`` keeps the model's own dtypes, for models without float64 kernels.
         inputs: make it a function of the batch's floating tensors (named ``<batch x>``) instead.
 
     Yields:
@@ -49,12 +49,12 @@ def float64_lane(
     previous = torch.get_default_dtype()
     try:
         subject.reset()
-        if lane is Lane.FLOAT64:
+        if precision is Lane.FLOAT64:
             _lift_in_place(subject)
             torch.set_default_dtype(torch.float64)
         state = ModuleState(subject.model)
         batches = [
-            (weight, map_tensors(batch, lift_tensor) if lane is Lane.FLOAT64 else batch)
+            (weight, map_tensors(batch, lift_tensor) if precision is Lane.FLOAT64 else batch)
             for weight, batch in subject.micro_batches(phase)
         ]
 
@@ -77,14 +77,14 @@ def float64_lane(
             given = [(w, map_tensors(b, _used)) for w, b in batches] if inputs else batches
             return weighted_loss(subject, phase, given)
 
-        coarse = full_float32() if lane is Lane.FLOAT32 else contextlib.nullcontext()
+        coarse = full_float32() if precision is Lane.FLOAT32 else contextlib.nullcontext()
         with _plain_kernels(), _deterministic(subject), coarse:
             yield Problem(
                 tensors,
                 loss,
                 before,
                 tape,
-                lane,
+                precision,
                 dtypes=dtypes,
                 asked=asked,
                 paths=paths,
