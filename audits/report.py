@@ -25,6 +25,7 @@ from audits.outcomes import (
 )
 from audits.results.format import AuditIdentity, answer_table, rows_table
 from audits.results.store import to_frame
+from audits.wording import and_more, listed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -114,7 +115,7 @@ class AuditReport:
         return [
             {
                 "check": check,
-                "reason": f"{left.reason} ({_few(list(left.parameters))})" if left.parameters else left.reason,
+                "reason": f"{left.reason} ({listed(left.parameters)})" if left.parameters else left.reason,
             }
             for left in not_checked(self.rows)
             for check in left.checks
@@ -132,7 +133,7 @@ class AuditReport:
             covered = "only what was asked for was looked at"
         match self.outcome:
             case Outcome.FAIL:
-                where = f" ({_few(self.failed_parameters)})" if self.failed_parameters else ""
+                where = f" ({listed(self.failed_parameters)})" if self.failed_parameters else ""
                 return f"FAIL: {', '.join(self.failed_checks)}{where}; {covered}."
             case Outcome.INCONCLUSIVE:
                 return f"INCONCLUSIVE: {self._why_unclear}; {covered}."
@@ -149,10 +150,10 @@ class AuditReport:
     def _why_unclear(self) -> str:
         known, silent = decisive(self.rows), self.coverage_of.silent
         if not known and silent and not self.coverage:
-            return f"every gradient is zero ({_few(list(silent))}): the loss asks for no change of any parameter"
+            return f"every gradient is zero ({listed(silent)}): the loss asks for no change of any parameter"
         unclear = [*known, *(row for row in self.rows if row.outcome is Outcome.INCONCLUSIVE)]
         left = list(self.coverage_of.unresolved)
-        return unclear[0].message if unclear else f"not enough could be checked{f' ({_few(left)})' if left else ''}"
+        return unclear[0].message if unclear else f"not enough could be checked{f' ({listed(left)})' if left else ''}"
 
     def __str__(self) -> str:
         """Return the headline, the findings by check, worst first, and where the rest is: about ten lines."""
@@ -162,10 +163,10 @@ class AuditReport:
         lines = [self.headline]
         for (outcome, check), rows in list(by_check.items())[:SUMMARY_LINES]:
             names = list(dict.fromkeys(row.parameter for row in rows if row.parameter))
-            where = f" ({_few(names)})" if len(names) > 1 else ""
+            where = f" ({listed(names)})" if len(names) > 1 else ""
             lines.append(f"  {outcome}  {check}{where}: {_cut(rows[0].message)}")
-        if len(by_check) > SUMMARY_LINES:
-            lines.append(f"  and {len(by_check) - SUMMARY_LINES} more checks")
+        if more := and_more(len(by_check) - SUMMARY_LINES, "more checks"):
+            lines.append(f"  {more}")
         judged = {row.check for row in self.rows if row.outcome is not Outcome.SKIPPED}
         skipped = [check for check in dict.fromkeys(left["check"] for left in self.not_checked) if check not in judged]
         if skipped:
@@ -222,10 +223,6 @@ def _cut(text: str, limit: int = 160) -> str:
 
 def _failed(row: ResultRow) -> bool:
     return row.counted is Outcome.FAIL
-
-
-def _few(names: list[str], limit: int = 3) -> str:
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def _finding(row: ResultRow, rerun: str | None) -> dict[str, Any]:

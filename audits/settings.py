@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,6 +10,8 @@ from typing import Any
 
 from audits.checks.severities import refuse_unknown
 from audits.errors import SettingsError, suggest
+from audits.globs import matches, matching
+from audits.short_digests import short_digest
 
 #: How `gradient.finite-difference` is measured.
 METHODS = ("auto", "probe", "exact", "elementwise", "gradcheck")
@@ -105,11 +105,11 @@ class AuditSettings:
 
     def wants_check(self, *names: str) -> bool:
         """Whether any of these checks was asked for."""
-        return not self.checks or any(fnmatch.fnmatchcase(name, glob) for glob in self.checks for name in names)
+        return not self.checks or bool(matching(names, self.checks))
 
     def wants_parameter(self, name: str) -> bool:
         """Whether this parameter was asked for."""
-        return not self.parameters or any(fnmatch.fnmatchcase(name, glob) for glob in self.parameters)
+        return not self.parameters or matches(name, self.parameters)
 
     def to_mapping(self) -> dict[str, Any]:
         """Return plain values: what `from_mapping` reads."""
@@ -117,4 +117,4 @@ class AuditSettings:
 
     def digest(self) -> str:
         """Return a short digest: equal settings, equal digest."""
-        return hashlib.sha256(json.dumps(self.to_mapping(), sort_keys=True).encode()).hexdigest()[:16]
+        return short_digest(json.dumps(self.to_mapping(), sort_keys=True))

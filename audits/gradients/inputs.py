@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import fnmatch
 from dataclasses import replace
 
 import torch
 
 from audits.checks.gradient import INPUT
+from audits.globs import matches
 from audits.gradients.causes.explain import explain
 from audits.gradients.methods.certify import Certifier
 from audits.gradients.verdicts import Verdict, describe
@@ -79,10 +79,9 @@ def _anybody_asks(subject: Subject) -> bool:
 def _asked(subject: Subject, problem: Problem, names: list[str]) -> set[str]:
     """Return the tensors whose gradient somebody wants: marked in the batch, or declared."""
     declared = subject.recipe.expect.get("input_gradients", ())
-    globs = [declared] if isinstance(declared, str) else list(declared)
     return {
         name for name in names
-        if name in problem.asked or any(fnmatch.fnmatchcase(problem.paths[name], glob) for glob in globs)
+        if name in problem.asked or matches(problem.paths[name], declared)
     }  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from audits.health.health_rows import health_row
 from audits.live.subject import LivePhase, Subject
 from audits.outcomes import ResultRow
+from audits.wording import module_label
 
 #: Share of dead or saturated units above which a layer warns.
 LAYER_SHARE = 0.5
@@ -99,7 +100,7 @@ class Listener:
         for path, seen in self._found.items():
             share = sum(seen.counts) / len(seen.counts)
             what = "units are 0 for the whole batch" if seen.check == "health.dead-relu" else "outputs are at an end"
-            module = f"{type(self._subject.model.get_submodule(path)).__name__} ({path})"
+            module = module_label(type(self._subject.model.get_submodule(path)), path)
             bad = share > LAYER_SHARE and seen.by_chance < CHANCE
             yield health_row(self._subject, seen.check, bad, f"{path}: {share:.0%} of the {what}",
                        phase=phase.name, module=module, measured=share, threshold=LAYER_SHARE)  # fmt: skip

@@ -75,7 +75,7 @@ def lifted_loss(
 
         def loss() -> torch.Tensor:
             given = [(w, map_tensors(b, _used)) for w, b in batches] if inputs else batches
-            return weighted_loss(subject, phase, given)
+            return one_number(subject.loss(phase, given))
 
         coarse = full_float32() if precision is Lane.FLOAT32 else contextlib.nullcontext()
         with _plain_kernels(), _deterministic(subject), coarse:
@@ -99,15 +99,9 @@ def lifted_loss(
         subject.reset()
 
 
-def weighted_loss(subject: Subject, phase: LivePhase, batches: list[tuple[float, Any]]) -> torch.Tensor:
-    """Return ``sum_i w_i loss(model, batch_i)`` as one number."""
-    total: torch.Tensor | None = None
-    for weight, batch in batches:
-        value = phase.call_loss(subject.model, batch)
-        value = value if weight == 1.0 else value * weight
-        total = value if total is None else total + value
-    assert total is not None
-    return total.reshape(()) if total.dim() else total
+def one_number(loss: torch.Tensor) -> torch.Tensor:
+    """Return a loss of one element without its dimensions."""
+    return loss.reshape(()) if loss.dim() else loss
 
 
 def _seed(seed: int) -> None:

@@ -25,6 +25,7 @@ from audits.recipe.overlaps import Overlap, overlaps_of
 from audits.recipe.recipe import PhaseRecipe, Recipe
 from audits.settings import AuditSettings
 from audits.structures import map_tensors, tensors_in
+from audits.wording import module_label
 
 #: Label value that torch's losses ignore.
 IGNORED_LABEL = -100
@@ -40,8 +41,7 @@ class Owner:
     @property
     def label(self) -> str:
         """``class at path``, for rows: ``ScaledGelu (blocks.1.act)``."""
-        name = type(self.module).__name__
-        return f"{name} ({self.path})" if self.path else name
+        return module_label(type(self.module), self.path)
 
 
 @dataclass(frozen=True)
@@ -69,6 +69,11 @@ class LivePhase:
     def call_loss(self, model: nn.Module, batch: Any) -> torch.Tensor:
         """Return the loss of one micro-batch; the loss gets containers of its own, so it may pop from them."""
         return self.loss_function(model, map_tensors(batch, lambda tensor: tensor))
+
+    def weighted_loss(self, model: nn.Module, batch: Any, weight: float) -> torch.Tensor:
+        """Return ``weight * loss(model, batch)``: a micro-batch's part in the loss of a step."""
+        loss = self.call_loss(model, batch)
+        return loss if weight == 1.0 else loss * weight
 
     def build_optimizer(self, *, with_state: bool = True) -> torch.optim.Optimizer:
         """Return a fresh optimizer as the recipe describes it, on the subject's parameters."""
@@ -153,15 +158,18 @@ class Subject:
             raise RecipeError(f"normalize={self.recipe.normalize!r}: the batch has no target that counts")
         return [(count / sum(counts), batch) for count, batch in zip(counts, batches, strict=True)]
 
-    def loss(self, phase: LivePhase) -> torch.Tensor:
+    def loss(self, phase: LivePhase, batches: Sequence[tuple[float, Any]] | None = None) -> torch.Tensor:
         """Return the loss of a whole step of this phase; seeds nothing.
 
         ``L = sum_i w_i * l(model, batch_i)`` over the step's micro-batches, with the weights of `micro_batches`.
+
+        Args:
+            phase: whose.
+            batches: weights and micro-batches instead of the recipe's.
         """
         total: torch.Tensor | None = None
-        for weight, batch in self.micro_batches(phase):
-            value = phase.call_loss(self.model, batch)
-            value = value if weight == 1.0 else value * weight
+        for weight, batch in self.micro_batches(phase) if batches is None else batches:
+            value = phase.weighted_loss(self.model, batch, weight)
             total = value if total is None else total + value
         assert total is not None
         return total

@@ -14,6 +14,7 @@ from audits.errors import GradauditError
 from audits.recipe.callables import CallableReference
 from audits.recipe.plain_form import recipe_to_plain
 from audits.recipe.recipe import Recipe, feed
+from audits.short_digests import short_digest, shortened
 
 #: What of a recipe is its loss and its optimizer; everything else but batch, state and step are options.
 _LOSS, _OPTIMIZER = ("loss",), ("optimizer", "scheduler")
@@ -87,7 +88,7 @@ def _file_digest_of(thing: Any) -> str:
 @lru_cache(maxsize=256)
 def _file_digest(path: str) -> str:
     try:
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+        return short_digest(Path(path).read_bytes())
     except OSError:  # a notebook cell
         return ""
 
@@ -95,4 +96,4 @@ def _file_digest(path: str) -> str:
 def _digest(*values: Any) -> str:
     hasher = hashlib.sha256()
     feed(hasher, values)
-    return hasher.hexdigest()[:16]
+    return shortened(hasher)

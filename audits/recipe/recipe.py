@@ -21,6 +21,7 @@ from audits.recipe.callables import CallableReference
 from audits.recipe.compiled_parts import compiled_parts
 from audits.recipe.moulds import Kept
 from audits.recipe.overlaps import Overlap
+from audits.short_digests import shortened
 
 #: What ``precision`` may be. Autocast recipes run their forward under `torch.autocast`; fp16 also scales the loss.
 PRECISIONS = ("native", "bf16-autocast", "fp16-autocast")
@@ -300,7 +301,7 @@ class Recipe:
         feed(hasher, self.batch)
         for phase in self.phases:
             feed(hasher, phase.optimizer.state)
-        return hasher.hexdigest()[:16]
+        return shortened(hasher)
 
 
 def feed(hasher: Any, value: Any) -> None:

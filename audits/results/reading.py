@@ -22,6 +22,7 @@ from audits.results.comparison import Comparison, compare
 from audits.results.files import Layer, StoreFile, while_files_move
 from audits.results.format import IDENTITY_FIELDS, ROW_FIELDS, AuditIdentity
 from audits.results.store import ResultsStore
+from audits.wording import listed
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def unknown_model(store: ResultsStore, model: str) -> InputError:
             "names another store"
         )
     hint = suggest(model, known)
-    return InputError(f"no audit of {model!r} in {store.root}{hint or '; it has ' + _some(sorted(known))}")
+    return InputError(f"no audit of {model!r} in {store.root}{hint or '; it has ' + listed(sorted(known), 5)}")
 
 
 def find_audit(store: ResultsStore, audit_id: str) -> dict[str, Any]:
@@ -218,7 +219,3 @@ def _those_of(model: str, store: ResultsStore, files: Sequence[StoreFile]) -> li
             _models.popitem(last=False)
     merged = [file for file in files if file.audit_id is None]
     return merged + [file for file, key in single.items() if _models.get(key, model) == model]
-
-
-def _some(names: Sequence[str], limit: int = 5) -> str:
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

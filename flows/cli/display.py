@@ -17,10 +17,12 @@ from audits.findings.skipped import not_checked
 from audits.naming import label_of, visible
 from audits.outcomes import Check, Outcome, ResultRow
 from audits.report import AuditReport
+from audits.signs import SIGNS
+from audits.wording import and_more, plural
 from flows.choosing.audit_summary import AuditSummary
 from flows.choosing.progress import Listener
 from flows.cli.output import RESULTS
-from registry_models.report.text import one_line, plural, shortened
+from registry_models.report.text import one_line, shortened
 from registry_models.untrusted_text import clean
 
 #: Result and log: stdout is for what was asked for, stderr for everything else.
@@ -28,7 +30,6 @@ console = Console(file=RESULTS)
 log_console = Console(stderr=True)
 
 _STYLES = {"pass": "green", "warn": "yellow", "fail": "bold red", "inconclusive": "magenta", "skipped": "dim"}
-_MARKS = {"pass": "✓", "warn": "!", "fail": "✗", "inconclusive": "?", "skipped": "–"}
 
 #: Columns from which check and parameter stand side by side.
 WIDE = 104
@@ -45,7 +46,7 @@ SHOWN_FINDINGS = 12
 
 def outcome_text(outcome: str) -> Text:
     """Return the outcome with its mark; colour is never the only sign."""
-    return Text(f"{_MARKS[outcome]} {outcome}", style=_STYLES[outcome])
+    return Text(f"{SIGNS[Outcome(outcome)]} {outcome}", style=_STYLES[outcome])
 
 
 def verdicts_table(summaries: Iterable[AuditSummary], title: str) -> Table:
@@ -97,8 +98,8 @@ def report_view(report: AuditReport) -> Group:
             advice = f"\n{row.where_to_look}" if row.where_to_look and row.counted is Outcome.FAIL else ""
             advice += f"\nWaived: {one_line(row.waiver)}" if row.waiver else ""
             named = [shown(r.parameter) for r in rows if r.parameter]
-            more = [f"and {len(named) - SHOWN_NAMES} more"] if len(named) > SHOWN_NAMES else []
-            where = "\n  ".join([row.check, *named[:SHOWN_NAMES], *more])
+            more = and_more(len(named) - SHOWN_NAMES)
+            where = "\n  ".join(filter(None, [row.check, *named[:SHOWN_NAMES], more]))
             seen = clean(row.message + advice)
             cells = [Text(clean(where)), Text(seen)] if wide else [Text(f"{clean(where)}\n{seen}")]
             table.add_row(outcome_text(str(row.counted)), *cells)

@@ -15,11 +15,11 @@ from audits.outcomes import Outcome, finite
 from audits.results.history import HistoryEntry, ParameterHistory, by_parameter, history
 from audits.results.reading import committed_audits, unknown_model
 from audits.results.store import ResultsStore
+from audits.wording import plural
 from flows.cli.display import add_names, console, outcome_text, shown, simple_table
 from flows.cli.output import print_json
 from flows.cli.plain_tables import print_csv
 from flows.settings.environment import GradauditSettings
-from registry_models.report.text import plural
 
 #: Columns from which threshold and detection limit have room, and the threshold alone.
 _WIDE, _MEDIUM = 110, 100

@@ -15,6 +15,7 @@ from mlflow.tracking import MlflowClient
 
 from audits.errors import ArtifactError, RecipeError
 from audits.naming import visible
+from audits.short_digests import short_digest
 from registry_models.artifacts.factory_files import FACTORY_FILE
 from registry_models.artifacts.files_below import files_in
 from registry_models.artifacts.mlmodel import read_mlmodel
@@ -292,7 +293,4 @@ def _contents(files: list[Path]) -> list[tuple[Path, str]]:
 
 
 def _digest(folder: Path, contents: list[tuple[Path, str]]) -> str:
-    hasher = hashlib.sha256()
-    for path, content in contents:
-        hasher.update(f"{path.relative_to(folder).as_posix()}\0{content}\n".encode())
-    return hasher.hexdigest()[:32]
+    return short_digest((f"{path.relative_to(folder).as_posix()}\0{content}\n" for path, content in contents), 32)

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ import torch
 from torch import nn
 
 from audits.errors import RecipeError, suggest
+from audits.globs import matching
 from audits.recipe.callables import CallableReference, import_object
 from audits.recipe.moulds import Kept
 from audits.recipe.recipe import OptimizerRecipe, ParameterGroup, Recipe
@@ -100,7 +100,7 @@ def _optimizer(plain: Any, model: nn.Module, label: str) -> OptimizerRecipe:
     for index, group in enumerate(plain.get("groups") or [{"parameters": ["*"]}]):
         _known(group, f"{where}.groups[{index}]", _GROUP)
         globs = group.get("parameters") or []
-        held = tuple(name for name in left if any(fnmatchcase(name, glob) for glob in globs))
+        held = tuple(matching(left, globs))
         if not held:
             raise RecipeError(f"{where}.groups[{index}]: {globs} match no trainable parameter that is left")
         for name in held:

@@ -13,6 +13,7 @@ from audits.gradients.methods.probe import Prober
 from audits.gradients.methods.swapping import slots_of, swapped
 from audits.lanes.problem import Problem, Tensors, quiet
 from audits.lanes.program import BranchMismatchError, Free
+from audits.wording import module_label
 
 #: jvp and vjp of one graph agree to rounding; a wrong formula differs by far more.
 JVP_TOLERANCE = 1e-6
@@ -102,7 +103,7 @@ def backward_hooks(model: nn.Module, problem: Problem) -> list[str]:
     found = [f"a hook on {name!r}" for name, tensor in problem.tensors.items() if _hooks(tensor)]
     for path, module in model.named_modules():
         if module._backward_hooks or module._backward_pre_hooks:
-            found.append(f"a backward hook on {type(module).__name__} ({path})")
+            found.append(f"a backward hook on {module_label(type(module), path)}")
     return found
 
 

@@ -22,6 +22,7 @@ from audits.lanes.program import Free
 from audits.lanes.stops import FIRST_ORDER, StopGradients, StopSite
 from audits.live.subject import Subject
 from audits.outcomes import Outcome
+from audits.wording import listed
 
 #: Places a stop-gradient's cause is narrowed to one of, when there are no more than so many.
 NARROWED_PLACES = 8
@@ -232,5 +233,4 @@ def _narrowed(
 
 
 def _places(sites: list[StopSite]) -> str:
-    labels = list(dict.fromkeys(site.label for site in sites))
-    return ", ".join(labels[:3]) + (f" and {len(labels) - 3} more" if len(labels) > 3 else "")
+    return listed(dict.fromkeys(site.label for site in sites))

@@ -21,7 +21,7 @@ from audits.gradients.compiled.compiled_slope import CompiledLoss, Slope
 from audits.gradients.methods.probe import SMALLEST_RMS
 from audits.gradients.native.native import FLOAT32_TOLERANCE, INSIDE_TOLERANCE, LOW_TOLERANCE
 from audits.lanes.arithmetic import norm
-from audits.lanes.lifted_loss import lifted_loss, weighted_loss
+from audits.lanes.lifted_loss import lifted_loss, one_number
 from audits.lanes.precision import INSIDE_EPS, inside_products
 from audits.lanes.problem import as_real, differentiate, may_step
 from audits.lanes.program import TapeOnly
@@ -169,7 +169,7 @@ def _gradients(
             parameter.data.copy_(nudged(parameter.detach()))
     batches = [(weight, map_tensors(batch, nudged)) for weight, batch in subject.micro_batches(phase)]
     with torch.enable_grad(), subject.autocast(), _stance(compiled=compiled):
-        value = weighted_loss(subject, phase, batches)
+        value = one_number(subject.loss(phase, batches))
         found = differentiate(value, phase.parameters, hooked=may_step(subject.model))
     return {name: None if g is None else as_real(g.detach()).double() for name, g in found.items()}
 

@@ -29,6 +29,8 @@ from audits.lanes.problem import Problem
 from audits.lanes.tape import Tape
 from audits.live.subject import LivePhase, Subject
 from audits.outcomes import Outcome, ResultRow, finite
+from audits.structures import outputs_of
+from audits.wording import listed
 
 #: Incoming gradients keep the loss's own sizes but for factors from this one to 1: a Function that clips the gradient
 #: (by value or by norm) clips no more than it does in training.
@@ -203,7 +205,7 @@ def _certified(
 
     def loss() -> torch.Tensor:
         result = call.function.apply(*(argument(i, a) for i, a in enumerate(call.args)))  # type: ignore[attr-defined]
-        outputs = result if isinstance(result, (tuple, list)) else [result]
+        outputs = outputs_of(result)
         parts = [cotangent_sum(outputs[i], c.to(outputs[i].dtype)) for i, c in cotangents.items()]
         return torch.stack([torch.real(part) if part.is_complex() else part for part in parts]).sum()
 
@@ -247,8 +249,7 @@ def _row(subject: Subject, phase: LivePhase, problem: Problem, wrong: _Judged, c
     dtype = problem.dtypes.get(next(iter(problem.dtypes), ""))
     why = "its incoming gradient is special there"
     if wrong.varied:
-        few = ", ".join(wrong.varied[:3]) + (f" and {len(wrong.varied) - 3} more" if len(wrong.varied) > 3 else "")
-        why = f"what is uniform or zero there ({few}) was varied for this"
+        why = f"what is uniform or zero there ({listed(wrong.varied)}) was varied for this"
     return ResultRow(
         check=FINITE_DIFFERENCE.name,
         outcome=Outcome.FAIL,

@@ -14,6 +14,7 @@ from audits.lanes.problem import Problem, quiet
 from audits.lanes.program import Free
 from audits.lanes.watching import FunctionDepth, ModuleStack
 from audits.live.subject import Subject
+from audits.structures import outputs_of
 
 #: Elements of inputs copied in all (256 MiB in float64); calls beyond are not recorded.
 ELEMENTS = 2**25
@@ -74,7 +75,7 @@ def record_calls(subject: Subject, problem: Problem, skipped: set[str]) -> list[
         if pending is None:
             return
         made = pending
-        for position, output in enumerate(result if isinstance(result, (tuple, list)) else [result]):
+        for position, output in enumerate(outputs_of(result)):
             if isinstance(output, torch.Tensor) and output.requires_grad:
                 made.leading = made.leading or tuple(_leading(output.grad_fn, made.call, targets))
                 if made.leading:

@@ -16,6 +16,7 @@ from audits.outcomes import Outcome, ResultRow
 from audits.updates.findings.shadows import shadows_of
 from audits.updates.judge.compare import rms, to_double
 from audits.updates.update_rows import row
+from audits.wording import module_label
 
 #: In eps of the buffer's dtype: a mean over a batch and one weighted sum.
 THRESHOLD = 8.0
@@ -187,7 +188,7 @@ def batch_norm_rows(
         if shadows and f"{path}.".startswith(shadows):
             continue  # a shadow's statistics are copied or averaged, not its own
         module: Any = subject.model.get_submodule(path)
-        label = f"{type(module).__name__} ({path})"
+        label = module_label(type(module), path)
         eps = torch.finfo(module.running_mean.dtype).eps
         scale_mean = rms(expected.mean) + expected.moment**0.5 + expected.weighed[0]
         scale_var = rms(expected.variance) + expected.moment + expected.weighed[1]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import fnmatch
 import math
 from collections.abc import Mapping
 from typing import Any
 
+from audits.globs import matches
 from audits.live.subject import LivePhase, Subject
 from audits.outcomes import Outcome, ResultRow
 from audits.updates.update_rows import row
@@ -91,7 +91,7 @@ def declared_option(meant: Any, phase: str, name: str) -> Any:
         meant = meant[phase]
     if not isinstance(meant, Mapping):
         return meant
-    return next((value for glob, value in meant.items() if fnmatch.fnmatchcase(name, glob)), None)
+    return next((value for glob, value in meant.items() if matches(name, glob)), None)
 
 
 def _equal(actual: Any, expected: Any) -> bool:

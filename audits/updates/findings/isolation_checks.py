@@ -6,11 +6,12 @@ from collections.abc import Iterator
 
 import torch
 
+from audits.globs import matches
 from audits.live.ownership import has_exclusive, holders
 from audits.live.subject import Subject
 from audits.outcomes import Outcome, ResultRow
 from audits.recipe.moulds import declared_hook
-from audits.updates.findings.registration import ema_shadows, matches
+from audits.updates.findings.registration import ema_shadows
 from audits.updates.received.search import BeforeStep
 from audits.updates.record.calls import Call, same_bits
 from audits.updates.record.hook_listener import cure

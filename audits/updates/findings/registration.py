@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections import Counter
-from collections.abc import Sequence
 
+from audits.globs import matches
 from audits.live.ownership import holders
 from audits.live.subject import Subject
 from audits.outcomes import Outcome, ResultRow
@@ -15,14 +14,6 @@ from audits.updates.findings.hyperparameters import hyperparameter_rows
 from audits.updates.findings.optimizer_whole import whole_rows
 from audits.updates.findings.shadows import shadows_of
 from audits.updates.update_rows import row
-
-
-def matches(name: str, globs: object) -> bool:
-    """Whether a parameter's name matches one of the declared globs (a string, or a sequence of them)."""
-    if not globs:
-        return False
-    patterns: Sequence[str] = (globs,) if isinstance(globs, str) else tuple(globs)  # type: ignore[arg-type]
-    return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def registration_rows(subject: Subject) -> list[ResultRow]:

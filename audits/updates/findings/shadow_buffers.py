@@ -20,6 +20,7 @@ from audits.updates.findings.buffers import BufferWatch, follows_torch
 from audits.updates.findings.shadows import THRESHOLD, Shadow, distance, how_it_moved, shadows_of, tensors_of
 from audits.updates.judge.compare import to_double
 from audits.updates.update_rows import row
+from audits.wording import module_label
 
 #: What ``expect["ema"][prefix]["buffers"]`` may say; "left" is for buffers that `update_bn` computes at the end.
 WAYS = ("copied", "averaged", "left")
@@ -142,7 +143,7 @@ def _row(subject: Subject, following: Shadow, buffer: _Buffer, number: int, keep
     shadow, weight = buffer.shadow, buffer.weight
     fields: dict[str, Any] = {
         "parameter": shadow,
-        "module": f"{type(buffer.module).__name__} ({shadow.rpartition('.')[0]})",
+        "module": module_label(type(buffer.module), shadow.rpartition(".")[0]),
         "step": number,
         "threshold": THRESHOLD,
     }
@@ -200,4 +201,4 @@ def _inconsistent(subject: Subject, following: Shadow, judged: list[_Buffer], nu
         )
         outcome = Outcome.FAIL if following.declared else Outcome.WARN
         yield row(subject, "buffers.ema", outcome, message, step=number, parameter=held[0].shadow,
-                  module=f"{type(module).__name__} ({path})", cause="inconsistent")  # fmt: skip
+                  module=module_label(type(module), path), cause="inconsistent")  # fmt: skip

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 import torch
 
+from audits.globs import matches
 from audits.live.devices import missing_determinism
 from audits.live.subject import Subject
 from audits.outcomes import Lane, Outcome, ResultRow, finite
-from audits.updates.findings.registration import matches
 from audits.updates.judge.compare import real_dtype, rms, to_double
 from audits.updates.received.agreement import global_rms, gradient_error
 from audits.updates.received.batch_use import BatchUse, batch_use

@@ -39,8 +39,7 @@ def _evaluate(subject: Subject, context: StepContext, phase: LivePhase, *, graph
     total: torch.Tensor | None = None
     for weight, batch in subject.micro_batches(phase):
         with torch.enable_grad(), subject.autocast():  # some optimizers call their closure under no_grad
-            loss = phase.call_loss(subject.model, batch)
-        loss = loss if weight == 1.0 else loss * weight
+            loss = phase.weighted_loss(subject.model, batch, weight)
         context.scaler.scale(loss).backward(create_graph=graph)  # type: ignore[no-untyped-call]
         total = loss.detach() if total is None else total + loss.detach()
     assert total is not None
