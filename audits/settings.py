@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from audits.checks.severities import refuse_unknown
-from audits.errors import SettingsError, suggest
+from audits.errors import SettingsError, suggest, unknown_among
 from audits.globs import matches, matching
 from audits.short_digests import short_digest
 
@@ -90,9 +90,8 @@ class AuditSettings:
             SettingsError: an unknown setting; the text suggests the nearest.
         """
         known = {known.name for known in dataclasses.fields(cls)}
-        for name in values:
-            if name not in known:
-                raise SettingsError(f"unknown audit setting {name!r}{suggest(name, known)}")
+        if unknown := unknown_among(values, known):
+            raise SettingsError(f"unknown audit setting {unknown}")
         tuples: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
         }

@@ -191,11 +191,10 @@ class Subject:
         """Return the leaf tensors that the model keeps without registering them, as attributes or inside of them."""
         return self._module_state.leaves()
 
-    def reset(self, *, parameters: bool = True, seed: int | None = None) -> None:
+    def reset(self, *, seed: int | None = None) -> None:
         """Put the model back to the audit's start and seed the generators: the same evaluation again."""
         self._module_state.restore()
-        if parameters:
-            self._parameter_state.restore()
+        self._parameter_state.restore()
         seed_everything(self.seed if seed is None else seed)
 
 

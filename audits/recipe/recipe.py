@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from audits.errors import RecipeError, suggest
+from audits.errors import RecipeError, suggest, unknown_among
 from audits.recipe.callables import CallableReference
 from audits.recipe.compiled_parts import compiled_parts
 from audits.recipe.moulds import Kept
@@ -206,9 +206,8 @@ class Recipe:
                 raise RecipeError(f"accumulate must be at least 1, not {phase.accumulate}")
             if phase.clip_grad_norm is not None and not phase.clip_grad_norm > 0:
                 raise RecipeError(f"clip_grad_norm must be positive, not {phase.clip_grad_norm}")
-        for key in self.expect:
-            if key not in EXPECTATIONS:
-                raise RecipeError(f"expect has unknown key {key!r}{suggest(key, EXPECTATIONS)}")
+        if unknown := unknown_among(self.expect, EXPECTATIONS):
+            raise RecipeError(f"expect has unknown key {unknown}")
 
     @staticmethod
     def capture(

@@ -66,16 +66,6 @@ def compare_with_earlier(store: ResultsStore, report: AuditReport) -> EarlierCom
     return EarlierComparisons(audit, before)
 
 
-def compare_versions(store: ResultsStore, before: tuple[str, int], now: tuple[str, int]) -> Comparison:
-    """Hold the newest audit of one version against the newest of another.
-
-    Raises:
-        InputError: a version has no stored audit.
-        InfrastructureError: the store cannot be read.
-    """
-    return compare(*(stored_report(store, newest_audit(store, *subject)) for subject in (before, now)))
-
-
 def committed_audits(store: ResultsStore, model: str) -> list[dict[str, Any]]:
     """Return the lines of ``audits`` of one model, newest first.
 

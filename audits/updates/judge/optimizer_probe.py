@@ -220,7 +220,7 @@ def _parity(subject: Subject, phase: LivePhase, synthetic: Synthetic, rule: Rule
         meant = None if rule is None else [
             reference_updates(phase, synthetic, rule, "weights", o) for o in ({}, overrides)
         ]  # fmt: skip
-        worst = Judgement(_EQUAL, 0.0, THRESHOLDS[torch.float32][0], True)
+        worst = Judgement(0.0, THRESHOLDS[torch.float32][0], True)
         at = "to the last bit"
         for number, (weights, gradients) in enumerate(
             zip(synthetic.weights, synthetic.gradients, strict=True), start=1

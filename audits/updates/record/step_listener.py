@@ -30,7 +30,6 @@ class StepListener:
         self._declared = {path: module.training for path, module in subject.model.named_modules()}
         self._paused = False
         self._pending: list[ClippingCall] = []
-        self.clipping: dict[str, list[ClippingCall]] = {}
         self.wrong_modes: dict[str, bool] = {}
         #: Of each forward under way, the modules inside it that run in another mode than the declared one.
         self._open: list[dict[str, bool]] = []
@@ -38,7 +37,7 @@ class StepListener:
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
         """Listen during one training step."""
-        self._pending, self.clipping, self.wrong_modes = [], {}, {}
+        self._pending, self.wrong_modes = [], {}
         handles = []
         if self._subject.recipe.step is not None:
             self._open = []
@@ -64,10 +63,9 @@ class StepListener:
         finally:
             self._paused = False
 
-    def take_clipping(self, phase: str) -> list[ClippingCall]:
-        """Return the clipping since the last optimizer step, and file it under the phase that steps now."""
+    def take_clipping(self) -> list[ClippingCall]:
+        """Return the clipping since the last optimizer step."""
         taken, self._pending = self._pending, []
-        self.clipping.setdefault(phase, []).extend(taken)
         return taken
 
     def _enter(self, path: str) -> Callable[..., None]:

@@ -15,7 +15,6 @@ from audits.outcomes import Outcome, Severity
 from audits.results.comparison import NOTHING_DIFFERS, Change, compare
 from audits.results.reading import (
     committed_audits,
-    compare_versions,
     compare_with_earlier,
     find_audit,
     newest_audit,
@@ -160,7 +159,7 @@ def test_since_holds_against_the_same_version_and_the_version_before(tmp_path: P
     assert [d.change for d in since.version.differences] == [Change.SAME]
     first = compare_with_earlier(store, report(row("fail"), hour=0))
     assert (first.audit, first.version) == (None, None)
-    compared = compare_versions(store, ("m", 1), ("m", 3))
+    compared = compare(*(stored_report(store, newest_audit(store, "m", version)) for version in (1, 3)))
     assert compared.before.identity.audit_id == "m-1-31-2"
     assert len(committed_audits(store, "m")) == 5
 
