@@ -15,20 +15,13 @@ from audits.errors import RecipeError
 from audits.recipe.attributes import storable_option, to_plain
 from audits.recipe.callables import CallableReference
 from audits.recipe.compiled_parts import compiled_parts
+from audits.recipe.constructing import twin_of
 from audits.recipe.declared_names import check_names
 from audits.recipe.moulds import Kept, is_plain, mould_of, patched_step
-from audits.recipe.optimizers import build_optimizer, twin_of
+from audits.recipe.optimizer_recipe import OptimizerRecipe, ParameterGroup, SchedulerRecipe, UnknownTensor
+from audits.recipe.optimizers import build_optimizer
 from audits.recipe.overlaps import overlaps_of
-from audits.recipe.recipe import (
-    OptimizerRecipe,
-    ParameterGroup,
-    ParameterRecord,
-    Phase,
-    PhaseRecipe,
-    Recipe,
-    SchedulerRecipe,
-    UnknownTensor,
-)
+from audits.recipe.recipe import ParameterRecord, Phase, PhaseRecipe, Recipe
 from audits.recipe.wrappers import (
     checked_phases,
     inner_module,

@@ -14,8 +14,8 @@ from torch import nn
 
 from audits.errors import RecipeError, SettingsError, suggest
 from audits.globs import globs_of, matching
+from audits.recipe.constructing import mould_of_recipe
 from audits.recipe.moulds import STEP_HOOKS, callable_name, declared_hook, hooks_of, own_step
-from audits.recipe.optimizers import mould_of_recipe
 from audits.recipe.recipe import Recipe
 from audits.structures import tensors_in
 

@@ -12,8 +12,9 @@ from torch import nn
 
 from audits.errors import GradauditError
 from audits.recipe.callables import CallableReference
+from audits.recipe.feeding import feed
 from audits.recipe.plain_form import recipe_to_plain
-from audits.recipe.recipe import Recipe, feed
+from audits.recipe.recipe import Recipe
 from audits.short_digests import short_digest, shortened
 
 #: What of a recipe is its loss and its optimizer; everything else but batch, state and step are options.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -14,27 +13,14 @@ from torch import nn
 from audits.errors import RecipeError
 from audits.live.lone_optimizers import OWN
 from audits.live.state import random_state_kept
-from audits.recipe.attributes import CONSTRUCTED, from_plain
-from audits.recipe.callables import import_object
-from audits.recipe.copying import GONE, SAME, Copier, alike, attributes_of
+from audits.recipe.constructing import constructed, mould_of_recipe
+from audits.recipe.copying import GONE, alike, attributes_of
 from audits.recipe.moulds import STEP_HOOKS, TORCHS_OWN, cast_from, changed_by, emptied, mould_of
-from audits.recipe.recipe import OptimizerRecipe, UnknownTensor
+from audits.recipe.optimizer_recipe import OptimizerRecipe, UnknownTensor
 from audits.structures import map_tensors
 
 #: Entries of a group that optimizers write themselves, at every step: no options.
 RUNNING = ("step", "k", "weight_sum", "lr_max", "scheduled_lr")
-
-
-def optimizer_class(recipe: OptimizerRecipe) -> type[torch.optim.Optimizer]:
-    """Return the optimizer's class.
-
-    Raises:
-        RecipeError: it cannot be imported, or is no optimizer.
-    """
-    found = recipe.live_class or import_object(recipe.class_path, role="optimizer class")
-    if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
-        raise RecipeError(f"optimizer class {recipe.class_path!r} is no torch.optim.Optimizer")
-    return found
 
 
 def build_optimizer(
@@ -99,51 +85,6 @@ def build_optimizer(
     return optimizer
 
 
-def constructed(recipe: OptimizerRecipe, held: Sequence[Sequence[torch.Tensor]]) -> torch.optim.Optimizer:
-    """Return what the class's constructor makes of the recorded groups and defaults.
-
-    Raises:
-        RecipeError: the constructor refuses them.
-    """
-    cls = optimizer_class(recipe)
-    groups = [{**dict(g.options), "params": list(own)} for g, own in zip(recipe.groups, held, strict=True)]
-    try:
-        accepted = inspect.signature(cls.__init__).parameters
-        open_ended = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
-        arguments = {name: value for name, value in recipe.defaults.items() if open_ended or name in accepted}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns of duplicates; registration.duplicate judges them
-            return cls(groups, **arguments)
-    except Exception as error:  # the class is the user's: whatever it raises is its answer
-        raise RecipeError(
-            f"optimizer {recipe.class_path} cannot be rebuilt from its recorded options: {error}"
-        ) from error
-
-
-def mould_of_recipe(recipe: OptimizerRecipe) -> torch.optim.Optimizer | None:
-    """Return what the optimizer is cast from; None where class, options and state are all that is recorded.
-
-    Raises:
-        RecipeError: the class, a hook or another function cannot be imported.
-    """
-    kept = recipe.kept
-    if kept is None or (kept.mould is None and kept.attributes is None):
-        return None
-    if kept.mould is None:
-        assert kept.attributes is not None
-        kept.mould = from_plain(kept.attributes, optimizer_class(recipe))
-        names = kept.attributes.get(CONSTRUCTED) or ()
-        twin = twin_of(recipe) if names else None
-        if names and twin is None:
-            raise RecipeError(
-                f"optimizer {recipe.class_path}: its constructor is to make {', '.join(names)}, and fails"
-            )
-        for name in names:
-            value = Copier(lambda given: kept.mould if given is twin else SAME, torch.clone).value(getattr(twin, name))
-            object.__setattr__(kept.mould, name, value)
-    return kept.mould
-
-
 def _set_up_inside(
     optimizer: torch.optim.Optimizer, recipe: OptimizerRecipe, held: Sequence[Sequence[torch.Tensor]], *, fresh: bool
 ) -> None:
@@ -157,17 +98,6 @@ def _set_up_inside(
         for name, value in attributes_of(constructed(recipe, held)):
             if isinstance(value, torch.optim.Optimizer):
                 object.__setattr__(optimizer, name, value)
-
-
-def twin_of(recipe: OptimizerRecipe) -> torch.optim.Optimizer | None:
-    """Return what the constructor makes of the recorded options on small tensors, as a mould; None if it fails."""
-    small = [[nn.Parameter(torch.zeros(2)) for _ in group.parameters] for group in recipe.groups]
-    labels = {id(tensor): f"small.{i}" for i, tensor in enumerate(tensor for own in small for tensor in own)}
-    try:
-        with random_state_kept():
-            return mould_of(constructed(recipe, small), labels)
-    except RecipeError:
-        return None
 
 
 def _complete(

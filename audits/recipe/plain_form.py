@@ -10,16 +10,9 @@ from audits.recipe.attributes import option_from_plain, option_to_plain, storabl
 from audits.recipe.callables import CallableReference
 from audits.recipe.keys import check_keys
 from audits.recipe.moulds import Kept
+from audits.recipe.optimizer_recipe import OptimizerRecipe, ParameterGroup, SchedulerRecipe, UnknownTensor
 from audits.recipe.overlaps import Overlap
-from audits.recipe.recipe import (
-    OptimizerRecipe,
-    ParameterGroup,
-    ParameterRecord,
-    PhaseRecipe,
-    Recipe,
-    SchedulerRecipe,
-    UnknownTensor,
-)
+from audits.recipe.recipe import ParameterRecord, PhaseRecipe, Recipe
 
 #: Version of the stored format.
 SCHEMA = 1

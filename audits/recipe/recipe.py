@@ -8,8 +8,7 @@ parameters.
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any
 
@@ -19,7 +18,8 @@ from torch import nn
 from audits.errors import RecipeError, suggest, unknown_among
 from audits.recipe.callables import CallableReference
 from audits.recipe.compiled_parts import compiled_parts
-from audits.recipe.moulds import Kept
+from audits.recipe.feeding import feed
+from audits.recipe.optimizer_recipe import OptimizerRecipe, SchedulerRecipe
 from audits.recipe.overlaps import Overlap
 from audits.short_digests import shortened
 
@@ -46,7 +46,6 @@ EXPECTATIONS = (
     "writes_outside_step",
     "custom_gradient",
     "step_hooks",
-    "optimizer_rule",
     "input_gradients",
 )
 
@@ -75,71 +74,6 @@ class Phase:
     clip_grad_norm: float | None = None
     accumulate: int = 1
     scheduler: Any = None
-
-
-@dataclass(frozen=True)
-class UnknownTensor:
-    """A tensor that the optimizer holds and the model does not have.
-
-    ``likely`` is the model's parameter that it probably was: same shape, and no optimizer holds that parameter.
-    """
-
-    position: int
-    shape: tuple[int, ...]
-    dtype: str
-    likely: str | None = None
-
-    @property
-    def label(self) -> str:
-        """How rows name it."""
-        return f"<stale tensor #{self.position}>"
-
-
-@dataclass(frozen=True)
-class ParameterGroup:
-    """One param group: its options and its tensors, by name where the model has them."""
-
-    options: Mapping[str, Any]
-    parameters: tuple[str | UnknownTensor, ...]
-
-
-@dataclass(frozen=True)
-class OptimizerRecipe:
-    """An optimizer as data: class path, constructor defaults, groups, and state by parameter name.
-
-    ``kept`` is what it holds beyond these (attributes, hooks, a ``step`` of its own), None where that is nothing. In
-    the process that captured it also the class itself, and what puts the wrapper back that it was given in.
-    """
-
-    class_path: str
-    defaults: Mapping[str, Any]
-    groups: tuple[ParameterGroup, ...]
-    state: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, compare=False, repr=False)
-    kept: Kept | None = field(default=None, compare=False, repr=False)
-    live_class: type[torch.optim.Optimizer] | None = field(default=None, compare=False, repr=False)
-    rewrap: Callable[[torch.optim.Optimizer], Any] | None = field(default=None, compare=False, repr=False)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the model's parameters it holds, in order, repeated ones repeated."""
-        return tuple(p for group in self.groups for p in group.parameters if isinstance(p, str))
-
-    @property
-    def unknown(self) -> tuple[UnknownTensor, ...]:
-        """Tensors it holds that the model does not have."""
-        return tuple(p for group in self.groups for p in group.parameters if isinstance(p, UnknownTensor))
-
-
-@dataclass(frozen=True)
-class SchedulerRecipe:
-    """A learning-rate schedule as data: the rates of every group over the next steps, simulated at capture.
-
-    ``learning_rates[k][g]`` is group g's rate during the k-th step from now.
-    """
-
-    class_path: str
-    learning_rates: tuple[tuple[float, ...], ...]
-    rewrap: Callable[..., Any] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -301,25 +235,3 @@ class Recipe:
         for phase in self.phases:
             feed(hasher, phase.optimizer.state)
         return shortened(hasher)
-
-
-def feed(hasher: Any, value: Any) -> None:
-    """Feed a nested value of tensors, mappings, lists and plain values to a hash."""
-    if isinstance(value, torch.Tensor) and value.layout is not torch.strided:  # momentum of sparse gradients
-        found = value.detach().to_sparse_coo().coalesce()
-        feed(hasher, [list(found.shape), found.indices(), found.values()])
-    elif isinstance(value, torch.Tensor):
-        tensor = value.detach().cpu().contiguous()
-        mark = "requires_grad" if value.requires_grad else ""  # a batch's marks decide what gradient.input may fail
-        hasher.update(f"{tensor.dtype}{tuple(tensor.shape)}{mark}".encode())
-        hasher.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
-    elif isinstance(value, Mapping):
-        for key in sorted(value, key=str):
-            hasher.update(f"{key}:".encode())
-            feed(hasher, value[key])
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            feed(hasher, item)
-            hasher.update(b",")
-    else:
-        hasher.update(json.dumps(value, default=str).encode())

@@ -14,7 +14,8 @@ from audits.lanes import precision
 from audits.lanes.precision import INSIDE_EPS, Product
 from audits.live.subject import LivePhase, Subject
 from audits.recipe.callables import CallableReference
-from audits.recipe.optimizers import RUNNING, optimizer_class
+from audits.recipe.constructing import optimizer_class
+from audits.recipe.optimizers import RUNNING
 from audits.updates.findings.hyperparameters import expected_class_name
 from audits.updates.judge.coarse_names import bare_name, declares
 from audits.updates.judge.compare import PRODUCT_EPS, to_double

@@ -11,8 +11,8 @@ from torch import nn
 
 from audits.live.subject import LivePhase, Subject
 from audits.outcomes import Lane, Outcome, ResultRow
+from audits.recipe.optimizer_recipe import OptimizerRecipe, ParameterGroup
 from audits.recipe.optimizers import build_optimizer, placed_state
-from audits.recipe.recipe import OptimizerRecipe, ParameterGroup
 from audits.structures import map_tensors
 from audits.updates.judge.compare import deviation, rms
 from audits.updates.judge.expected import LOW_PRECISION

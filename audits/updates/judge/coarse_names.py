@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from audits.recipe.optimizers import optimizer_class
-from audits.recipe.recipe import OptimizerRecipe
+from audits.recipe.constructing import optimizer_class
+from audits.recipe.optimizer_recipe import OptimizerRecipe
 
 #: Words in an option's or a class's name that declare coarse state.
 DECLARES = ("dtype", "bf16", "8bit", "4bit", "fp8", "fp16", "int8", "quant", "precision", "bits")

@@ -18,8 +18,8 @@ import torch
 
 from audits.live.subject import LivePhase
 from audits.outcomes import Outcome
+from audits.recipe.optimizer_recipe import ParameterGroup
 from audits.recipe.optimizers import RUNNING
-from audits.recipe.recipe import ParameterGroup
 from audits.updates.judge.apply_rule import copy_state, reference_update, rule_options
 from audits.updates.judge.coarse_names import declares
 from audits.updates.judge.own_attributes import attributes_of

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from audits.live.subject import LivePhase
-from audits.recipe.recipe import ParameterGroup
+from audits.recipe.optimizer_recipe import ParameterGroup
 from audits.updates.judge.apply_rule import reference_state, reference_update
 from audits.updates.judge.compare import SLACK, WEIGHT_SLACK, rms
 from audits.updates.judge.replay import Replay

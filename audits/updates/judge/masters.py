@@ -14,8 +14,8 @@ from torch import nn
 
 from audits.live.state import random_state_kept
 from audits.recipe.moulds import Kept
+from audits.recipe.optimizer_recipe import OptimizerRecipe, ParameterGroup
 from audits.recipe.optimizers import build_optimizer
-from audits.recipe.recipe import OptimizerRecipe, ParameterGroup
 from audits.updates.record.calls import Call
 from audits.updates.record.modes import in_train_mode
 

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from audits.recipe.optimizers import build_optimizer, optimizer_class, placed_state
-from audits.recipe.recipe import OptimizerRecipe, ParameterGroup
+from audits.recipe.constructing import optimizer_class
+from audits.recipe.optimizer_recipe import OptimizerRecipe, ParameterGroup
+from audits.recipe.optimizers import build_optimizer, placed_state
 from audits.structures import map_tensors
 from audits.updates.judge.compare import real_dtype, to_double
 from audits.updates.judge.masters import masters_of

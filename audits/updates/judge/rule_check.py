@@ -11,8 +11,8 @@ import torch
 
 from audits.live.subject import LivePhase, Subject
 from audits.outcomes import Lane, Outcome, ResultRow
+from audits.recipe.constructing import optimizer_class
 from audits.recipe.moulds import callable_name, declared_hook, own_step, patched_step
-from audits.recipe.optimizers import optimizer_class
 from audits.updates.judge.apply_rule import reference_state, rule_for
 from audits.updates.judge.closer import CloserLook, Finding
 from audits.updates.judge.coarse_rows import coarse_step_rows

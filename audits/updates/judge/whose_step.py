@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from audits.live.subject import LivePhase
+from audits.recipe.constructing import optimizer_class
 from audits.recipe.moulds import patched_step
-from audits.recipe.optimizers import optimizer_class
 
 #: Cause of a fault of the torch build's kernels; reported once per environment.
 ENVIRONMENT = "environment"

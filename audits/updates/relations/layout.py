@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from audits.live.subject import LivePhase, Subject
-from audits.recipe.optimizers import optimizer_class
-from audits.recipe.recipe import OptimizerRecipe
+from audits.recipe.constructing import optimizer_class
+from audits.recipe.optimizer_recipe import OptimizerRecipe
 from audits.updates.relations.bench import COUNTS, Group
 from audits.updates.relations.bench_loss import Leaf, leaf
 

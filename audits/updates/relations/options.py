@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from audits.recipe.optimizers import optimizer_class
+from audits.recipe.constructing import optimizer_class
 from audits.updates.relations.bench import Bench, Group, Run
 from audits.updates.relations.layout import Layout
 from audits.updates.relations.relation import (

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from audits import Phase, Recipe, RecipeError
+from audits.recipe.optimizer_recipe import UnknownTensor
 from audits.recipe.plain_form import recipe_from_plain, recipe_to_plain
-from audits.recipe.recipe import UnknownTensor
 
 BATCH = {"inputs": torch.ones(4, 3), "targets": torch.ones(4, 2)}
 
