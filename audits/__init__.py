@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from audits.errors import GradauditError, InfrastructureError, InputError, RecipeError, SettingsError
     from audits.outcomes import Outcome, ResultRow, Severity
-    from audits.recipe.recipe import Phase, Recipe
+    from audits.recipe.phases import Phase
+    from audits.recipe.recipe import Recipe
     from audits.report import AuditReport
     from audits.run import audit
     from audits.settings import AuditSettings
@@ -24,7 +25,7 @@ _HOMES = {
     "InfrastructureError": "errors",
     "InputError": "errors",
     "Outcome": "outcomes",
-    "Phase": "recipe.recipe",
+    "Phase": "recipe.phases",
     "Recipe": "recipe.recipe",
     "RecipeError": "errors",
     "ResultRow": "outcomes",

@@ -11,22 +11,22 @@ import torch
 from torch import nn
 
 from audits.checks.severities import with_severities
+from audits.devices import device_name
 from audits.errors import DeviceError
 from audits.findings.advice import with_advice
-from audits.findings.confirming import settled, suspected
 from audits.findings.diagnosis import diagnosed
-from audits.findings.first_calls import check_first_calls, gradients_confirmed
 from audits.gradients import check_gradients
 from audits.gradients.causes.zero_gradients import with_zeros_explained
 from audits.gradients.causes.zero_start import with_one_note
 from audits.gradients.compiled.compiled import check_compiled, compiled_limits
 from audits.health import check_health
-from audits.live.devices import device_name
 from audits.live.subject import Subject, open_subject
 from audits.outcomes import Coverage, Outcome, ResultRow, Severity
 from audits.recipe.declared_names import check_asked_parameters
-from audits.recipe.digests import parts_of
+from audits.recipe.digests import parts_of, recipe_digest
 from audits.recipe.recipe import Recipe
+from audits.repeating.first_calls import check_first_calls, gradients_confirmed
+from audits.repeating.settling import settled, suspected
 from audits.report import AuditReport
 from audits.results.format import AuditIdentity
 from audits.settings import AuditSettings
@@ -84,7 +84,7 @@ def audit(
     report = audit_once(model, recipe, settings=settings, device=device)
     if not suspected(report):
         return report
-    from audits.findings.fresh_process import audited_afresh
+    from audits.repeating.fresh_process import audited_afresh
 
     fresh, why_not = audited_afresh(model, recipe, settings or AuditSettings(), device, report.seconds)
     return settled(report, fresh, why_not)
@@ -131,7 +131,7 @@ def _audit_on(device: str, model: nn.Module, recipe: Recipe, settings: AuditSett
         rows=tuple(rows),
         coverage_of=Coverage.of(rows, trainable, recipe.assumed),
         identity=AuditIdentity(
-            recipe_digest=recipe.digest(),
+            recipe_digest=recipe_digest(recipe),
             settings_digest=settings.digest(),
             torch=torch.__version__,
             device=device_name(chosen),

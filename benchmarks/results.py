@@ -25,10 +25,10 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
+from audits.history.parameter_history import history
 from audits.results.compaction import ROW_GROUP, compact, compact_months
 from audits.results.files import Layer
 from audits.results.format import AUDITS_SCHEMA, ROWS_SCHEMA
-from audits.results.history import history
 from audits.results.queries import query
 from audits.results.store import ResultsStore, writing_atomically
 

@@ -82,7 +82,7 @@ def refuse_settings(settings: GradauditSettings) -> None:
     Raises:
         SettingsError: waivers, or the recipe repository, are missing or broken.
     """
-    from flows.one_audit.team_policy import waivers_of
+    from flows.team_policy import waivers_of
     from registry_models.recipes.recipe_sources import matching_recipes
 
     waivers_of(settings)
@@ -101,7 +101,7 @@ def refuse_device(device: str) -> None:
     """
     if device in ("auto", "cpu"):
         return
-    from audits.live.devices import choose_device
+    from audits.devices import choose_device
 
     try:
         choose_device(device)

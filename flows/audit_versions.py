@@ -25,10 +25,10 @@ from flows.choosing.sweeping import UNDER_WAY, NotTriedError, Sweep, ending
 from flows.one_audit.canary import prove_environment
 from flows.one_audit.one_version import Target, audit_version, fresh_occasion
 from flows.one_audit.storing import NotKeptError
-from flows.one_audit.team_policy import waivers_of
 from flows.sandbox import reached_level
 from flows.sandbox.private_folders import remove_stale
 from flows.settings.environment import GradauditSettings
+from flows.team_policy import waivers_of
 from registry_models.registry.versions import VersionReference, registered
 from registry_models.report.text import escape_markdown
 

@@ -30,6 +30,7 @@ from registry_models.artifacts.exporting import (
     pt2_options,
 )
 from registry_models.artifacts.factory_files import Factory, write_factory
+from registry_models.artifacts.shipping import copy_code, ship
 from registry_models.recipes.recipe_files import (
     BATCH_FILE,
     CODE_FOLDER,
@@ -39,7 +40,6 @@ from registry_models.recipes.recipe_files import (
     read_recipe,
     write_recipe,
 )
-from registry_models.recipes.shipping import copy_code, ship
 from registry_models.registry.versions import RECIPE_TAG, Version, VersionReference, ensure_experiment, registry_errors
 
 _log = logging.getLogger(__name__)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from audits.checks.waivers import Waiver, waivers_from_plain
 from audits.errors import RecipeError, SettingsError
+from audits.waivers import Waiver, waivers_from_plain
 from registry_models.recipes.recipe_files import load_yaml
 
 #: Ten thousand waivers take about 3 MiB; nobody reads more.

@@ -10,9 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable
 
-from audits.findings.advice import with_advice, without_advice
 from audits.outcomes import Outcome, ResultRow, Severity
-from audits.report import AuditReport
 
 #: Causes of such rows: before and after a fresh process was asked, and of what is chance.
 FIRST_CALL = "first call, or chance"
@@ -57,39 +55,6 @@ def confirmed(rows: Rows, run: Callable[[int], Rows], seed: int, second_seed: in
         else opened(r, FIRST_CALL, f"{text}, nor did {REPEATS} repeats of this one")
         for r in rows
     ]  # fmt: skip
-
-
-def settled(report: AuditReport, fresh: AuditReport | None, why_not: str = "") -> AuditReport:
-    """Return the report with its suspected first calls judged by the report of a fresh process.
-
-    Args:
-        report: of the first process.
-        fresh: of the second; None where there could be none.
-        why_not: why not.
-    """
-    for r in fresh.rows if fresh is not None else ():
-        if r.check == "audit.completed" and r.outcome is Outcome.INCONCLUSIVE:
-            fresh, why_not = None, r.message
-    suspects = {key_of(r) for r in fresh.rows if r.cause == FIRST_CALL} if fresh is not None else set()
-    rows = []
-    for r in report.rows:
-        if r.cause != FIRST_CALL:
-            rows.append(r)
-        elif fresh is None:
-            text = f"no fresh process could be asked ({why_not}); the audit of a registered version has one of its own"
-            rows.append(dataclasses.replace(r, message=f"{without_advice(r.message)}; {text}"))
-        elif key_of(r) in suspects:
-            text = f"first call only: {without_advice(r.message)}; the first call of a fresh process showed it again"
-            rows.append(dataclasses.replace(r, outcome=Outcome.FAIL, cause=FIRST_CALL_ONLY, message=text))  # fmt: skip
-        else:
-            text = f"{without_advice(r.message)}; a fresh process did not show it"
-            rows.append(dataclasses.replace(r, cause=NOT_REPRODUCED, message=text))
-    return dataclasses.replace(report, rows=tuple(with_advice(rows)))
-
-
-def suspected(report: AuditReport) -> bool:
-    """Whether a fresh process has something to tell about this report."""
-    return any(r.cause == FIRST_CALL for r in report.rows)
 
 
 def fails(r: ResultRow) -> bool:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from audits.checks.gradient import FINITE_DIFFERENCE
+from audits.devices import missing_determinism
 from audits.gradients.verdicts import Verdict, describe
 from audits.lanes.arithmetic import norm
 from audits.lanes.evaluation import Point
-from audits.live.devices import missing_determinism
 from audits.live.subject import LivePhase, Subject
 from audits.outcomes import Lane, Outcome, ResultRow, finite
 

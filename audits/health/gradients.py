@@ -11,7 +11,7 @@ from audits.health.health_rows import health_row
 from audits.health.moves import Move, harms
 from audits.live.subject import LivePhase, Subject
 from audits.outcomes import ResultRow, finite
-from audits.updates.judge.compare import to_double
+from audits.updates.compare import to_double
 
 #: Mean absolute gradient below which a whole tensor counts as vanishing: a step of 1e-3 of it is lost in float32.
 VANISHING_MEAN = 1e-7

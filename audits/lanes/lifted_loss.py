@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from audits.devices import deterministic_algorithms, seed_generators
 from audits.lanes.lifting import LIFTED_DTYPE, lift_tensor
 from audits.lanes.precision import full_float32
 from audits.lanes.problem import LaneError, Problem, may_step, quiet
 from audits.lanes.program import TapeOnly
 from audits.lanes.tape import Tape
-from audits.live.devices import deterministic_algorithms, seed_generators
 from audits.live.state import ModuleState
 from audits.live.subject import LivePhase, Subject
 from audits.outcomes import Lane

@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
+from audits.devices import default_generator_state
 from audits.lanes.lifting import traits
-from audits.live.devices import default_generator_state
 
 #: Operators whose whole result is noise: taped as it is.
 DRAWING = frozenset(

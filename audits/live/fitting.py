@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from audits.devices import mixes_devices
 from audits.errors import DeviceError, RecipeError, suggest
-from audits.live.devices import mixes_devices
 from audits.recipe.compiled_parts import compiled_parts, without_wrappers
 from audits.recipe.declared_names import check_functions, declares_functions
 from audits.recipe.recipe import Recipe

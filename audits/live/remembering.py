@@ -173,7 +173,7 @@ def _keep_array(memory: Memory, array: Any, depth: int) -> Iterable[tuple[Any, i
 
 _GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 
-#: The process's own, which `audits.live.state.RandomState` puts back; a model may hold them too.
+#: The process's own, which `audits.random_state.RandomState` puts back; a model may hold them too.
 _GLOBAL = (torch.default_generator, np.random.mtrand._rand, getattr(random, "_inst", None))  # type: ignore[attr-defined]
 
 

@@ -12,18 +12,20 @@ from typing import Any
 import torch
 from torch import nn
 
+from audits.devices import choose_device
 from audits.errors import RecipeError, suggest
-from audits.live.devices import choose_device
 from audits.live.fitting import FirstForward, compiled_here, match_names, set_modes, try_losses
-from audits.live.lone_optimizers import others_refused
-from audits.live.state import ModuleState, ParameterState, borrowed, seed_everything
+from audits.live.state import ModuleState, ParameterState, borrowed
+from audits.random_state import seed_everything
 from audits.recipe.callables import as_loss
 from audits.recipe.capture import canonical_names, unwrap
 from audits.recipe.compiled_parts import eager
 from audits.recipe.declared_names import check_names
+from audits.recipe.lone_optimizers import others_refused
 from audits.recipe.optimizers import build_optimizer, keeps_state_aside
 from audits.recipe.overlaps import Overlap, overlaps_of
-from audits.recipe.recipe import PhaseRecipe, Recipe
+from audits.recipe.phases import PhaseRecipe
+from audits.recipe.recipe import Recipe
 from audits.settings import AuditSettings
 from audits.structures import map_tensors, tensors_in
 from audits.wording import module_label

@@ -16,12 +16,18 @@ from audits.recipe.attributes import storable_option, to_plain
 from audits.recipe.callables import CallableReference
 from audits.recipe.compiled_parts import compiled_parts
 from audits.recipe.constructing import twin_of
-from audits.recipe.declared_names import check_names
 from audits.recipe.moulds import Kept, is_plain, mould_of, patched_step
-from audits.recipe.optimizer_recipe import OptimizerRecipe, ParameterGroup, SchedulerRecipe, UnknownTensor
 from audits.recipe.optimizers import build_optimizer
 from audits.recipe.overlaps import overlaps_of
-from audits.recipe.recipe import ParameterRecord, Phase, PhaseRecipe, Recipe
+from audits.recipe.phases import (
+    OptimizerRecipe,
+    ParameterGroup,
+    ParameterRecord,
+    Phase,
+    PhaseRecipe,
+    SchedulerRecipe,
+    UnknownTensor,
+)
 from audits.recipe.wrappers import (
     checked_phases,
     inner_module,
@@ -68,7 +74,7 @@ def canonical_names(model: nn.Module) -> dict[int, str]:
     return {id(parameter): name for name, parameter in model.named_parameters()}
 
 
-def capture_recipe(
+def captured_fields(
     model: nn.Module,
     *,
     batch: Any,
@@ -81,8 +87,8 @@ def capture_recipe(
     scheduler: Any,
     mode: str,
     **fields: Any,
-) -> Recipe:
-    """Build the recipe; `Recipe.capture` documents the arguments."""
+) -> dict[str, Any]:
+    """Return the fields of a recipe; `Recipe.capture` documents the arguments."""
     if fields.get("precision") == "native":
         fields["precision"] = precision_of_wrapper(model) or "native"
     wrapped, model = model, unwrap(model)
@@ -107,7 +113,7 @@ def capture_recipe(
     parameters = dict(model.named_parameters())
     held_somewhere = {id(p) for optimizer in optimizers for g in optimizer.param_groups for p in g["params"]}
     orphans = {name: p for name, p in parameters.items() if id(p) not in held_somewhere and p.requires_grad}
-    recipe = Recipe(
+    return dict(
         batch=map_tensors(batch, lambda t: t.detach().cpu().clone().requires_grad_(t.requires_grad)),
         phases=tuple(
             PhaseRecipe(
@@ -132,8 +138,6 @@ def capture_recipe(
         compiled=compiled_parts(wrapped, [("step", step), *((f"loss {p.name}", p.loss) for p in phases)]),
         **fields,
     )
-    check_names(recipe, model)
-    return recipe
 
 
 def ties_of(model: nn.Module) -> tuple[tuple[str, ...], ...]:

@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from audits.errors import RecipeError
-from audits.live.state import random_state_kept
+from audits.random_state import random_state_kept
 from audits.recipe.attributes import CONSTRUCTED, from_plain
 from audits.recipe.callables import import_object
 from audits.recipe.copying import SAME, Copier
 from audits.recipe.moulds import mould_of
-from audits.recipe.optimizer_recipe import OptimizerRecipe
+from audits.recipe.phases import OptimizerRecipe
 
 
 def optimizer_class(recipe: OptimizerRecipe) -> type[torch.optim.Optimizer]:

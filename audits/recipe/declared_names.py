@@ -6,7 +6,7 @@ A name that matches nothing would be a declaration that nobody checks, so it is 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.utils.checkpoint
@@ -16,8 +16,10 @@ from audits.errors import RecipeError, SettingsError, suggest
 from audits.globs import globs_of, matching
 from audits.recipe.constructing import mould_of_recipe
 from audits.recipe.moulds import STEP_HOOKS, callable_name, declared_hook, hooks_of, own_step
-from audits.recipe.recipe import Recipe
 from audits.structures import tensors_in
+
+if TYPE_CHECKING:
+    from audits.recipe.recipe import Recipe
 
 #: The loss function itself, in `stop_gradient`.
 LOSS = "loss"

@@ -4,21 +4,33 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import json
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from audits.errors import GradauditError
 from audits.recipe.callables import CallableReference
-from audits.recipe.feeding import feed
 from audits.recipe.plain_form import recipe_to_plain
 from audits.recipe.recipe import Recipe
 from audits.short_digests import short_digest, shortened
 
 #: What of a recipe is its loss and its optimizer; everything else but batch, state and step are options.
 _LOSS, _OPTIMIZER = ("loss",), ("optimizer", "scheduler")
+
+
+def recipe_digest(recipe: Recipe) -> str:
+    """Return a digest of everything in the recipe, tensors included; a lambda counts by its name only."""
+    hasher = hashlib.sha256()
+    feed(hasher, recipe_to_plain(recipe, storable=False))
+    feed(hasher, recipe.batch)
+    for phase in recipe.phases:
+        feed(hasher, phase.optimizer.state)
+    return shortened(hasher)
 
 
 def parts_of(model: nn.Module, recipe: Recipe) -> dict[str, str]:
@@ -98,3 +110,25 @@ def _digest(*values: Any) -> str:
     hasher = hashlib.sha256()
     feed(hasher, values)
     return shortened(hasher)
+
+
+def feed(hasher: Any, value: Any) -> None:
+    """Feed a nested value of tensors, mappings, lists and plain values to a hash."""
+    if isinstance(value, torch.Tensor) and value.layout is not torch.strided:  # momentum of sparse gradients
+        found = value.detach().to_sparse_coo().coalesce()
+        feed(hasher, [list(found.shape), found.indices(), found.values()])
+    elif isinstance(value, torch.Tensor):
+        tensor = value.detach().cpu().contiguous()
+        mark = "requires_grad" if value.requires_grad else ""  # a batch's marks decide what gradient.input may fail
+        hasher.update(f"{tensor.dtype}{tuple(tensor.shape)}{mark}".encode())
+        hasher.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+    elif isinstance(value, Mapping):
+        for key in sorted(value, key=str):
+            hasher.update(f"{key}:".encode())
+            feed(hasher, value[key])
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            feed(hasher, item)
+            hasher.update(b",")
+    else:
+        hasher.update(json.dumps(value, default=str).encode())

@@ -11,12 +11,12 @@ import torch
 from torch import nn
 
 from audits.errors import RecipeError
-from audits.live.lone_optimizers import OWN
-from audits.live.state import random_state_kept
+from audits.random_state import random_state_kept
 from audits.recipe.constructing import constructed, mould_of_recipe
 from audits.recipe.copying import GONE, alike, attributes_of
+from audits.recipe.lone_optimizers import OWN
 from audits.recipe.moulds import STEP_HOOKS, TORCHS_OWN, cast_from, changed_by, emptied, mould_of
-from audits.recipe.optimizer_recipe import OptimizerRecipe, UnknownTensor
+from audits.recipe.phases import OptimizerRecipe, UnknownTensor
 from audits.structures import map_tensors
 
 #: Entries of a group that optimizers write themselves, at every step: no options.

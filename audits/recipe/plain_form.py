@@ -10,9 +10,16 @@ from audits.recipe.attributes import option_from_plain, option_to_plain, storabl
 from audits.recipe.callables import CallableReference
 from audits.recipe.keys import check_keys
 from audits.recipe.moulds import Kept
-from audits.recipe.optimizer_recipe import OptimizerRecipe, ParameterGroup, SchedulerRecipe, UnknownTensor
 from audits.recipe.overlaps import Overlap
-from audits.recipe.recipe import ParameterRecord, PhaseRecipe, Recipe
+from audits.recipe.phases import (
+    OptimizerRecipe,
+    ParameterGroup,
+    ParameterRecord,
+    PhaseRecipe,
+    SchedulerRecipe,
+    UnknownTensor,
+)
+from audits.recipe.recipe import Recipe
 
 #: Version of the stored format.
 SCHEMA = 1

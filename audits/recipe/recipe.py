@@ -7,9 +7,8 @@ parameters.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,11 +16,11 @@ from torch import nn
 
 from audits.errors import RecipeError, suggest, unknown_among
 from audits.recipe.callables import CallableReference
+from audits.recipe.capture import captured_fields, unwrap
 from audits.recipe.compiled_parts import compiled_parts
-from audits.recipe.feeding import feed
-from audits.recipe.optimizer_recipe import OptimizerRecipe, SchedulerRecipe
+from audits.recipe.declared_names import check_names
 from audits.recipe.overlaps import Overlap
-from audits.short_digests import shortened
+from audits.recipe.phases import ParameterRecord, Phase, PhaseRecipe
 
 #: What ``precision`` may be. Autocast recipes run their forward under `torch.autocast`; fp16 also scales the loss.
 PRECISIONS = ("native", "bf16-autocast", "fp16-autocast")
@@ -51,51 +50,6 @@ EXPECTATIONS = (
 
 
 _RULE = "expect['optimizer_rule']"
-
-
-@dataclass(frozen=True)
-class Phase:
-    """One backward and one optimizer step inside a training step, given as live objects.
-
-    Args:
-        name: how rows name it; a single phase is named ``"step"``.
-        loss: ``(model, batch) -> scalar``, its import path, a name of `torch.nn.functional`, a loss module, or
-            ``"model"``.
-        optimizer: the live `torch.optim.Optimizer`; its tensors are matched to the model's by identity.
-        clip_grad_norm: the norm that gradients are clipped to, if they are.
-        accumulate: micro-batches per step.
-        scheduler: the live learning-rate scheduler, if there is one.
-    """
-
-    name: str
-    _: KW_ONLY
-    loss: Any
-    optimizer: torch.optim.Optimizer
-    clip_grad_norm: float | None = None
-    accumulate: int = 1
-    scheduler: Any = None
-
-
-@dataclass(frozen=True)
-class PhaseRecipe:
-    """A phase as data."""
-
-    name: str
-    loss: CallableReference
-    optimizer: OptimizerRecipe
-    clip_grad_norm: float | None = None
-    accumulate: int = 1
-    scheduler: SchedulerRecipe | None = None
-
-
-@dataclass(frozen=True)
-class ParameterRecord:
-    """A parameter of the model as it was at capture."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    trainable: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,8 +97,9 @@ class Recipe:
         if unknown := unknown_among(self.expect, EXPECTATIONS):
             raise RecipeError(f"expect has unknown key {unknown}")
 
-    @staticmethod
+    @classmethod
     def capture(
+        cls,
         model: nn.Module,
         *,
         batch: Any,
@@ -191,11 +146,7 @@ class Recipe:
         Raises:
             RecipeError: something that cannot be; the text names the argument and the cure.
         """
-        from audits.recipe.capture import (
-            capture_recipe,  # capture needs Recipe: imported late to keep data and capture apart
-        )
-
-        return capture_recipe(
+        fields = captured_fields(
             model,
             batch=batch,
             loss=loss,
@@ -212,6 +163,9 @@ class Recipe:
             expect=expect or {},
             stop_gradient=tuple(stop_gradient),
         )
+        recipe = cls(**fields)
+        check_names(recipe, unwrap(model))
+        return recipe
 
     @property
     def optimizer_rules(self) -> tuple[CallableReference, ...]:
@@ -224,14 +178,3 @@ class Recipe:
         """Return the recipe for a model that is compiled: what was captured from the bare module does not know it."""
         compiled = tuple(dict.fromkeys((*self.compiled, *compiled_parts(model, []))))
         return replace(self, compiled=compiled) if compiled != self.compiled else self
-
-    def digest(self) -> str:
-        """Return a digest of everything in the recipe, tensors included; a lambda counts by its name only."""
-        from audits.recipe.plain_form import recipe_to_plain
-
-        hasher = hashlib.sha256()
-        feed(hasher, recipe_to_plain(self, storable=False))
-        feed(hasher, self.batch)
-        for phase in self.phases:
-            feed(hasher, phase.optimizer.state)
-        return shortened(hasher)

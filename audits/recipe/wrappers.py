@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from audits.errors import RecipeError
-from audits.recipe.recipe import Phase
+from audits.recipe.phases import Phase
 
 #: Wrapper class -> attribute that holds what it wraps; by class name in the mro and the package that it comes from.
 _OPTIMIZERS = {

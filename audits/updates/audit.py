@@ -13,22 +13,26 @@ from audits.live.subject import LivePhase, Subject
 from audits.outcomes import WORST_FIRST, Outcome, ResultRow
 from audits.updates.findings.buffers import batch_norm_rows
 from audits.updates.findings.isolation_checks import isolation_rows
-from audits.updates.findings.optimizer_whole import without_false_verdicts
 from audits.updates.findings.registration import registration_rows, tied_rows
 from audits.updates.findings.shadow_buffers import shadow_buffer_rows
-from audits.updates.findings.shadows import ema_rows, shadows_of
-from audits.updates.findings.step_function_checks import skipped_step_function_rows, step_function_rows
+from audits.updates.findings.shadows import ema_rows
+from audits.updates.findings.step_function_checks import (
+    skipped_step_function_rows,
+    step_function_rows,
+)
 from audits.updates.judge.apply_rule import is_lbfgs, rule_for
 from audits.updates.judge.closures import ClosureJudge, closure_probe_rows
 from audits.updates.judge.fresh_state import FreshState
 from audits.updates.judge.optimizer_probe import probe_rows
+from audits.updates.judge.optimizer_whole import without_false_verdicts
 from audits.updates.judge.rule_check import RuleJudge
 from audits.updates.judge.whose_step import ENVIRONMENT
 from audits.updates.received.cut_graph import cut_graph_rows
 from audits.updates.received.gradient_rows import gradient_rows
 from audits.updates.record.calls import snapshot
-from audits.updates.record.steps import TrainingStep, training_steps
+from audits.updates.record.shadow_modules import shadows_of
 from audits.updates.relations import relation_rows
+from audits.updates.steps import TrainingStep, training_steps
 from audits.updates.update_rows import row
 
 #: Added to the subject's seed for the run that confirms a failure.

@@ -22,8 +22,8 @@ from audits.results.committed import CommittedAudit, CommittedAudits
 from audits.results.store import ResultsStore
 from audits.settings import AuditSettings
 from flows.choosing.due_keys import due_key, environment, trusted_digest
-from flows.one_audit.team_policy import waivers_of
 from flows.settings.environment import GradauditSettings
+from flows.team_policy import waivers_of
 from registry_models.registry.versions import Version, list_versions
 
 #: Seconds that an audit is expected to take where nothing is known: a small model's, with its process and its run.

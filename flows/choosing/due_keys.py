@@ -7,12 +7,12 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
-from audits.checks.waivers import Waiver, standing
 from audits.errors import RecipeError
 from audits.settings import AuditSettings
 from audits.short_digests import short_digest
-from flows.one_audit.team_policy import today, waivers_of
+from audits.waivers import Waiver, standing
 from flows.settings.environment import GradauditSettings
+from flows.team_policy import today, waivers_of
 from registry_models.recipes.recipe_sources import matching_digest
 from registry_models.registry.versions import RECIPE_TAG, Version
 

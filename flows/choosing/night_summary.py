@@ -7,15 +7,15 @@ import datetime
 from collections import Counter
 from collections.abc import Sequence
 
-from audits.checks.waivers import unmatched
 from audits.naming import label_of, reference_to, visible
 from audits.outcomes import WORST_FIRST
 from audits.results.committed import CommittedAudit, CommittedAudits
+from audits.waivers import unmatched
 from audits.wording import and_more
 from flows.choosing.audit_summary import AuditSummary, summaries_of
 from flows.choosing.due import Plan, Reason
-from flows.one_audit.team_policy import today, waivers_of
 from flows.settings.environment import GradauditSettings
+from flows.team_policy import today, waivers_of
 from registry_models.registry.versions import Version
 from registry_models.report.text import escape_markdown
 

@@ -15,11 +15,13 @@ from audits.naming import label_of
 from audits.outcomes import Outcome
 from audits.report import AuditReport
 from audits.results.committed import CommittedAudits
-from flows.service.automations import NEWLY_FAILED
 from flows.settings.environment import GradauditSettings
 from registry_models.registry.versions import Version, ensure_experiment
 
 _log = logging.getLogger(__name__)
+
+#: The event that a flow emits, once, when an audit of a version fails and the one before it did not.
+NEWLY_FAILED = "gradaudit.version.newly-failed"
 
 #: Parameters and characters of a finding that a message holds; the report has them all.
 _NAMED, _LONGEST = 20, 600

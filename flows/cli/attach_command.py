@@ -7,8 +7,7 @@ from pathlib import Path
 from rich.text import Text
 
 from flows.arguments import recipe_folder
-from flows.cli.display import console
-from flows.cli.output import print_json
+from flows.output import console, print_json
 from flows.settings.environment import GradauditSettings
 from registry_models.logging_models import attach_recipe_folder
 from registry_models.registry.connecting import connect

@@ -11,13 +11,13 @@ from audits.report import AuditReport
 from audits.results.store import ResultsStore
 from audits.settings import AuditSettings
 from flows.arguments import recipe_folder, refuse_device, refuse_output, refuse_settings
-from flows.cli.display import console, log_console, log_line, report_view, stages
+from flows.cli.display import log_line, report_view, stages
 from flows.cli.exit_codes import EXIT_CODES
 from flows.cli.junit import junit_xml
-from flows.cli.output import print_json
 from flows.cli.result_places import kept_in, new_folder
 from flows.one_audit.one_version import Target, audit_directory, audit_version, fresh_occasion, rerun_command
 from flows.one_audit.storing import NotKeptError
+from flows.output import console, log_console, print_json
 from flows.rerunning import rerun_of
 from flows.sandbox.private_folders import remove_stale
 from flows.settings.environment import GradauditSettings

@@ -7,8 +7,7 @@ import datetime
 from audits.results.compaction import compact, compact_months, ended_months
 from audits.results.store import ResultsStore
 from flows.arguments import refuse_absent
-from flows.cli.display import console, log_console
-from flows.cli.output import print_json
+from flows.output import console, log_console, print_json
 from flows.settings.environment import GradauditSettings
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from audits.errors import InfrastructureError
-from flows.cli.display import ProgressBar, console, log_console, verdicts_table
-from flows.cli.output import print_json
+from flows.cli.display import ProgressBar, verdicts_table
+from flows.output import console, log_console, print_json
 from flows.settings.environment import GradauditSettings
 
 if TYPE_CHECKING:

@@ -7,14 +7,14 @@ from typing import Any
 from rich.console import Group
 from rich.text import Text
 
+from audits.history.comparison import Change, Comparison, Difference, compare, fields_of
 from audits.naming import label_of
 from audits.outcomes import Outcome
 from audits.report import AuditReport
-from audits.results.comparison import Change, Comparison, Difference, compare, fields_of
 from audits.results.store import ResultsStore
-from flows.cli.display import WIDE, add_names, console, outcome_text, shown, simple_table
-from flows.cli.output import print_json
+from flows.cli.display import WIDE, add_names, outcome_text, shown, simple_table
 from flows.cli.stored_targets import stored_audit
+from flows.output import console, print_json
 from flows.settings.environment import GradauditSettings
 
 _STYLES = {

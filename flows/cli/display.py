@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from rich import box
-from rich.console import Console, Group
+from rich.console import Group
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -21,13 +21,9 @@ from audits.signs import SIGNS
 from audits.wording import and_more, plural
 from flows.choosing.audit_summary import AuditSummary
 from flows.choosing.progress import Listener
-from flows.cli.output import RESULTS
+from flows.output import console, log_console
 from registry_models.report.text import one_line, shortened
 from registry_models.untrusted_text import clean
-
-#: Result and log: stdout is for what was asked for, stderr for everything else.
-console = Console(file=RESULTS)
-log_console = Console(stderr=True)
 
 _STYLES = {"pass": "green", "warn": "yellow", "fail": "bold red", "inconclusive": "magenta", "skipped": "dim"}
 

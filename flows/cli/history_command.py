@@ -11,14 +11,14 @@ from rich.console import Group
 from rich.text import Text
 
 from audits.errors import InputError
+from audits.history.parameter_history import HistoryEntry, ParameterHistory, by_parameter, history
+from audits.history.reading import committed_audits, unknown_model
 from audits.outcomes import Outcome, finite
-from audits.results.history import HistoryEntry, ParameterHistory, by_parameter, history
-from audits.results.reading import committed_audits, unknown_model
 from audits.results.store import ResultsStore
 from audits.wording import plural
-from flows.cli.display import add_names, console, outcome_text, shown, simple_table
-from flows.cli.output import print_json
+from flows.cli.display import add_names, outcome_text, shown, simple_table
 from flows.cli.plain_tables import print_csv
+from flows.output import console, print_json
 from flows.settings.environment import GradauditSettings
 
 #: Columns from which threshold and detection limit have room, and the threshold alone.

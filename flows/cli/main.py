@@ -16,10 +16,10 @@ import typer
 from audits.errors import GradauditError, InfrastructureError, SetupError
 from flows.cli.ending import StoppedBySignal, ended_by_exception, exit_as_ended
 from flows.cli.options import AsJson, Results, TrackingUri
-from flows.cli.output import only_results, print_json
 from flows.cli.results_cli import add_result_commands
 from flows.cli.service_cli import add_service_commands
 from flows.cli.targets import refuse_target
+from flows.output import only_results, print_json
 from flows.settings.environment import GradauditSettings, quiet_defaults
 
 quiet_defaults()
@@ -135,7 +135,8 @@ def checks(as_json: AsJson = False) -> None:
     if as_json:
         print_json([dataclasses.asdict(check) for check in CHECKS.values()])
         return
-    from flows.cli.display import checks_table, console
+    from flows.cli.display import checks_table
+    from flows.output import console
 
     console.print(checks_table(CHECKS.values()))
 
@@ -154,7 +155,8 @@ def explain(
     if as_json:
         print_json(dataclasses.asdict(found))
         return
-    from flows.cli.display import console, explanation
+    from flows.cli.display import explanation
+    from flows.output import console
 
     console.print(explanation(found))
 

@@ -12,10 +12,10 @@ from audits.results.store import ResultsStore
 from audits.wording import listed
 from flows.arguments import refuse_device, refuse_settings
 from flows.choosing.progress import listening
-from flows.cli.display import ProgressBar, console, log_console, verdicts_table
+from flows.cli.display import ProgressBar, verdicts_table
 from flows.cli.ending import StoppedBySignal
-from flows.cli.output import print_json
 from flows.cli.quiet_prefect import quiet_prefect
+from flows.output import console, log_console, print_json
 from flows.sandbox.private_folders import remove_stale
 from flows.service.embedded_prefect import prefect_server
 from flows.settings.environment import GradauditSettings

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flows.cli.output import RESULTS
+from flows.output import RESULTS
 from registry_models.untrusted_text import clean, neutralised
 
 

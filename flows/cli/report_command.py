@@ -6,15 +6,15 @@ from pathlib import Path
 
 from rich.text import Text
 
+from audits.history.reading import compare_with_earlier
 from audits.naming import label_of, visible
-from audits.results.reading import compare_with_earlier
 from audits.results.store import ResultsStore
 from flows.arguments import refuse_output
-from flows.cli.display import console, report_view
+from flows.cli.display import report_view
 from flows.cli.exit_codes import EXIT_CODES
 from flows.cli.junit import junit_xml
-from flows.cli.output import print_json
 from flows.cli.stored_targets import rerun_of_report, stored_audit
+from flows.output import console, print_json
 from flows.settings.environment import GradauditSettings
 from registry_models.report import changes_of, render_html
 

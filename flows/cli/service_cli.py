@@ -26,7 +26,7 @@ def setup(
     pool_type: Annotated[str, typer.Option(help="Type of work pools that do not exist yet.")] = "process",
 ) -> None:
     """Create pools, queues, deployments and automations on the Prefect server at PREFECT_API_URL; repeat at will."""
-    from flows.cli.display import console, log_console
+    from flows.output import console, log_console
     from flows.service.setup import SetupOptions, set_up
 
     options = SetupOptions(cron, timezone, notify, event_trigger, file, pool_type)

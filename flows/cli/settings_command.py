@@ -11,13 +11,13 @@ from rich.text import Text
 
 from audits.errors import SettingsError
 from audits.globs import matches
-from flows.cli.display import console, shown, simple_table
-from flows.cli.output import print_json
-from flows.one_audit.team_policy import today, waivers_of
+from flows.cli.display import shown, simple_table
+from flows.output import console, print_json
 from flows.sandbox import reached_level
 from flows.sandbox.levels import NOT_GIVEN
 from flows.settings.environment import GradauditSettings
 from flows.settings.settings_values import Origin
+from flows.team_policy import today, waivers_of
 
 #: The password in an address such as ``postgresql://user:password@host``.
 _PASSWORD = re.compile(r"(?<=://)([^/@\s:]*):[^/@\s]+@")

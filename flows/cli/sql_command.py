@@ -14,9 +14,9 @@ from rich.text import Text
 from audits.results.queries import query
 from audits.results.store import ResultsStore
 from flows.arguments import refuse_absent
-from flows.cli.display import console, shown, simple_table
-from flows.cli.output import print_json
+from flows.cli.display import shown, simple_table
 from flows.cli.plain_tables import print_csv
+from flows.output import console, print_json
 from flows.settings.environment import GradauditSettings
 
 #: Lines a terminal shows; a pipe, CSV and JSON get all.

@@ -6,9 +6,9 @@ import re
 from typing import Any
 
 from audits.errors import InputError
+from audits.history.reading import find_audit, newest_audit, stored_report
 from audits.naming import read_reference, reference_to
 from audits.report import AuditReport
-from audits.results.reading import find_audit, newest_audit, stored_report
 from audits.results.store import ResultsStore
 from flows.rerunning import rerun_of
 from flows.settings.environment import GradauditSettings

@@ -8,17 +8,17 @@ import threading
 from pathlib import Path
 
 from audits.errors import InputError
-from audits.findings.confirming import settled, suspected
+from audits.repeating.settling import settled, suspected
 from audits.report import AuditReport
 from audits.run import refused
 from audits.settings import AuditSettings
 from flows.one_audit.fallback import MemoryPlan, memory_plans, out_of_memory, with_fallback_note
 from flows.one_audit.gpu import held
-from flows.one_audit.team_policy import under_severities
 from flows.sandbox import Level, reached_level
 from flows.sandbox.artifact import rewritten, shown
 from flows.sandbox.isolation import limits_of, run_child
 from flows.settings.environment import GradauditSettings
+from flows.team_policy import under_severities
 from registry_models.artifacts.snapshot import Snapshot
 from registry_models.child.answer import clean, read_answer
 

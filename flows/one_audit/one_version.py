@@ -24,11 +24,11 @@ from flows.choosing.sweeping import Sweep
 from flows.one_audit.fetching import fetch
 from flows.one_audit.one_snapshot import audit_snapshot
 from flows.one_audit.storing import store_publish_mark_commit
-from flows.one_audit.team_policy import standing_waivers, under_waivers
 from flows.rerunning import rerun_of
 from flows.sandbox import reached_level
 from flows.sandbox.private_folders import private_folder
 from flows.settings.environment import GradauditSettings
+from flows.team_policy import standing_waivers, under_waivers
 from registry_models.artifacts.snapshot import Snapshot, read_snapshot
 from registry_models.child.answer import clean
 from registry_models.recipes.recipe_files import RECIPE_FILE

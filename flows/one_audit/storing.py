@@ -10,9 +10,9 @@ import pyarrow as pa
 from mlflow.tracking import MlflowClient
 
 from audits.errors import GradauditError, InfrastructureError
+from audits.history.reading import compare_with_earlier
 from audits.report import AuditReport
 from audits.results.format import AuditIdentity, answer_table, audits_table, rows_table
-from audits.results.reading import compare_with_earlier
 from audits.results.store import ResultsStore
 from flows.choosing.due_keys import environment
 from flows.settings.environment import GradauditSettings

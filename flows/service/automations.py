@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from audits.errors import SettingsError
+from flows.choosing.notifying import NEWLY_FAILED
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -23,9 +24,6 @@ PENDING_SECONDS = 180
 
 #: Starts of one run altogether: what crashes again and again is a person's to look at.
 STARTS = 3
-
-#: The event that a flow emits, once, when an audit of a version fails and the one before it did not.
-NEWLY_FAILED = "gradaudit.version.newly-failed"
 
 HEARTBEAT = "gradaudit: a run without heartbeat has crashed"
 PENDING = "gradaudit: a run that never started is handed out again"

@@ -21,7 +21,7 @@ from types import FrameType
 import filelock
 
 from audits.errors import InfrastructureError, SettingsError
-from flows.cli.display import console, log_console
+from flows.output import console, log_console
 from flows.processes import PYTHON
 from flows.service.plan import HOST, Plan
 from flows.service.pools import QUEUES

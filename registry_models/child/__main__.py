@@ -17,9 +17,9 @@ from audits.run import audit_once, refused
 from audits.settings import AuditSettings
 from registry_models.artifacts.loading import load_model
 from registry_models.child.answer import write_answer
+from registry_models.child.assembling import assemble
 from registry_models.child.caveats import with_limits
 from registry_models.inference.infer import NO_RECIPE
-from registry_models.recipes.assembling import assemble
 from registry_models.recipes.recipe_sources import RecipeSource, Trust, code_folders
 
 _log = logging.getLogger("gradaudit.child")

@@ -12,7 +12,7 @@ from audits.report import AuditReport
 from audits.settings import AuditSettings
 from registry_models.artifacts.exported import CURE, NOT_VISIBLE
 from registry_models.artifacts.loading import LoadedModel
-from registry_models.recipes.assembling import Assembled, Lowered
+from registry_models.child.assembling import Assembled, Lowered
 
 #: The families of checks that rest on the loss, and those that rest on the optimizer.
 _OF_LOSS = ("gradient",)

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from audits.errors import RecipeError
-from audits.live.state import ModuleState, random_state_kept, seed_everything
+from audits.live.state import ModuleState
+from audits.random_state import random_state_kept, seed_everything
 from audits.recipe.callables import MODEL_LOSS, CallableReference, as_loss
 from audits.recipe.capture import unwrap
 from audits.recipe.recipe import Recipe

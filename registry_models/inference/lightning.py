@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from audits.errors import RecipeError
-from audits.recipe.recipe import Phase
+from audits.recipe.phases import Phase
 
 #: What Lightning's own `Trainer` would tell a module that asks.
 _TRAINER: dict[str, Any] = {

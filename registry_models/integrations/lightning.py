@@ -15,9 +15,10 @@ from mlflow.models.model import ModelInfo
 from torch import nn
 
 from audits.errors import RecipeError
-from audits.live.state import random_state_kept
+from audits.random_state import random_state_kept
 from audits.recipe.callables import CallableReference
-from audits.recipe.recipe import Phase, Recipe
+from audits.recipe.phases import Phase
+from audits.recipe.recipe import Recipe
 from audits.structures import map_tensors
 from registry_models.inference.lightning import TrainingStepLoss, lightning_phases
 from registry_models.integrations.rates import LastRates

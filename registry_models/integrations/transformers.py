@@ -17,8 +17,8 @@ import torch
 from mlflow.models.model import ModelInfo
 
 from audits.errors import RecipeError
-from audits.live.state import random_state_kept
 from audits.live.subject import IGNORED_LABEL
+from audits.random_state import random_state_kept
 from audits.recipe.callables import MODEL_LOSS
 from audits.recipe.compiled_parts import MODEL
 from audits.recipe.recipe import Recipe

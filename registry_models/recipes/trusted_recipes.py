@@ -29,7 +29,7 @@ from audits.globs import matching
 from audits.recipe.callables import CallableReference, import_object
 from audits.recipe.keys import check_keys
 from audits.recipe.moulds import Kept
-from audits.recipe.optimizer_recipe import OptimizerRecipe, ParameterGroup
+from audits.recipe.phases import OptimizerRecipe, ParameterGroup
 from audits.recipe.recipe import Recipe
 from registry_models.recipes.recipe_files import load_yaml
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from audits.results.comparison import Comparison
-from audits.results.reading import EarlierComparisons
+from audits.history.comparison import Comparison
+from audits.history.reading import EarlierComparisons
 
 #: Changes that a page lists; the others are counted.
 LISTED = 400
@@ -18,7 +18,7 @@ class Change:
     Attributes:
         parameter: canonical name; None for a claim about the whole model.
         check: name of the check.
-        kind: ``new``, ``unjudged``, ``same``, ``fixed`` or ``gone``; see `audits.results.comparison.Change`.
+        kind: ``new``, ``unjudged``, ``same``, ``fixed`` or ``gone``; see `audits.history.comparison.Change`.
         turned: its outcome before and now, such as ``pass → fail``.
         cause: what differs between the versions: weights, recipe, code, environment; empty when nothing does.
     """

@@ -10,7 +10,8 @@ from torch import nn
 from torch.nn import functional as F
 
 import audits
-from audits.live import devices, subject
+from audits import devices
+from audits.live import subject
 from tests.accelerator import NAME
 
 pytestmark = pytest.mark.accelerator

@@ -13,7 +13,7 @@ from torch import nn
 import audits
 from audits.live.lending import takes_storage_of
 from audits.live.subject import open_subject
-from audits.recipe.recipe import Phase
+from audits.recipe.phases import Phase
 from tests.accelerator import NAME
 from tests.accelerator.comparing import both, failing
 from tests.accelerator.test_optimizers import Small, loss, trained

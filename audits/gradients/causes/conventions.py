@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from audits.gradients.causes.graph import LossGraph
+from audits.gradients.graph import LossGraph
 from audits.gradients.verdicts import Verdict
 from audits.lanes.evaluation import Point
 from audits.lanes.problem import Problem

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from audits.gradients.causes.classify import backward_hooks, jvp_agrees, single_wrong_element
-from audits.gradients.causes.graph import LossGraph, root_of
 from audits.gradients.causes.stopped import explain_stops
 from audits.gradients.functions.alone import WrongFunction, declared_custom, wrong_functions
+from audits.gradients.graph import LossGraph, root_of
 from audits.gradients.methods.probe import Prober
 from audits.gradients.methods.romberg import FIRST_STEP
 from audits.gradients.verdicts import Verdict, describe, number

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
+from audits.devices import Draws
 from audits.gradients.methods.certify import Certifier
 from audits.gradients.methods.layouts import Layout, cotangent_sum
 from audits.lanes.problem import LaneError, Problem, quiet
 from audits.lanes.program import BranchMismatchError, Free
 from audits.lanes.tape import Tape
 from audits.lanes.watching import FunctionDepth, ModuleStack
-from audits.live.devices import Draws
 from audits.live.subject import Subject
 from audits.outcomes import Outcome
 from audits.structures import outputs_of

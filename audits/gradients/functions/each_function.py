@@ -17,9 +17,9 @@ from typing import Any
 import torch
 
 from audits.checks.gradient import FINITE_DIFFERENCE
-from audits.gradients.causes.graph import LossGraph
 from audits.gradients.functions.alone import declared_custom, function_name
 from audits.gradients.functions.function_record import RecordedCall, record_calls
+from audits.gradients.graph import LossGraph
 from audits.gradients.methods.certify import Certifier
 from audits.gradients.methods.domains import domain_of, is_special, varied
 from audits.gradients.methods.layouts import Layout, cotangent_sum

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import torch
 
+from audits.devices import Draws
 from audits.gradients.methods.localise import UNCONFIRMED
 from audits.gradients.methods.probe import Prober
 from audits.gradients.methods.rounding import mark_rounding_zeros
@@ -17,7 +18,6 @@ from audits.lanes.arithmetic import all_finite
 from audits.lanes.evaluation import Point
 from audits.lanes.problem import LaneError
 from audits.lanes.program import BranchMismatchError
-from audits.live.devices import Draws
 from audits.outcomes import Outcome
 
 #: The displaced point is this many rms away from theta, per element (normal); a tenth of it if the loss is not finite.

@@ -6,13 +6,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from audits.gradients.functions.opaque import ROUGH_NOISE, is_opaque
 from audits.gradients.methods.localise import ROUNDING_LIMIT, UNCONFIRMED, Localiser
 from audits.gradients.methods.probe import Probe, Prober, limit_factor
 from audits.gradients.methods.romberg import FIRST_STEP
 from audits.gradients.methods.rounding import mark_rounding_zeros, suspicious
 from audits.gradients.verdicts import Verdict
 from audits.lanes.evaluation import Point
+from audits.lanes.opaque import ROUGH_NOISE, is_opaque
 from audits.lanes.problem import Problem
 from audits.lanes.program import BranchMismatchError
 from audits.outcomes import Lane, Outcome

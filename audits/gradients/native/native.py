@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from audits.checks.gradient import NATIVE_DTYPE
+from audits.devices import Draws
 from audits.gradients.native.native_calls import NativeCall, collect_calls, is_low_float, tensors_of
 from audits.gradients.native.vector_products import distance, exact_vjp, vjp, where_finite
 from audits.lanes.arithmetic import norm
@@ -16,7 +17,6 @@ from audits.lanes.lifted_loss import lifted_loss
 from audits.lanes.lifting import lift_tensor
 from audits.lanes.precision import INSIDE_EPS, Arithmetic, Observing
 from audits.lanes.problem import as_real, differentiate, may_step, quiet
-from audits.live.devices import Draws
 from audits.live.subject import LivePhase, Subject
 from audits.outcomes import Lane, Outcome, ResultRow, finite
 from audits.structures import map_tensors

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
+from audits.devices import Draws
 from audits.gradients.native.native_calls import NativeCall, tensors_of
 from audits.lanes.arithmetic import norm
 from audits.lanes.emulation import Emulating, is_emulated
 from audits.lanes.precision import Observing
 from audits.lanes.problem import quiet
-from audits.live.devices import Draws
 from audits.structures import map_tensors
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from audits.globs import matches
 from audits.live.subject import LivePhase, Subject
 from audits.outcomes import Outcome, ResultRow
+from audits.updates.judge.apply_rule import expected_class_name
 from audits.updates.update_rows import row
 
 #: Keys of ``expect`` that are options of a param group.
@@ -43,15 +44,6 @@ def hyperparameter_rows(subject: Subject) -> list[ResultRow]:
             wrong = [row(subject, _CHECK, Outcome.PASS, f"{keys} as declared", phase=phase.name)]
         rows += wrong
     return rows
-
-
-def expected_class_name(expected: Any, phase: str) -> str | None:
-    """Return the class name that ``expect["optimizer"]`` declares for a phase: a name, or a dict phase -> name."""
-    if isinstance(expected, Mapping):
-        expected = expected.get(phase)
-    if isinstance(expected, type):
-        expected = expected.__name__
-    return None if expected is None else str(expected).replace(":", ".").rpartition(".")[2]
 
 
 def _wrong_class(subject: Subject, phase: LivePhase, expected: Any) -> list[ResultRow]:

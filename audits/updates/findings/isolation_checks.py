@@ -15,7 +15,7 @@ from audits.updates.findings.registration import ema_shadows
 from audits.updates.received.search import BeforeStep
 from audits.updates.record.calls import Call, same_bits
 from audits.updates.record.hook_listener import cure
-from audits.updates.record.steps import TrainingStep
+from audits.updates.steps import TrainingStep
 from audits.updates.update_rows import norm, row
 
 #: Gradients of two phases with a cosine below this are said to oppose each other; nothing is judged by it.

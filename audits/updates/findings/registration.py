@@ -9,10 +9,10 @@ from audits.live.ownership import holders
 from audits.live.subject import Subject
 from audits.outcomes import Outcome, ResultRow
 from audits.recipe.capture import ties_of
-from audits.recipe.optimizer_recipe import UnknownTensor
+from audits.recipe.phases import UnknownTensor
 from audits.updates.findings.hyperparameters import hyperparameter_rows
-from audits.updates.findings.optimizer_whole import whole_rows
-from audits.updates.findings.shadows import shadows_of
+from audits.updates.judge.optimizer_whole import whole_rows
+from audits.updates.record.shadow_modules import shadows_of
 from audits.updates.update_rows import row
 
 

@@ -16,9 +16,11 @@ from torch import nn
 
 from audits.live.subject import Subject
 from audits.outcomes import Outcome, ResultRow
-from audits.updates.findings.buffers import BufferWatch, follows_torch
-from audits.updates.findings.shadows import THRESHOLD, Shadow, distance, how_it_moved, shadows_of, tensors_of
-from audits.updates.judge.compare import to_double
+from audits.updates.compare import to_double
+from audits.updates.findings.buffers import follows_torch
+from audits.updates.findings.shadows import THRESHOLD, distance, how_it_moved
+from audits.updates.record.buffer_watch import BufferWatch
+from audits.updates.record.shadow_modules import Shadow, shadows_of, tensors_of
 from audits.updates.update_rows import row
 from audits.wording import module_label
 

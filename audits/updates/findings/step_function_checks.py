@@ -10,12 +10,12 @@ import torch
 
 from audits.live.subject import LivePhase, Subject
 from audits.outcomes import Outcome, ResultRow
+from audits.updates.compare import real_dtype
 from audits.updates.findings.hyperparameters import declared_option
-from audits.updates.judge.compare import real_dtype
 from audits.updates.received.search import BeforeStep
 from audits.updates.record.calls import Call
 from audits.updates.record.context import usable_rates
-from audits.updates.record.steps import TrainingStep
+from audits.updates.steps import TrainingStep
 from audits.updates.update_rows import row
 
 #: What only a recipe's own step function can get wrong.

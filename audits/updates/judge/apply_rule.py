@@ -16,18 +16,15 @@ from audits.live.subject import LivePhase, Subject
 from audits.recipe.callables import CallableReference
 from audits.recipe.constructing import optimizer_class
 from audits.recipe.optimizers import RUNNING
-from audits.updates.findings.hyperparameters import expected_class_name
-from audits.updates.judge.coarse_names import bare_name, declares
-from audits.updates.judge.compare import PRODUCT_EPS, to_double
+from audits.updates.compare import FOREIGN_TOLERANCE, PRODUCT_EPS, to_double
 from audits.updates.judge.own_attributes import attributes_of
 from audits.updates.rules import PUBLISHED, RULES, Options, Rule, State, plain_name
 from audits.updates.rules.base import PACKAGE
+from audits.updates.rules.coarse_names import bare_name, declares
 
 #: State that is one number per parameter; everything else has the shape of (part of) the weights.
 COUNTERS = ("step", "eta", "mu", "mu_product")
 
-#: Code that is not torch's may well compute in float32 whatever the weights are: as NAdam's float32 scalars.
-FOREIGN_TOLERANCE = 1e-6
 
 #: How messages name the user's own reference.
 OPTIMIZER_RULE = "expect['optimizer_rule']"
@@ -236,3 +233,12 @@ def reference_update(
 def copy_state(state: State) -> State:
     """Return a copy that a trial of another rule may advance; rules never change tensors in place."""
     return dict(state)
+
+
+def expected_class_name(expected: Any, phase: str) -> str | None:
+    """Return the class name that ``expect["optimizer"]`` declares for a phase: a name, or a dict phase -> name."""
+    if isinstance(expected, Mapping):
+        expected = expected.get(phase)
+    if isinstance(expected, type):
+        expected = expected.__name__
+    return None if expected is None else str(expected).replace(":", ".").rpartition(".")[2]

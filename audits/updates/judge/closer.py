@@ -10,7 +10,7 @@ import torch
 
 from audits.live.subject import LivePhase
 from audits.outcomes import Lane
-from audits.updates.judge.compare import (
+from audits.updates.compare import (
     COARSE_RESOLUTION,
     RESOLUTION,
     SLACK,
@@ -19,7 +19,7 @@ from audits.updates.judge.compare import (
     real_dtype,
     resolution,
 )
-from audits.updates.judge.compare import to_double as double
+from audits.updates.compare import to_double as double
 from audits.updates.judge.conditioning import judge_conditioned
 from audits.updates.judge.expected import LOW_PRECISION, Expected
 from audits.updates.judge.kernels import limit_beside_scalars

@@ -11,10 +11,10 @@ from torch import nn
 
 from audits.live.subject import LivePhase, Subject
 from audits.outcomes import Lane, Outcome, ResultRow
-from audits.recipe.optimizer_recipe import OptimizerRecipe, ParameterGroup
 from audits.recipe.optimizers import build_optimizer, placed_state
+from audits.recipe.phases import OptimizerRecipe, ParameterGroup
 from audits.structures import map_tensors
-from audits.updates.judge.compare import deviation, rms
+from audits.updates.compare import deviation, rms
 from audits.updates.judge.expected import LOW_PRECISION
 from audits.updates.record.calls import Call
 from audits.updates.rules.lbfgs import SEARCH_THRESHOLD, THRESHOLD, Evaluate, Memory, lbfgs_step

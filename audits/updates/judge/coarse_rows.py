@@ -11,11 +11,11 @@ import torch
 
 from audits.live.subject import LivePhase, Subject
 from audits.outcomes import Lane, Outcome, ResultRow
-from audits.recipe.optimizer_recipe import ParameterGroup
 from audits.recipe.optimizers import RUNNING
+from audits.recipe.phases import ParameterGroup
+from audits.updates.compare import deviation, judge, real_dtype
 from audits.updates.judge.apply_rule import reference_update
 from audits.updates.judge.coarse_state import CoarseState, CoarseVerdict, judge_uniform
-from audits.updates.judge.compare import deviation, judge, real_dtype
 from audits.updates.judge.conditioning import judge_conditioned
 from audits.updates.judge.expected import Expected, expect
 from audits.updates.judge.replay import Replay

@@ -18,13 +18,13 @@ import torch
 
 from audits.live.subject import LivePhase
 from audits.outcomes import Outcome
-from audits.recipe.optimizer_recipe import ParameterGroup
 from audits.recipe.optimizers import RUNNING
+from audits.recipe.phases import ParameterGroup
 from audits.updates.judge.apply_rule import copy_state, reference_update, rule_options
-from audits.updates.judge.coarse_names import declares
 from audits.updates.judge.own_attributes import attributes_of
 from audits.updates.judge.replay import Replay
 from audits.updates.rules import Rule, State
+from audits.updates.rules.coarse_names import declares
 
 #: Shapes of a group's tensors: whole blocks and a tail; the first two share their gradients, the last two a shape.
 SHAPES: tuple[tuple[int, ...], ...] = ((1031,), (24, 17), (24, 17))

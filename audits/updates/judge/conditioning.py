@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from audits.live.devices import Draws
+from audits.devices import Draws
+from audits.updates.compare import Judgement, deviation, judge, real_dtype, rms, to_double
 from audits.updates.judge.apply_rule import copy_state, reference_update
-from audits.updates.judge.compare import Judgement, deviation, judge, real_dtype, rms, to_double
 from audits.updates.rules import Rule, State
 
 #: The native run rounds at each of the handful of operations of a rule; each response below is that of one rounding.

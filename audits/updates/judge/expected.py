@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from audits.live.subject import LivePhase
+from audits.updates.compare import IMMATERIAL, THRESHOLDS, real_dtype, rms
+from audits.updates.compare import to_double as double
 from audits.updates.judge.apply_rule import COUNTERS, copy_state, reference_update, rule_options
-from audits.updates.judge.compare import IMMATERIAL, THRESHOLDS, real_dtype, rms
-from audits.updates.judge.compare import to_double as double
 from audits.updates.judge.kernels import with_scalar_options
 from audits.updates.record.calls import Call
 from audits.updates.rules import Rule, State

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from audits.live.subject import LivePhase
-from audits.recipe.optimizer_recipe import ParameterGroup
+from audits.recipe.phases import ParameterGroup
+from audits.updates.compare import SLACK, WEIGHT_SLACK, rms
 from audits.updates.judge.apply_rule import reference_state, reference_update
-from audits.updates.judge.compare import SLACK, WEIGHT_SLACK, rms
 from audits.updates.judge.replay import Replay
 from audits.updates.rules import Rule, State
 from audits.updates.rules.base import SCALARS

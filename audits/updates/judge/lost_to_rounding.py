@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from audits.updates.judge.compare import to_double as double
+from audits.updates.compare import to_double as double
 from audits.updates.record.calls import Call
 
 #: Share of the update's norm that may be lost: what is left then makes an angle of asin(0.5) = 30 degrees with what is

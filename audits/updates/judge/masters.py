@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from audits.live.state import random_state_kept
+from audits.random_state import random_state_kept
 from audits.recipe.moulds import Kept
-from audits.recipe.optimizer_recipe import OptimizerRecipe, ParameterGroup
 from audits.recipe.optimizers import build_optimizer
+from audits.recipe.phases import OptimizerRecipe, ParameterGroup
 from audits.updates.record.calls import Call
 from audits.updates.record.modes import in_train_mode
 

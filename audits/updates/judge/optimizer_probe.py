@@ -11,10 +11,10 @@ from torch.optim.optimizer import _default_to_fused_or_foreach
 
 from audits.live.subject import LivePhase, Subject
 from audits.outcomes import Lane, Outcome, ResultRow
+from audits.updates.compare import THRESHOLDS, Deviation, Judgement, deviation, judge, real_dtype, rms, to_double
 from audits.updates.judge.apply_rule import rule_for
 from audits.updates.judge.coarse_rows import uniform_row
 from audits.updates.judge.coarse_state import coarse_state
-from audits.updates.judge.compare import THRESHOLDS, Deviation, Judgement, deviation, judge, real_dtype, rms, to_double
 from audits.updates.judge.conditioning import judge_conditioned
 from audits.updates.judge.masters import masters_of
 from audits.updates.judge.other_rules import explain

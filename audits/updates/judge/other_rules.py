@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from audits.updates.compare import deviation, judge, rms
 from audits.updates.judge.apply_rule import copy_state, reference_update
-from audits.updates.judge.compare import deviation, judge, rms
 from audits.updates.rules import RULES, Rule, State
 
 #: An update is a multiple of the rule's when the angle between them is below this (1 - cosine).

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from audits.recipe.constructing import optimizer_class
-from audits.recipe.optimizer_recipe import OptimizerRecipe, ParameterGroup
 from audits.recipe.optimizers import build_optimizer, placed_state
+from audits.recipe.phases import OptimizerRecipe, ParameterGroup
 from audits.structures import map_tensors
-from audits.updates.judge.compare import real_dtype, to_double
+from audits.updates.compare import real_dtype, to_double
 from audits.updates.judge.masters import masters_of
 from audits.updates.record.calls import Call
 from audits.updates.record.modes import options_of_train_mode

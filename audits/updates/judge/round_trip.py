@@ -10,8 +10,8 @@ import torch
 
 from audits.live.subject import LivePhase, Subject
 from audits.outcomes import Lane, Outcome, ResultRow
+from audits.updates.compare import THRESHOLDS, deviation, judge, real_dtype, to_double
 from audits.updates.judge.coarse_state import CoarseState
-from audits.updates.judge.compare import THRESHOLDS, deviation, judge, real_dtype, to_double
 from audits.updates.judge.replay import Replay
 from audits.updates.judge.synthetic import Synthetic
 from audits.updates.judge.whose_step import ENVIRONMENT, torch_owned

@@ -13,15 +13,15 @@ from audits.live.subject import LivePhase, Subject
 from audits.outcomes import Lane, Outcome, ResultRow
 from audits.recipe.constructing import optimizer_class
 from audits.recipe.moulds import callable_name, declared_hook, own_step, patched_step
+from audits.updates.compare import (
+    real_dtype,
+    rms,
+)
+from audits.updates.compare import to_double as double
 from audits.updates.judge.apply_rule import reference_state, rule_for
 from audits.updates.judge.closer import CloserLook, Finding
 from audits.updates.judge.coarse_rows import coarse_step_rows
 from audits.updates.judge.coarse_state import coarse_state
-from audits.updates.judge.compare import (
-    real_dtype,
-    rms,
-)
-from audits.updates.judge.compare import to_double as double
 from audits.updates.judge.expected import Expected, expect, state_error
 from audits.updates.judge.lost_to_rounding import whole_step
 from audits.updates.judge.masters import masters_of, seen_by_masters

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from audits.live.subject import LivePhase
-from audits.recipe.optimizer_recipe import ParameterGroup
 from audits.recipe.optimizers import RUNNING
+from audits.recipe.phases import ParameterGroup
+from audits.updates.compare import rms, to_double
 from audits.updates.judge.apply_rule import reference_state, reference_update, rule_options
-from audits.updates.judge.compare import rms, to_double
 from audits.updates.judge.own_attributes import shared_of
 from audits.updates.judge.replay import Replay
 from audits.updates.rules import Rule, State

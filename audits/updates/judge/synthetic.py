@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from audits.live.subject import LivePhase, Subject
-from audits.recipe.optimizer_recipe import OptimizerRecipe, ParameterGroup
 from audits.recipe.optimizers import RUNNING
+from audits.recipe.phases import OptimizerRecipe, ParameterGroup
+from audits.updates.compare import real_dtype, rms, to_double
 from audits.updates.judge.apply_rule import copy_state, reference_update, rule_options
-from audits.updates.judge.compare import real_dtype, rms, to_double
 from audits.updates.judge.kernels import with_scalar_options
 from audits.updates.rules import Rule, State
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 
 import torch
 
-from audits.updates.judge.compare import real_dtype, rms, to_double
+from audits.updates.compare import real_dtype, rms, to_double
 from audits.updates.update_rows import norm
 
 Gradients = Mapping[str, torch.Tensor | None]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -13,7 +13,9 @@ from audits.outcomes import Outcome
 from audits.structures import tensors_in
 from audits.updates.received.search import BeforeStep
 from audits.updates.record.calls import Call
-from audits.updates.record.steps import TrainingStep
+
+if TYPE_CHECKING:
+    from audits.updates.steps import TrainingStep
 
 
 @dataclass(frozen=True)

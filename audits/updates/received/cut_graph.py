@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
-from audits.live.devices import Draws
+from audits.devices import Draws
 from audits.live.ownership import holders
 from audits.live.subject import LivePhase, Subject
 from audits.outcomes import Outcome, ResultRow
-from audits.updates.judge.compare import rms, to_double
+from audits.updates.compare import rms, to_double
 
 #: Size of the displacement, relative to the tensor's rms (absolute for a tensor of zeros).
 DISPLACEMENT = 0.1

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 
+from audits.devices import missing_determinism
 from audits.globs import matches
-from audits.live.devices import missing_determinism
 from audits.live.subject import Subject
 from audits.outcomes import Lane, Outcome, ResultRow, finite
-from audits.updates.judge.compare import real_dtype, rms, to_double
+from audits.updates.compare import real_dtype, rms, to_double
 from audits.updates.received.agreement import global_rms, gradient_error
 from audits.updates.received.batch_use import BatchUse, batch_use
 from audits.updates.received.coarseness import dtype_name, gradient_threshold
@@ -19,8 +20,10 @@ from audits.updates.received.reference import Reference
 from audits.updates.received.search import AGREED, BeforeStep
 from audits.updates.record.calls import Call
 from audits.updates.record.hook_listener import cure
-from audits.updates.record.steps import TrainingStep
 from audits.updates.update_rows import norm, row
+
+if TYPE_CHECKING:
+    from audits.updates.steps import TrainingStep
 
 #: Elements from which two directions that agree cannot agree by chance.
 ENOUGH = 16

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
+from audits.devices import same_states
 from audits.lanes.backward import by_grad_or_backward, gradients_of
-from audits.live.devices import same_states
-from audits.live.state import ModuleState, RandomState
+from audits.live.state import ModuleState
 from audits.live.subject import LivePhase, Subject
+from audits.random_state import RandomState
 
 Gradients = dict[str, torch.Tensor | None]
 

@@ -10,14 +10,15 @@ from typing import Any
 
 import torch
 
-from audits.live.state import ModuleState, RandomState
+from audits.live.state import ModuleState
 from audits.live.subject import LivePhase, Subject
-from audits.updates.findings.buffers import BufferWatch
+from audits.random_state import RandomState
 from audits.updates.received.agreement import added, agrees, distance, scattered
 from audits.updates.received.coarseness import gradient_threshold
+from audits.updates.received.observed import Observer, draws_of, matches
 from audits.updates.received.reference import Gradients, Reference, Start, reference_gradient
+from audits.updates.record.buffer_watch import BufferWatch
 from audits.updates.record.calls import Call
-from audits.updates.record.observed import Observer, draws_of, matches
 from audits.updates.record.recorder import Recorder
 from audits.updates.record.step_listener import ClippingCall, StepListener
 

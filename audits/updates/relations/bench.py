@@ -23,10 +23,10 @@ import torch
 from torch import nn
 
 from audits.errors import RecipeError
-from audits.live.state import random_state_kept, seed_everything
+from audits.random_state import random_state_kept, seed_everything
 from audits.recipe.constructing import constructed, optimizer_class
-from audits.recipe.optimizer_recipe import OptimizerRecipe, ParameterGroup
 from audits.recipe.optimizers import build_optimizer
+from audits.recipe.phases import OptimizerRecipe, ParameterGroup
 from audits.updates.record.modes import in_train_mode
 from audits.updates.relations.bench_loss import DtypeListener, Leaf, Problem
 

@@ -10,7 +10,7 @@ import torch
 
 from audits.live.subject import LivePhase, Subject
 from audits.recipe.constructing import optimizer_class
-from audits.recipe.optimizer_recipe import OptimizerRecipe
+from audits.recipe.phases import OptimizerRecipe
 from audits.updates.relations.bench import COUNTS, Group
 from audits.updates.relations.bench_loss import Leaf, leaf
 

@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from audits.updates.judge.coarse_names import declares
-from audits.updates.judge.compare import rms
+from audits.updates.compare import rms
 from audits.updates.relations.bench import Bench, Group, Run
 from audits.updates.relations.bench_loss import Leaf
 from audits.updates.relations.layout import Layout
@@ -21,6 +20,7 @@ from audits.updates.relations.relation import (
     holds,
     tolerance,
 )
+from audits.updates.rules.coarse_names import declares
 
 FLOAT32 = "float32 weights go as float64 weights do, but for rounding"
 STATE = "the state is kept as finely as the weights"

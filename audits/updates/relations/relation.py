@@ -8,8 +8,7 @@ from enum import StrEnum
 
 import torch
 
-from audits.updates.judge.apply_rule import FOREIGN_TOLERANCE
-from audits.updates.judge.compare import rms
+from audits.updates.compare import FOREIGN_TOLERANCE, rms
 from audits.updates.relations.bench import Path, Run
 
 

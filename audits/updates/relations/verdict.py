@@ -13,7 +13,7 @@ import torch
 
 from audits.live.subject import LivePhase, Subject
 from audits.outcomes import Lane, Outcome, ResultRow
-from audits.updates.judge.compare import real_dtype
+from audits.updates.compare import real_dtype
 from audits.updates.relations import contract, descent, elements, numbers, options
 from audits.updates.relations.bench import PLAIN, Bench, Run, StepRequest, request_of
 from audits.updates.relations.bench_loss import LATE

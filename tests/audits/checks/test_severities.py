@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from audits.checks.severities import with_severities
 from audits.outcomes import Outcome, ResultRow, Severity
 from audits.settings import AuditSettings
-from tests.audits.checks.test_waivers import rows
+from tests.audits.test_waivers import rows
 
 severities = st.dictionaries(
     st.sampled_from(["gradient.*", "update.rule", "health.dead-relu", "*"]), st.sampled_from(["fail", "warn"])

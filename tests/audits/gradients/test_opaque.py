@@ -10,10 +10,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from audits.gradients.functions.opaque import ROUGH_NOISE, is_opaque
 from audits.gradients.methods.probe import LADDER, Prober
 from audits.lanes.evaluation import Point
 from audits.lanes.lifted_loss import lifted_loss
+from audits.lanes.opaque import ROUGH_NOISE, is_opaque
 from audits.live.subject import open_subject
 from audits.outcomes import Lane, Outcome, ResultRow
 from audits.recipe.recipe import Recipe

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from audits import Recipe, RecipeError, audit
-from audits.live.state import RandomState, borrowed
+from audits.live.state import borrowed
 from audits.live.subject import open_subject
+from audits.random_state import RandomState
 
 BATCH = {"inputs": torch.randn(6, 3), "targets": torch.randn(6, 2)}
 

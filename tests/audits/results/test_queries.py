@@ -11,9 +11,9 @@ import pytest
 from pyarrow import fs
 
 from audits.errors import InputError
+from audits.history.parameter_history import by_parameter, history
 from audits.outcomes import Outcome
 from audits.results.compaction import compact, compact_months
-from audits.results.history import by_parameter, history
 from audits.results.queries import query
 from audits.results.store import ResultsStore
 from tests.audits.results.committing import DAY, commit, report, row, store_rows

@@ -12,7 +12,7 @@ from torch import nn
 
 import audits
 from audits import AuditReport, Outcome, Recipe
-from audits.updates.judge.coarse_names import bare_name
+from audits.updates.rules.coarse_names import bare_name
 from tests.wrong_on_purpose.updates import coarse
 
 

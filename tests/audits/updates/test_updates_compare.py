@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from audits.outcomes import Lane, Outcome
-from audits.updates.judge.compare import deviation, judge, resolution
+from audits.updates.compare import deviation, judge, resolution
 from audits.updates.judge.other_rules import explain
 from audits.updates.rules import RULES
 from tests.audits.updates.subjects import audited, of

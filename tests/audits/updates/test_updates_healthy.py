@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from audits.outcomes import Outcome
-from audits.recipe.recipe import Phase
+from audits.recipe.phases import Phase
 from tests.audits.updates.subjects import audited, failed, of
 from tests.wrong_on_purpose.updates import models
 

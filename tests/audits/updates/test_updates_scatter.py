@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
+from audits import devices
+from audits.devices import missing_determinism
 from audits.gradients.verdict_rows import parameter_row
 from audits.gradients.verdicts import Verdict
-from audits.live import devices
-from audits.live.devices import missing_determinism
 from audits.live.subject import open_subject
 from audits.outcomes import Lane, Outcome, ResultRow
 from audits.recipe.recipe import Recipe

@@ -12,7 +12,8 @@ from torch import nn
 from audits.checks.update import BY_NAME, UPDATE_CHECKS
 from audits.live.subject import open_subject
 from audits.outcomes import Outcome
-from audits.recipe.recipe import Phase, Recipe
+from audits.recipe.phases import Phase
+from audits.recipe.recipe import Recipe
 from audits.settings import AuditSettings
 from audits.updates import check_updates
 from audits.updates.audit import worst

@@ -21,7 +21,8 @@ from mlflow.tracking import MlflowClient
 from torch import nn
 
 from audits import Recipe
-from flows.service.automations import NEWLY_FAILED, NOTIFY, keep_automations
+from flows.choosing.notifying import NEWLY_FAILED
+from flows.service.automations import NOTIFY, keep_automations
 from flows.service.embedded_prefect import prefect_server
 from registry_models import log_model
 from tests.stores import BATCH, register_linear

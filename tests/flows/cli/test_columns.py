@@ -15,11 +15,11 @@ import pytest
 from rich.console import Console
 
 from audits.checks import CHECKS
+from audits.history.comparison import compare
+from audits.history.parameter_history import HistoryEntry, ParameterHistory
 from audits.outcomes import Coverage, Outcome, ResultRow, Severity
 from audits.report import AuditReport
-from audits.results.comparison import compare
 from audits.results.format import AuditIdentity
-from audits.results.history import HistoryEntry, ParameterHistory
 from flows.choosing.audit_summary import AuditSummary
 from flows.cli import diff_command, display, history_command, sql_command
 from flows.cli import main as cli

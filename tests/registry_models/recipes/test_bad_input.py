@@ -18,7 +18,7 @@ from torch import nn
 
 from audits import Recipe
 from audits.outcomes import Outcome
-from audits.recipe.recipe import ParameterRecord
+from audits.recipe.phases import ParameterRecord
 from registry_models import log_model
 from registry_models.recipes.recipe_files import write_recipe
 from tests.registry_models.auditing import audited, shown

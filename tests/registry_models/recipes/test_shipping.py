@@ -20,8 +20,8 @@ from audits.errors import RecipeError
 from audits.outcomes import Outcome
 from audits.recipe.callables import CallableReference
 from registry_models import attach_recipe, log_model
+from registry_models.artifacts.shipping import MAXIMUM_CODE_BYTES, ship
 from registry_models.recipes.main_script import has_main_guard
-from registry_models.recipes.shipping import MAXIMUM_CODE_BYTES, ship
 from tests.registry_models.auditing import in_a_child
 from tests.registry_models.recipes.losses_shipped import squared, step
 from tests.stores import BATCH, register_linear
@@ -109,7 +109,7 @@ def test_a_script_without_a_main_guard_is_refused(tmp_path: Path) -> None:
         textwrap.dedent(
             """
             from audits.recipe.callables import CallableReference
-            from registry_models.recipes.shipping import ship
+            from registry_models.artifacts.shipping import ship
 
             def build():
                 ...

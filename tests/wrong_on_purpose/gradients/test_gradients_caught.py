@@ -199,7 +199,7 @@ def test_nan_gradients_fail() -> None:
 
 
 def test_gan_phases_know_their_own_parameters() -> None:
-    from audits.recipe.recipe import Phase
+    from audits.recipe.phases import Phase
 
     class Gan(nn.Module):
         def __init__(self, middle: nn.Module) -> None:

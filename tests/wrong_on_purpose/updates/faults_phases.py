@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from audits.recipe.recipe import Phase
+from audits.recipe.phases import Phase
 from tests.wrong_on_purpose.updates import models
 from tests.wrong_on_purpose.updates.catalogue import fault
 

@@ -11,18 +11,11 @@ import pytest
 import torch
 
 import audits
-from audits.findings.confirming import (
-    FIRST_CALL,
-    FIRST_CALL_ONLY,
-    NOT_REPRODUCED,
-    REPEATS,
-    confirmed,
-    settled,
-    suspected,
-)
+from audits.findings.confirming import FIRST_CALL, FIRST_CALL_ONLY, NOT_REPRODUCED, REPEATS, confirmed
 from audits.outcomes import Outcome, ResultRow
+from audits.repeating.settling import settled, suspected
 from audits.run import audit_once, refused
-from tests.audits.findings import first_call_models as models
+from tests.audits.repeating import first_call_models as models
 
 ROOT = Path(__file__).parents[3]
 
@@ -143,7 +136,7 @@ SCRIPT = """
 import sys
 import torch
 import audits
-from tests.audits import first_call_models as models
+from tests.audits.repeating import first_call_models as models
 
 class Own(models.Net):
     pass

@@ -1,7 +1,6 @@
 """The same audit in a fresh process: model and recipe are carried there, where pickle can; nothing is forked.
 
-``python -m audits.findings.fresh_process FOLDER SCRIPT`` is the other side. What it unpickles was written by this
-module just before, in a folder that only this user can read.
+`audits.afresh` is the other side.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -26,7 +24,7 @@ from audits.settings import AuditSettings
 #: A fresh process imports torch (seconds) and does what this one did; it may be slower on a busy machine.
 START_SECONDS, SLOWER = 120.0, 5.0
 
-_CARRIED, _ANSWER = "carried.pt", "answer.pkl"
+CARRIED, ANSWER = "carried.pt", "answer.pkl"
 
 
 def audited_afresh(
@@ -48,23 +46,23 @@ def audited_afresh(
         folder = Path(name)
         try:
             carried = {"model": model, "recipe": recipe, "settings": settings, "device": device}
-            torch.save(carried, folder / _CARRIED)
+            torch.save(carried, folder / CARRIED)
         except Exception as error:  # pickle calls what the user's classes define
             return None, f"it cannot be carried there: {' '.join(str(error).split())[:200]}"
-        main = _main_file(folder / _CARRIED)
+        main = _main_file(folder / CARRIED)
         if isinstance(main, Refusal):
             return None, main.why
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)}
-        command = [sys.executable, "-m", "audits.findings.fresh_process", str(folder), main]
+        command = [sys.executable, "-m", "audits.afresh", str(folder), main]
         limit = START_SECONDS + SLOWER * seconds
         try:
             ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=limit, check=False)
         except (OSError, subprocess.TimeoutExpired) as error:
             return None, f"it came to no end: {error}"
-        if ended.returncode or not (folder / _ANSWER).is_file():
+        if ended.returncode or not (folder / ANSWER).is_file():
             said = ended.stderr.strip().splitlines() or [f"exit code {ended.returncode}"]
             return None, f"it stopped: {said[-1][:200]}"
-        answer: AuditReport = pickle.loads((folder / _ANSWER).read_bytes())
+        answer: AuditReport = pickle.loads((folder / ANSWER).read_bytes())
         return answer, ""
 
 
@@ -90,23 +88,3 @@ def _main_file(carried: Path) -> str | Refusal:
 def _guarded(tree: ast.Module) -> bool:
     return any(isinstance(s, ast.If) and "__name__" in ast.unparse(s.test) and "__main__" in ast.unparse(s.test)
                for s in tree.body)  # fmt: skip
-
-
-def main(folder: Path, script: str) -> None:
-    """Read what was carried, audit it, write the answer."""
-    from audits.run import audit_once
-
-    if script:  # as multiprocessing does for its spawned children: the script's definitions, under __main__
-        import runpy
-        import types
-
-        module = types.ModuleType("__mp_main__")
-        module.__dict__.update(runpy.run_path(script, run_name="__mp_main__"))
-        sys.modules["__main__"] = sys.modules["__mp_main__"] = module
-    carried: dict[str, Any] = torch.load(folder / _CARRIED, weights_only=False)
-    report = audit_once(carried["model"], carried["recipe"], settings=carried["settings"], device=carried["device"])
-    (folder / _ANSWER).write_bytes(pickle.dumps(report))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])

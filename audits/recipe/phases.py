@@ -1,14 +1,38 @@
-"""An optimizer and its learning-rate schedule as plain data, by the names of the model's parameters."""
+"""The parts of a recipe as plain data: phases, optimizers with their groups, schedules, parameters by name."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 import torch
 
+from audits.recipe.callables import CallableReference
 from audits.recipe.moulds import Kept
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One backward and one optimizer step inside a training step, given as live objects.
+
+    Args:
+        name: how rows name it; a single phase is named ``"step"``.
+        loss: ``(model, batch) -> scalar``, its import path, a name of `torch.nn.functional`, a loss module, or
+            ``"model"``.
+        optimizer: the live `torch.optim.Optimizer`; its tensors are matched to the model's by identity.
+        clip_grad_norm: the norm that gradients are clipped to, if they are.
+        accumulate: micro-batches per step.
+        scheduler: the live learning-rate scheduler, if there is one.
+    """
+
+    name: str
+    _: KW_ONLY
+    loss: Any
+    optimizer: torch.optim.Optimizer
+    clip_grad_norm: float | None = None
+    accumulate: int = 1
+    scheduler: Any = None
 
 
 @dataclass(frozen=True)
@@ -74,3 +98,25 @@ class SchedulerRecipe:
     class_path: str
     learning_rates: tuple[tuple[float, ...], ...]
     rewrap: Callable[..., Any] | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class PhaseRecipe:
+    """A phase as data."""
+
+    name: str
+    loss: CallableReference
+    optimizer: OptimizerRecipe
+    clip_grad_norm: float | None = None
+    accumulate: int = 1
+    scheduler: SchedulerRecipe | None = None
+
+
+@dataclass(frozen=True)
+class ParameterRecord:
+    """A parameter of the model as it was at capture."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    trainable: bool

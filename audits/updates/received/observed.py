@@ -19,8 +19,9 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from audits.live.state import ModuleState, RandomState
+from audits.live.state import ModuleState
 from audits.live.subject import LivePhase, Subject
+from audits.random_state import RandomState
 from audits.structures import map_tensors, tensors_in
 from audits.updates.received.reference import Start, same_random
 

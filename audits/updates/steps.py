@@ -11,15 +11,15 @@ import torch
 
 from audits.live.subject import LivePhase, Subject
 from audits.structures import map_tensors
-from audits.updates.findings.buffers import BufferWatch
-from audits.updates.findings.renorms import Renorms
-from audits.updates.findings.shadows import shadows_of, tensors_of
+from audits.updates.canonical import canonical_step
+from audits.updates.received.observed import Observer
 from audits.updates.received.search import BeforeStep, ReferenceSearch
+from audits.updates.record.buffer_watch import BufferWatch
 from audits.updates.record.calls import Call, OutsideWrite
-from audits.updates.record.canonical import canonical_step
 from audits.updates.record.context import INITIAL_SCALE, StepContext, build_context, in_training_wrappers
-from audits.updates.record.observed import Observer
 from audits.updates.record.recorder import Recorder
+from audits.updates.record.renorms import Renorms
+from audits.updates.record.shadow_modules import shadows_of, tensors_of
 from audits.updates.record.step_listener import StepListener
 
 #: Training steps that are run: a missing zero_grad, momentum and a schedule show at the second.

@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import Any, ParamSpec, TextIO, TypeVar, cast
 
+from rich.console import Console
+
 _Parameters = ParamSpec("_Parameters")
 _Returned = TypeVar("_Returned")
 
@@ -104,3 +106,8 @@ def _moved(stdout: TextIO) -> Iterator[TextIO]:
 
 def _stream() -> TextIO:
     return _kept[-1] if _kept else sys.stdout
+
+
+#: Result and log: stdout is for what was asked for, stderr for everything else.
+console = Console(file=RESULTS)
+log_console = Console(stderr=True)

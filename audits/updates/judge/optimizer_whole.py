@@ -10,7 +10,7 @@ from audits.live.subject import LivePhase, Subject
 from audits.outcomes import Outcome, ResultRow
 from audits.recipe.constructing import mould_of_recipe, optimizer_class
 from audits.recipe.moulds import callable_name, hooks_of, own_step
-from audits.recipe.optimizer_recipe import OptimizerRecipe
+from audits.recipe.phases import OptimizerRecipe
 from audits.updates.update_rows import row
 
 _CHECK = "registration.optimizer-whole"

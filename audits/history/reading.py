@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 
 from audits.errors import InputError, suggest
+from audits.history.comparison import Comparison, compare
 from audits.naming import label_of, reference_to, shell_words
 from audits.outcomes import Coverage, Lane, Outcome, ResultRow, Severity
 from audits.report import AuditReport
-from audits.results.comparison import Comparison, compare
 from audits.results.files import Layer, StoreFile, while_files_move
 from audits.results.format import IDENTITY_FIELDS, ROW_FIELDS, AuditIdentity
 from audits.results.store import ResultsStore

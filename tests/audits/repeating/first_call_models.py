@@ -87,7 +87,7 @@ def case(fault: str, dtype: torch.dtype = torch.float32, **more: Any) -> tuple[N
 
 def write(folder: Path, fault: str) -> Path:
     """Write a model directory, as the registry keeps it."""
-    factory = Factory("tests.audits.findings.first_call_models:Net", {"fault": fault})
+    factory = Factory("tests.audits.repeating.first_call_models:Net", {"fault": fault})
     model, recipe = case(fault)
     write_recipe(recipe, folder / "extra_files")
     write_factory(model, factory, folder / "extra_files" / FOLDER)

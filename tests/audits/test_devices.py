@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from audits.devices import Draws, choose_device, device_name
 from audits.errors import RecipeError
-from audits.live.devices import Draws, choose_device, device_name
 from tests import accelerator
 
-ROOT = Path(__file__).resolve().parents[3]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_cpu_is_always_there() -> None:

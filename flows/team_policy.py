@@ -7,9 +7,9 @@ import datetime
 from pathlib import Path
 
 from audits.checks.severities import with_severities
-from audits.checks.waivers import Waiver, standing, waived
 from audits.report import AuditReport
 from audits.settings import AuditSettings
+from audits.waivers import Waiver, standing, waived
 from flows.settings.environment import GradauditSettings
 
 

@@ -11,15 +11,15 @@ from torch import nn
 
 from audits import Recipe, audit
 from audits.errors import InputError
-from audits.outcomes import Outcome, Severity
-from audits.results.comparison import NOTHING_DIFFERS, Change, compare
-from audits.results.reading import (
+from audits.history.comparison import NOTHING_DIFFERS, Change, compare
+from audits.history.reading import (
     committed_audits,
     compare_with_earlier,
     find_audit,
     newest_audit,
     stored_report,
 )
+from audits.outcomes import Outcome, Severity
 from audits.results.store import ResultsStore
 from tests.audits.results.committing import PARTS, commit, report, row
 

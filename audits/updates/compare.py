@@ -11,6 +11,9 @@ import torch
 
 from audits.updates.rules import Rule
 
+#: Code that is not torch's may well compute in float32 whatever the weights are: as NAdam's float32 scalars.
+FOREIGN_TOLERANCE = 1e-6
+
 #: Threshold (L2, max) by dtype. Healthy worst on real steps, torch 2.13: float32 1.45 / 7.3, bfloat16 0.71 / 1.9.
 THRESHOLDS: Mapping[torch.dtype, tuple[float, float]] = {
     torch.float64: (4.0, 16.0),

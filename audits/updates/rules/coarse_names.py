@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from audits.recipe.constructing import optimizer_class
-from audits.recipe.optimizer_recipe import OptimizerRecipe
+from audits.recipe.phases import OptimizerRecipe
 
 #: Words in an option's or a class's name that declare coarse state.
 DECLARES = ("dtype", "bf16", "8bit", "4bit", "fp8", "fp16", "int8", "quant", "precision", "bits")

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from audits.checks.waivers import Waiver, standing, unmatched, waived, waivers_from_plain
 from audits.errors import SettingsError
 from audits.outcomes import WORST_FIRST, Coverage, Outcome, ResultRow, Severity
 from audits.report import AuditReport
 from audits.results.format import AuditIdentity
+from audits.waivers import Waiver, standing, unmatched, waived, waivers_from_plain
 
 TODAY = datetime.date(2026, 6, 1)
 CHECKS = ("gradient.finite-difference", "update.rule", "registration.coverage", "health.dead-relu")

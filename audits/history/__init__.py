@@ -1,0 +1,1 @@
+"""Stored audits read back as reports, compared, and followed over time."""

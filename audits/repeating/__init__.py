@@ -1,0 +1,1 @@
+"""What is audited again, here or in a fresh process, before a failure stands."""
