@@ -46,8 +46,7 @@ def lifted_loss(
     """
     tape = _native_tape(subject, phase)
     dtypes = {name: str(parameter.dtype) for name, parameter in phase.parameters.items()}
-    previous = torch.get_default_dtype()
-    try:
+    with _native_afterwards(subject):
         subject.reset()
         if precision is Lane.FLOAT64:
             _lift_in_place(subject)
@@ -58,16 +57,13 @@ def lifted_loss(
             for weight, batch in subject.micro_batches(phase)
         ]
 
+        native: dict[str, tuple[str, torch.Tensor]] = {}
         tensors: dict[str, torch.Tensor] = dict(phase.parameters)
-        asked: frozenset[str] = frozenset()
-        paths: dict[str, str] = {}
         if inputs:
-            native = subject.micro_batches(phase)
-            dtypes = {_input_name(i, p, len(native)): str(t.dtype) for i, p, t in _inputs(native)}
-            asked = frozenset(_input_name(i, p, len(native)) for i, p, t in _inputs(native) if t.requires_grad)
-            paths = {_input_name(i, p, len(native)): p for i, p, _ in _inputs(native)}
+            native = _inputs(subject.micro_batches(phase))
+            dtypes = {name: str(tensor.dtype) for name, (_, tensor) in native.items()}
             batches = [(weight, map_tensors(batch, _leaf)) for weight, batch in batches]
-            tensors = {_input_name(i, p, len(batches)): t for i, p, t in _inputs(batches)}
+            tensors = {name: tensor for name, (_, tensor) in _inputs(batches).items()}
 
         def before() -> None:
             state.restore()
@@ -86,12 +82,20 @@ def lifted_loss(
                 tape,
                 precision,
                 dtypes=dtypes,
-                asked=asked,
-                paths=paths,
+                asked=frozenset(name for name, (_, tensor) in native.items() if tensor.requires_grad),
+                paths={name: path for name, (path, _) in native.items()},
                 model=None if inputs else subject.model,
                 hooked=may_step(subject.model),
                 batches=batches,
             )
+
+
+@contextlib.contextmanager
+def _native_afterwards(subject: Subject) -> Iterator[None]:
+    """Put the default dtype and the subject back to what they are natively."""
+    previous = torch.get_default_dtype()
+    try:
+        yield
     finally:
         torch.set_default_dtype(previous)
         for parameter in subject.model.parameters():
@@ -115,15 +119,15 @@ def _seed(seed: int) -> None:
     random.seed(seed)
 
 
-def _inputs(batches: list[tuple[float, Any]]) -> Iterator[tuple[int, str, torch.Tensor]]:
-    for i, (_, batch) in enumerate(batches):
-        for path, tensor in tensors_in(batch):
-            if _differentiable(tensor):
-                yield i, path, tensor
-
-
-def _input_name(position: int, path: str, count: int) -> str:
-    return f"<batch {path}>" if count == 1 else f"<batch {position} {path}>"
+def _inputs(batches: list[tuple[float, Any]]) -> dict[str, tuple[str, torch.Tensor]]:
+    """Return the batches' floating tensors by the name that rows have for them, each with its path in its batch."""
+    number = (lambda i: "") if len(batches) == 1 else (lambda i: f"{i} ")
+    return {
+        f"<batch {number(i)}{path}>": (path, tensor)
+        for i, (_, batch) in enumerate(batches)
+        for path, tensor in tensors_in(batch)
+        if _differentiable(tensor)
+    }
 
 
 def _differentiable(tensor: torch.Tensor) -> bool:
