@@ -98,31 +98,29 @@ def log_model(
             write_recipe(shipment.recipe, Path(temporary))
         written = _serialization(model, name, recipe, factory is not None, mlflow_options)
         mlflow_options.pop("export_model", None)
+        pickled = written["serialization_format"] == "pickle"
         if reference is not None:
             # proven with the path it has here; stored under the one it has where the version is loaded
             here = Factory(str(reference.path), dict(factory_args or {}))
-            pickled = written["serialization_format"] == "pickle"
             write_factory(stored, here, folder, weights_too=pickled, stored_path=str(shipment.factory))
-        elif written["serialization_format"] == "pickle":
+        elif pickled:
             _log.warning("%s is pickled: its class must be importable where audits run; factory= avoids pickle", name)
-        extra = list(mlflow_options.pop("extra_files", None) or [])
-        if folder.exists():
-            extra.append(str(folder))
+        extra = [*(mlflow_options.pop("extra_files", None) or []), *([str(folder)] if folder.exists() else [])]
         options = {
             "name": re.sub(r"[/:.%\"']", "-", name),
             "registered_model_name": name,
             "pip_requirements": [f"torch=={_torch_version()}"],
             **mlflow_options,
             **written,
+            "extra_files": extra or None,
+            "code_paths": code_paths or None,
         }
-        if written["serialization_format"] == "pickle":
+        if pickled:
             with _pickling():
-                return mlflow.pytorch.log_model(
-                    model, extra_files=extra or None, code_paths=code_paths or None, **options
-                )
+                return mlflow.pytorch.log_model(model, **options)
         with in_eval_mode(stored), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch.export warns about its own internals
-            return mlflow.pytorch.log_model(stored, extra_files=extra or None, code_paths=code_paths or None, **options)
+            return mlflow.pytorch.log_model(stored, **options)
 
 
 @contextlib.contextmanager

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -53,26 +54,13 @@ def build_optimizer(
         tensors[unknown.label] = stand_in(unknown, parameters)
     held = [[tensors[p if isinstance(p, str) else p.label] for p in group.parameters] for group in recipe.groups]
     mould = mould_of_recipe(recipe)
+    fresh = not with_state if fresh is None else fresh
     if mould is None:
         optimizer = constructed(recipe, held)
     else:
-        assert recipe.kept is not None
         device = next(iter(parameters.values())).device
-        fresh = not with_state if fresh is None else fresh
-        optimizer = cast_from(
-            mould, tensors, place=lambda t: _placed(t, device, dtype), hooks=hooks,
-            own=hooks or recipe.kept.replaced, with_state=not fresh,
-            instead=_first_values(recipe, mould) if fresh else {},
-        )  # fmt: skip
-        _set_up_inside(optimizer, recipe, held, fresh=fresh)
-        optimizer.defaults = dict(recipe.defaults)
-        if len(optimizer.param_groups) != len(held):
-            optimizer.param_groups[:] = [{"params": []} for _ in held]
-        for group, own in zip(optimizer.param_groups, held, strict=True):
-            group["params"][:] = own
-        _complete(optimizer, recipe, held)
-        if fresh:
-            _begin_state(optimizer, recipe, held)
+        place = functools.partial(_placed, device=device, dtype=dtype)
+        optimizer = _cast(recipe, mould, tensors, held, place, fresh=fresh, hooks=hooks)
     OWN.update(_and_inside(optimizer))
     for built, recorded in zip(optimizer.param_groups, recipe.groups, strict=True):
         for key in RUNNING if mould is not None and fresh else ():  # as the constructor leaves them
@@ -82,6 +70,34 @@ def build_optimizer(
     if with_state:
         for name, state in recipe.state.items():
             optimizer.state[parameters[name]] = placed_state(state, parameters[name], optimizer)
+    return optimizer
+
+
+def _cast(
+    recipe: OptimizerRecipe,
+    mould: torch.optim.Optimizer,
+    tensors: Mapping[str, torch.Tensor],
+    held: Sequence[Sequence[torch.Tensor]],
+    place: Callable[[torch.Tensor], torch.Tensor],
+    *,
+    fresh: bool,
+    hooks: bool,
+) -> torch.optim.Optimizer:
+    """Return a copy of a mould that holds these tensors in the recorded groups."""
+    assert recipe.kept is not None
+    optimizer = cast_from(
+        mould, tensors, place=place, hooks=hooks, own=hooks or recipe.kept.replaced, with_state=not fresh,
+        instead=_first_values(recipe, mould) if fresh else {},
+    )  # fmt: skip
+    _set_up_inside(optimizer, recipe, held, fresh=fresh)
+    optimizer.defaults = dict(recipe.defaults)
+    if len(optimizer.param_groups) != len(held):
+        optimizer.param_groups[:] = [{"params": []} for _ in held]
+    for group, own in zip(optimizer.param_groups, held, strict=True):
+        group["params"][:] = own
+    _complete(optimizer, recipe, held)
+    if fresh:
+        _begin_state(optimizer, recipe, held)
     return optimizer
 
 
