@@ -66,7 +66,7 @@ class AuditSettings:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise SettingsError(
-                f"method {self.method!r} is none of {', '.join(METHODS)}{suggest(self.method, METHODS)}"
+                f"method must be one of {', '.join(METHODS)}, not {self.method!r}{suggest(self.method, METHODS)}"
             )
         for name in ("elementwise_epsilon", "elementwise_tolerance", "detection_limit"):
             if not getattr(self, name) > 0:

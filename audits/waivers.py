@@ -57,7 +57,7 @@ class Waiver:
             return SpecifierSet(f"=={text}" if text.isdigit() else text)
         except InvalidSpecifier as error:
             raise SettingsError(
-                f"versions {self.versions!r} is no range; write one number, or for example '>=3,<7'"
+                f"versions {self.versions!r} is not a range of versions; write one number, or for example '>=3,<7'"
             ) from error
 
     @cached_property

@@ -153,7 +153,7 @@ def _serialization(
     asked = options.get("serialization_format") or ("pt2" if options.get("export_model") else None)
     if asked not in (None, *_FORMATS):
         raise ArtifactError(
-            f"serialization_format {asked!r} is none of {', '.join(_FORMATS)}{suggest(asked, _FORMATS)}"
+            f"serialization_format must be one of {', '.join(_FORMATS)}, not {asked!r}{suggest(asked, _FORMATS)}"
         )
     why = ""
     if asked == "pt2" or (asked is None and factory):
@@ -168,11 +168,11 @@ def _serialization(
             why = f"{error}"
         else:
             if isinstance(chosen["input_example"], tuple):
-                _log.warning("%s is logged without an input example: MLflow stores none of several tensors", name)
+                _log.warning("%s is logged without an input example: MLflow stores no example of several tensors", name)
             return chosen if options.get("signature") is None else {**chosen, "signature": options["signature"]}
     stored = None if example is None else example_for_mlflow(example)
     if example is not None and stored is None:
-        _log.warning("%s is logged without an input example: MLflow stores none of this kind", name)
+        _log.warning("%s is logged without an input example: MLflow stores no example of this kind", name)
     elif why and example is None:
         _log.warning("%s is logged without an input example, and not as pt2: %s", name, why)
     return {"serialization_format": asked or "pickle", "input_example": stored}

@@ -26,7 +26,7 @@ def optimizer_class(recipe: OptimizerRecipe) -> type[torch.optim.Optimizer]:
     """
     found = recipe.live_class or import_object(recipe.class_path, role="optimizer class")
     if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
-        raise RecipeError(f"optimizer class {recipe.class_path!r} is no torch.optim.Optimizer")
+        raise RecipeError(f"optimizer class {recipe.class_path!r} is not a torch.optim.Optimizer")
     return found
 
 

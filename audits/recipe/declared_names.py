@@ -84,8 +84,8 @@ def _require_hook(glob: str, recipe: Recipe) -> None:
         names += [callable_name(hook) for _, hook in hooks_of(mould, STEP_HOOKS)]
         names += [] if step is None else [callable_name(step)]
     if not any(declared_hook(name, {"step_hooks": [glob]}) for name in names):
-        found = f"; they are {', '.join(names)}" if names else ": no optimizer has any"
-        raise RecipeError(f"expect['step_hooks'] names {glob!r}, which is no step hook of an optimizer{found}")
+        found = f"; there are {', '.join(names)}" if names else ""
+        raise RecipeError(f"expect['step_hooks'] names {glob!r}, but no optimizer has a step hook of that name{found}")
 
 
 def check_asked_parameters(globs: Sequence[str], model: nn.Module) -> None:
@@ -135,8 +135,8 @@ def check_functions(recipe: Recipe, model: nn.Module, losses: Sequence[torch.Ten
     for name in declared:
         if name not in known:
             raise RecipeError(
-                f"expect['custom_gradient'] names {name!r}, which is no autograd.Function that the losses apply and no "
-                f"module{suggest(name, sorted(known))}"
+                f"expect['custom_gradient'] names {name!r}, but the losses apply no Function of that name, and "
+                f"no module has it{suggest(name, sorted(known))}"
             )
 
 

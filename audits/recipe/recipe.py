@@ -83,7 +83,8 @@ class Recipe:
             raise RecipeError(f"phase names must differ, not {names}")
         if self.precision not in PRECISIONS:
             raise RecipeError(
-                f"precision {self.precision!r} is none of {', '.join(PRECISIONS)}{suggest(self.precision, PRECISIONS)}"
+                f"precision must be one of {', '.join(PRECISIONS)}, not {self.precision!r}"
+                f"{suggest(self.precision, PRECISIONS)}"
             )
         if self.mode not in ("train", "eval"):
             raise RecipeError(f"mode must be 'train' or 'eval', not {self.mode!r}")

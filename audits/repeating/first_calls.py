@@ -185,7 +185,7 @@ def _apart(one: _Evaluation, other: _Evaluation, limit: float) -> dict[str | Non
     apart: dict[str | None, str] = {}
     for name, written in one.weights.items():
         if written != other.weights[name]:
-            apart[name] = f"the process's first forward wrote {name} otherwise than a later one does"
+            apart[name] = f"the process's first forward wrote other values into {name} than a later one does"
     whole = sum(g[0] ** 2 for g in other.gradients.values()) ** 0.5
     for name, (norm, total) in one.gradients.items():
         then = other.gradients.get(name, (0.0, 0.0))

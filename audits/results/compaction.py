@@ -83,7 +83,7 @@ def compact_months(store: ResultsStore, months: Sequence[str], *, before: dateti
     """
     for month in months:
         if not _MONTH.fullmatch(month):
-            raise InputError(f"{month!r} is no month: write it as 2026-10")
+            raise InputError(f"{month!r} is not a month: write it as 2026-10")
     return _compact(store, Layer.MONTH, months, before - datetime.timedelta(1))
 
 

@@ -169,9 +169,7 @@ def _raised(subject: Subject, step: TrainingStep) -> ResultRow:
     error = step.error
     message = f"training step {step.number} raised {type(error).__name__}: {error}".rstrip(": ")
     if isinstance(error, NotImplementedError) and not str(error):
-        message += (
-            ": an optimizer whose step() is not there (LOMO's works inside the backward) needs the real training "
-        )
+        message += ": an optimizer without a step() (LOMO works inside the backward) needs the real training "
         message += "step: Recipe.capture(..., step=FUNCTION)"
     return row(subject, "update.rule", Outcome.INCONCLUSIVE, message, step=step.number, cause="step raised")
 

@@ -59,7 +59,7 @@ def audit_target(
         audit_settings = settings.for_model(Path(target).resolve().name, narrowing)
         with stages(f"auditing {target}"):
             report = audit_directory(Path(target), settings, audit_settings=audit_settings, recipe=recipe)
-        why = "nothing was stored or published: a directory is no registered version"
+        why = "nothing was stored or published: a directory is not a registered version"
         shown = _Shown(report, rerun_of(target), [why])
     else:
         raise ArtifactError(f"{target!r} is neither models:/NAME/VERSION, models:/NAME@ALIAS nor a model directory")

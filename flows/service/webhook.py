@@ -203,7 +203,7 @@ async def _body_of(request: Request) -> bytes | Response:
             async for piece in request.stream():
                 body += piece
                 if len(body) > BODY_LIMIT:
-                    return _answer(413, f"an event of more than {BODY_LIMIT} bytes is none of MLflow's")
+                    return _answer(413, f"an event of more than {BODY_LIMIT} bytes does not come from MLflow")
     except TimeoutError:
         return _answer(408, f"the event did not come within {BODY_SECONDS:g} s", headers={"Connection": "close"})
     except ClientDisconnect:  # nobody is there to be answered
@@ -236,7 +236,7 @@ def wanted_version(body: bytes) -> str | None:
         event = json.loads(body)
         entity, action, data = event["entity"], event["action"], event["data"]
     except (ValueError, TypeError, KeyError, RecursionError):
-        raise ValueError("the body is no event of MLflow's: JSON with entity, action and data") from None
+        raise ValueError("the body is not an event of MLflow's, which is JSON with entity, action and data") from None
     asked = (entity, action) == ("model_version", "created") or (
         (entity, action) == ("model_version_tag", "set") and isinstance(data, dict) and data.get("key") == RECIPE_TAG
     )

@@ -136,7 +136,7 @@ def _unique_state(model: nn.Module) -> dict[str, torch.Tensor]:
     state = model.state_dict()
     for name, tensor in state.items():
         if not isinstance(tensor, torch.Tensor):
-            raise ArtifactError(f"the state dict's {name!r} is no tensor: modules with get_extra_state need pickle")
+            raise ArtifactError(f"the state dict's {name!r} is not a tensor: modules with get_extra_state need pickle")
     return {name: tensor for name, tensor in state.items() if name not in repeated}
 
 

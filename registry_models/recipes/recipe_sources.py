@@ -67,7 +67,7 @@ def matching_recipes(folder: Path, model_name: str) -> list[Path]:
         RecipeError: a file that is no recipe; one broken file must not be passed over silently.
     """
     if not folder.is_dir():
-        raise RecipeError(f"the recipe repository {folder} is no folder")
+        raise RecipeError(f"the recipe repository {folder} is not a folder")
     found = []
     for path in sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")]):
         plain = load_yaml(path)

@@ -78,7 +78,7 @@ class VersionReference:
         except ArtifactError as error:
             raise ArtifactError(f"{f'{error}'.rstrip('.')}{_what_there_is(self, client)}") from error
         if found.name != self.name or self.version not in (None, found.version):
-            raise ArtifactError(f"{self}: the registry answers with {visible(found.uri)}; refused, for it is another")
+            raise ArtifactError(f"{self}: the registry answers with another version, {visible(found.uri)}: refused")
         return found
 
 

@@ -54,7 +54,9 @@ def check_compiled(subject: Subject) -> list[ResultRow]:
     rows: list[ResultRow] = []
     for phase in subject.phases:
         if not subject.settings.compiled:
-            message = f"{describe_parts(subject.compiled)}: compiled, and run eagerly; the setting compiled judges it"
+            message = (
+                f"compiled code in {describe_parts(subject.compiled)} ran eagerly; the setting compiled=true judges it"
+            )
             rows.append(_row(subject, phase, outcome=Outcome.SKIPPED, cause="not run", message=message))
             continue
         try:

@@ -158,7 +158,7 @@ def _row(subject: Subject, following: Shadow, buffer: _Buffer, number: int, keep
     if following.buffers == "left" and not buffer.moved:
         return row(subject, check, Outcome.PASS, f"{shadow} stayed as it was, as declared", **fields)
     if not buffer.moved and not (buffer.source_moved and buffer.persistent):
-        why = f"{weight} did not move either" if not buffer.source_moved else "it is no part of the state_dict"
+        why = f"{weight} did not move either" if not buffer.source_moved else "the state_dict leaves it out"
         message = f"{shadow} stayed as it was in step {number}, and {why}: how it follows does not show"
         return row(subject, check, Outcome.SKIPPED, message, cause="did not move", **fields)
     if buffer.moved and buffer.ran and (buffer.own is None or not follows_torch(buffer.module)):

@@ -81,7 +81,7 @@ def _clipping(subject: Subject, step: TrainingStep, phase: LivePhase) -> Iterato
             message = f"gradients are clipped {len(seen)} times ({where})"
             yield row(subject, check, Outcome.FAIL, message, measured=float(len(seen)), expected=1.0, **common)
         elif seen and abs(seen[0].max_norm - declared) > RATE_TOLERANCE_TENSOR * declared:
-            message = f"gradients are clipped to {seen[0].max_norm:g}, declared is {declared:g} ({where})"
+            message = f"gradients are clipped to {seen[0].max_norm:g}, the recipe declares {declared:g} ({where})"
             yield row(subject, check, Outcome.FAIL, message, measured=seen[0].max_norm, expected=declared, **common)
         elif seen:
             error = abs(seen[0].norm - reference.norm) / reference.norm if reference.norm else seen[0].norm
@@ -171,6 +171,6 @@ def _mode(subject: Subject, step: TrainingStep) -> ResultRow:
                    step=step.number)  # fmt: skip
     path, training = min(step.modes.items(), key=lambda found: len(found[0]))
     mode, other = ("train", "eval") if training else ("eval", "train")
-    message = (f"{path or 'the model'} ran in {mode} mode in step {step.number}, declared is {other}"
+    message = (f"{path or 'the model'} ran in {mode} mode in step {step.number}, the recipe declares {other}"
                f" ({len(step.modes)} modules in all)")  # fmt: skip
     return row(subject, "step.mode", Outcome.FAIL, message, step=step.number)

@@ -122,7 +122,7 @@ def test_a_new_failure_is_told_once_and_a_repeat_or_a_success_never(
     payload = next(event["payload"] for event in events if event["payload"]["version"] == 1)
     assert payload["model"] == "broken"
     assert payload["checks"] == "registration.hyperparameters"
-    assert payload["finding"] == "the optimizer of phase 'step' is SGD, declared is Adam"
+    assert payload["finding"] == "the optimizer of phase 'step' is SGD, expect declares Adam"
     assert payload["previous"] == "never audited"
     run = client.get_run(payload["run_id"])
     assert run.data.tags["audit.model"] == "broken"
@@ -135,6 +135,6 @@ def test_a_new_failure_is_told_once_and_a_repeat_or_a_success_never(
     text = next(message["text"] for message in messages if " v1 " in message["subject"])
     assert text.split("\n") == [
         "broken v1 fails registration.hyperparameters.",
-        "the optimizer of phase 'step' is SGD, declared is Adam",
+        "the optimizer of phase 'step' is SGD, expect declares Adam",
         payload["link"],
     ]
