@@ -59,7 +59,7 @@ class CloserLook:
     Args:
         rule: the rule.
         phase: whose optimizer.
-        replays: its calls so far, in other dtypes.
+        lanes: its calls so far, in other dtypes.
         expect: what the rule expects.
     """
 
@@ -76,10 +76,7 @@ class CloserLook:
             actual: the update made, float64.
             reference: the rule's.
         """
-        judged = judge_conditioned(
-            self._rule, actual, reference.update, reference.theta, reference.gradient, reference.before,
-            reference.options, dtype, reference.noise, (reference.size, reference.length),
-        )  # fmt: skip
+        judged = judge_conditioned(self._rule, actual, reference, dtype, (reference.size, reference.length))
         theta, full = reference.size, reference.length
         rule = self._rule
         if rule.inside is not None:
@@ -102,10 +99,8 @@ class CloserLook:
         outside = {"decay": {"weight_decay": 0.0}, "momentum": self._rule.momentum}
         for term, limit in limits.items():
             if term in outside and limit > RESOLUTION and SCALARS in reference.options:
-                found = limit_beside_scalars(
-                    self._rule, actual - reference.update, reference.theta, reference.gradient, reference.before,
-                    reference.options, outside[term], torch.finfo(torch.float64).eps,
-                )  # fmt: skip
+                eps = torch.finfo(torch.float64).eps
+                found = limit_beside_scalars(self._rule, actual - reference.update, reference, outside[term], eps)
                 limits[term] = min(limit, found)
 
     def unresolved(self, reference: Expected, finding: Finding) -> list[str]:

@@ -124,8 +124,7 @@ def _error(
     rule: Rule, coarse: CoarseState, reference: Expected, actual: torch.Tensor, dtype: torch.dtype
 ) -> tuple[float, float]:  # fmt: skip
     """Return (error, threshold), beside what rounding the new state to a coarse floating dtype changes."""
-    judged = judge_conditioned(rule, actual, reference.update, reference.theta, reference.gradient, {},
-                               reference.options, dtype)  # fmt: skip
+    judged = judge_conditioned(rule, actual, dataclasses.replace(reference, before={}, noise=0.0), dtype)
     if not judged.met and coarse.floating:
         # Two moments, each rounded by half a spacing h: a quotient is off by (1 + h) / (1 - h) at most.
         rounding = 2.0 * coarse.half / (1.0 - coarse.half)

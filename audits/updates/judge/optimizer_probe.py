@@ -16,6 +16,7 @@ from audits.updates.judge.apply_rule import rule_for
 from audits.updates.judge.coarse_rows import uniform_row
 from audits.updates.judge.coarse_state import coarse_state
 from audits.updates.judge.conditioning import judge_conditioned
+from audits.updates.judge.expected import Expected
 from audits.updates.judge.masters import masters_of
 from audits.updates.judge.other_rules import explain
 from audits.updates.judge.replay import Replay
@@ -144,9 +145,8 @@ def run_probe(
                 gradient = synthetic.gradients[number - 1][name]
                 assert gradient is not None
                 noise = rule.noise(theta, to_double(gradient), state, options) if rule.noise else 0.0
-                found = judge_conditioned(
-                    rule, updates[name], expected, theta, gradient, state, options, in_dtype, noise
-                )
+                meant = Expected(theta, expected, {}, state, options, gradient, noise)
+                found = judge_conditioned(rule, updates[name], meant, in_dtype)
                 share = found.error / found.threshold
                 if not found.met and (failure is None or (failure.step == number and share > ratio)):
                     because = explain(rule, theta, gradient, state, options, updates[name], in_dtype)
