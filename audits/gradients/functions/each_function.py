@@ -28,7 +28,7 @@ from audits.gradients.verdicts import Verdict, number
 from audits.lanes.problem import Problem
 from audits.lanes.tape import Tape
 from audits.live.subject import LivePhase, Subject
-from audits.outcomes import Outcome, ResultRow, finite
+from audits.outcomes import Outcome, ResultRow
 from audits.structures import outputs_of
 from audits.wording import listed
 
@@ -258,11 +258,7 @@ def _row(subject: Subject, phase: LivePhase, problem: Problem, wrong: _Judged, c
         lane=problem.lane,
         module=call.label,
         dtype=dtype,
-        measured=finite(verdict.measured),
-        expected=finite(verdict.expected),
-        error=finite(verdict.error),
-        threshold=finite(verdict.threshold),
-        detection_limit=finite(verdict.limit),
+        **verdict.numbers,
         seed=subject.seed,
         cause=cause,
         message=f"the backward of the autograd.Function {name} in {call.label} is wrong by itself: for its argument "

@@ -12,6 +12,7 @@ from torch import nn
 
 from audits.live.subject import Subject
 from audits.structures import tensors_in
+from audits.updates.pausing import Pausable
 
 
 @dataclass(frozen=True)
@@ -22,13 +23,12 @@ class ClippingCall:
     max_norm: float
 
 
-class StepListener:
+class StepListener(Pausable):
     """Listens to the modules' forwards and to `torch.nn.utils.clip_grad_norm_`, however it was imported."""
 
     def __init__(self, subject: Subject) -> None:
         self._subject = subject
         self._declared = {path: module.training for path, module in subject.model.named_modules()}
-        self._paused = False
         self._pending: list[ClippingCall] = []
         self.wrong_modes: dict[str, bool] = {}
         #: Of each forward under way, the modules inside it that run in another mode than the declared one.
@@ -54,15 +54,6 @@ class StepListener:
             for handle in handles:
                 handle.remove()
 
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Do not listen while the audit itself evaluates the model."""
-        self._paused = True
-        try:
-            yield
-        finally:
-            self._paused = False
-
     def take_clipping(self) -> list[ClippingCall]:
         """Return the clipping since the last optimizer step."""
         taken, self._pending = self._pending, []
@@ -70,7 +61,7 @@ class StepListener:
 
     def _enter(self, path: str) -> Callable[..., None]:
         def hook(module: nn.Module, _: Any) -> None:
-            wrong = not self._paused and module.training is not self._declared.get(path, module.training)
+            wrong = not self.is_paused and module.training is not self._declared.get(path, module.training)
             self._open.append({path: module.training} if wrong else {})
 
         return hook
@@ -81,7 +72,7 @@ class StepListener:
         A module without gradients of its own, a frozen backbone, counts when that of the module around it arrives.
         """
         wrong = self._open.pop() if self._open else {}
-        if not wrong or self._paused:
+        if not wrong or self.is_paused:
             return
         through = [t for _, t in tensors_in(output) if t.requires_grad and not t.is_leaf]
         for tensor in through:
@@ -91,7 +82,7 @@ class StepListener:
 
     def _clipping(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def clip(parameters: Any, max_norm: float, total_norm: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-            if not self._paused:
+            if not self.is_paused:
                 self._pending.append(ClippingCall(float(total_norm), float(max_norm)))
             return original(parameters, max_norm, total_norm, *args, **kwargs)
 
