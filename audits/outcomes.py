@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from audits.causes import Cause
+
 
 class Outcome(StrEnum):
     """What a check says. Neither ``inconclusive`` nor ``skipped`` ever counts as a pass."""
@@ -34,6 +36,21 @@ class Severity(StrEnum):
     WARN = "warn"
 
 
+class Family(StrEnum):
+    """What a check is about: the part of its name before the dot."""
+
+    REGISTRATION = "registration"
+    STEP = "step"
+    GRADIENT = "gradient"
+    UPDATE = "update"
+    OPTIMIZER = "optimizer"
+    BUFFERS = "buffers"
+    HEALTH = "health"
+    AUDIT = "audit"
+    MODEL = "model"
+    RECIPE = "recipe"
+
+
 class Lane(StrEnum):
     """How the subject was evaluated for a row."""
 
@@ -41,29 +58,6 @@ class Lane(StrEnum):
     FLOAT64 = "float64"
     FLOAT32 = "float32"
     SYNTHETIC = "synthetic"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Check:
-    """One claim with a stable name. A name never changes its meaning and a retired one is never used again.
-
-    Attributes:
-        name: ``family.claim``.
-        claim: what holds when it passes, one sentence.
-        severity: what an unmet claim does to the version.
-        formula: the formula of ``error``, in plain text.
-        threshold: default threshold, with its unit and where it comes from.
-        blind_to: what it cannot see.
-        where_to_look: advice for a person who meets a failure.
-    """
-
-    name: str
-    claim: str
-    severity: Severity = Severity.FAIL
-    formula: str = ""
-    threshold: str = ""
-    blind_to: str = ""
-    where_to_look: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,14 +116,9 @@ HANDED_OVER_EVIDENCE = "step.gradient"
 #: Checks of which a row about no parameter in particular speaks for the whole audit: a part stopped, a step raised.
 WHOLE_AUDIT = ("audit.completed", UPDATE_EVIDENCE, HANDED_OVER_EVIDENCE)
 
-#: Cause of a zero gradient that the finite difference confirms.
-ZERO_GRADIENT = "absolute"
-
-#: Cause of an update that was not judged because the loss does not depend on the parameter, as was confirmed.
-UNUSED = "not used by the loss"
 
 #: A version needs evidence from each of these families before it can pass.
-REQUIRED_FAMILIES = ("registration", "gradient", "update")
+REQUIRED_FAMILIES = (Family.REGISTRATION, Family.GRADIENT, Family.UPDATE)
 
 #: Below this share of resolved trainable tensors a version that did not fail is ``inconclusive``: one tensor in
 #: twenty, the share of normalisation scales and biases that a healthy converged network may leave unresolved.
@@ -174,13 +163,13 @@ class Coverage:
         zero: set[str] = set()
         unused: set[str] = set()
         for row in rows:
-            if row.check == UPDATE_EVIDENCE and row.cause == UNUSED and row.parameter is not None:
+            if row.check == UPDATE_EVIDENCE and row.cause == Cause.UNUSED and row.parameter is not None:
                 unused.add(row.parameter)
             if row.parameter is None or not row.outcome.resolved:
                 continue
             if row.check == GRADIENT_EVIDENCE and "loss" not in assumed:
                 gradient.add(row.parameter)
-                if row.cause == ZERO_GRADIENT and row.gradient_norm == 0.0:
+                if row.cause == Cause.ZERO_GRADIENT and row.gradient_norm == 0.0:
                     zero.add(row.parameter)
             elif row.check == UPDATE_EVIDENCE and "optimizer" not in assumed:
                 update.add(row.parameter)

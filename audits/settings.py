@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from audits.checks import refuse_unknown_checks
+from audits.checks.gradient import DETECTION_LIMIT
+from audits.checks.health import EXPLODING_NORM, RATIO, VANISHING_NORM, VANISHING_RATIO
 from audits.checks.severities import refuse_unknown
 from audits.errors import SettingsError, suggest, unknown_among
 from audits.globs import matches, matching
@@ -54,13 +57,13 @@ class AuditSettings:
     elementwise_tolerance: float = 1e-5
     exact_limit: int = 4096
     probes: int = 2
-    detection_limit: float = 1e-3
+    detection_limit: float = DETECTION_LIMIT.value
     input_gradient_limit: int = 1_000_000
     compiled: bool = False
-    vanishing_ratio: float = 1e-3
-    vanishing_norm: float = 1e-4
-    exploding_norm: float = 70.0
-    update_ratio: float = 0.3
+    vanishing_ratio: float = VANISHING_RATIO.value
+    vanishing_norm: float = VANISHING_NORM.value
+    exploding_norm: float = EXPLODING_NORM.value
+    update_ratio: float = RATIO.value
     severity: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
@@ -78,8 +81,6 @@ class AuditSettings:
         if self.severity:
             refuse_unknown(self.severity)
         if self.checks:
-            from audits.checks import refuse_unknown_checks  # it imports what is told these settings
-
             refuse_unknown_checks(self.checks)
 
     @classmethod

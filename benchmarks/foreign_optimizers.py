@@ -22,12 +22,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from audits.causes import Cause
 from audits.errors import RecipeError
 from audits.live.subject import open_subject
 from audits.outcomes import WORST_FIRST, Outcome, ResultRow
 from audits.recipe.recipe import Recipe
 from audits.updates import check_registration, check_updates
-from audits.updates.relations import RELATIONS
 
 #: Ways of building a class, in the order in which they are tried: plainly; without lr; in Muon's groups; around another
 #: optimizer, given or named; with the model; with what single classes ask for.
@@ -96,7 +96,7 @@ def _steps(optimizer: Any, model: nn.Module, batch: dict[str, torch.Tensor]) -> 
 
 def how_judged(rows: list[ResultRow]) -> str:
     """Return ``relations`` or ``rule``."""
-    return "relations" if any(r.cause == RELATIONS or r.check == "optimizer.invariants" for r in rows) else "rule"
+    return "relations" if any(r.cause == Cause.RELATIONS or r.check == "optimizer.invariants" for r in rows) else "rule"
 
 
 def worst_of(rows: list[ResultRow]) -> tuple[Outcome, str]:

@@ -10,12 +10,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable
 
+from audits.causes import Cause
 from audits.outcomes import Outcome, ResultRow, Severity
-
-#: Causes of such rows: before and after a fresh process was asked, and of what is chance.
-FIRST_CALL = "first call, or chance"
-FIRST_CALL_ONLY = "first call only"
-NOT_REPRODUCED = "not reproduced"
 
 #: Repeats without a failure before the first call is suspected. What fails at random with probability p passes for a
 #: first call, here and in a fresh process, with p^2 (1 - p)^8 at the most: 0.7 % at p = 0.2.
@@ -51,8 +47,8 @@ def confirmed(rows: Rows, run: Callable[[int], Rows], seed: int, second_seed: in
     text = "a second seed did not show it"
     return [
         r if r.outcome is not Outcome.FAIL or key_of(r) in again
-        else opened(r, NOT_REPRODUCED, text) if key_of(r) in shown
-        else opened(r, FIRST_CALL, f"{text}, nor did {REPEATS} repeats of this one")
+        else opened(r, Cause.NOT_REPRODUCED, text) if key_of(r) in shown
+        else opened(r, Cause.FIRST_CALL, f"{text}, nor did {REPEATS} repeats of this one")
         for r in rows
     ]  # fmt: skip
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from audits.live.ownership import FOREIGN
+from audits.causes import Cause
 from audits.live.subject import Subject
 from audits.outcomes import Outcome, ResultRow
 from audits.structures import tensors_in
@@ -43,7 +43,7 @@ def _following(row: ResultRow, foreign: set[tuple[str | None, str | None]]) -> R
     if (row.phase, row.parameter) not in foreign or (row.check, row.outcome) not in _FOLLOWING:
         return row
     message = f"follows from {row.parameter} being in the optimizer of phase {row.phase!r}: see update.isolation"
-    return dataclasses.replace(row, outcome=Outcome.SKIPPED, cause=FOREIGN, message=message)
+    return dataclasses.replace(row, outcome=Outcome.SKIPPED, cause=Cause.FOREIGN, message=message)
 
 
 def batch_oddities(subject: Subject) -> list[str]:

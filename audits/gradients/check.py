@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from audits.causes import Cause
 from audits.checks.gradient import FINITE_DIFFERENCE, INPUT, NATIVE_DTYPE
 from audits.gradients.causes.conventions import with_conventions
 from audits.gradients.causes.explain import explain
@@ -21,7 +22,7 @@ from audits.gradients.verdicts import Verdict
 from audits.lanes.evaluation import Point
 from audits.lanes.lifted_loss import lifted_loss
 from audits.lanes.problem import Problem
-from audits.live.ownership import FOREIGN, surely_foreign
+from audits.live.ownership import surely_foreign
 from audits.live.subject import LivePhase, Subject
 from audits.outcomes import Lane, Outcome, ResultRow
 
@@ -116,7 +117,7 @@ def _not_evaluated(
     text = " ".join(str(error).split())[:300]
     verdict = Verdict(
         outcome=Outcome.INCONCLUSIVE,
-        cause=f"cannot evaluate: {type(error).__name__}",
+        cause=Cause.CANNOT_EVALUATE.at(type(error).__name__),
         message=f"the loss could not be evaluated in float64: {text}",
     )
     return [parameter_row(subject, phase, n, verdict, None, Lane.FLOAT64, dtypes[n]) for n in names]
@@ -157,7 +158,9 @@ def judge(subject: Subject, problem: Problem, names: list[str]) -> tuple[dict[st
             verdicts |= check_exactly(point, finite, detection_limit=settings.detection_limit, alone=alone)
             left = [name for name in finite if name not in verdicts]  # probes are as good, and cheaper than a loop
             left = certifier.patiently(point, certifier.rounds(point, left, displaced=False), displaced=False)
-            doubtful = [n for n in finite if n not in left and verdicts[n].cause in ("absolute", "unresolved")] + left
+            doubtful = [
+                n for n in finite if n not in left and verdicts[n].cause in (Cause.ZERO_GRADIENT, Cause.UNRESOLVED)
+            ] + left
             if doubtful:
                 certifier.displace(point, doubtful)
     finally:
@@ -173,5 +176,5 @@ def _why_skipped(subject: Subject, phase: LivePhase, name: str) -> tuple[str, st
         of_phase = f" of phase {phase.name!r}" if len(subject.phases) > 1 else ""
         return "not in the optimizer", f"{name!r} is not in the optimizer{of_phase}"
     if owners := surely_foreign(subject, phase.name).get(name):
-        return FOREIGN, f"{name!r} belongs to phase {', '.join(owners)} and is judged there: see update.isolation"
+        return Cause.FOREIGN, f"{name!r} belongs to phase {', '.join(owners)} and is judged there: see update.isolation"
     return "empty", f"{name!r} has no elements"

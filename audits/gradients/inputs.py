@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import torch
 
+from audits.causes import Cause
 from audits.checks.gradient import INPUT
 from audits.globs import matches
 from audits.gradients.causes.explain import explain
@@ -44,7 +45,7 @@ def check_inputs(subject: Subject, phase: LivePhase) -> list[ResultRow]:
     if elements > limit:
         message = f"the model has {elements} trainable elements, input_gradient_limit is {limit}"
         return [ResultRow(check=INPUT.name, outcome=Outcome.SKIPPED, severity=INPUT.severity, phase=phase.name,
-                          cause="large model", message=message, seed=subject.seed)]  # fmt: skip
+                          cause=Cause.LARGE_MODEL, message=message, seed=subject.seed)]  # fmt: skip
     try:
         with lifted_loss(subject, phase, inputs=True) as problem:
             names = [n for n, t in problem.tensors.items() if t.numel() and subject.settings.wants_parameter(n)]
@@ -64,7 +65,7 @@ def check_inputs(subject: Subject, phase: LivePhase) -> list[ResultRow]:
         if not _anybody_asks(subject):  # a model may well refuse inputs that ask for a gradient
             outcome, text = Outcome.SKIPPED, f"{text}. Nothing in the step uses it. {ASK}"
         return [ResultRow(check=INPUT.name, outcome=outcome, severity=INPUT.severity, phase=phase.name,
-                          lane=Lane.FLOAT64, cause=f"cannot evaluate: {type(error).__name__}", seed=subject.seed,
+                          lane=Lane.FLOAT64, cause=Cause.CANNOT_EVALUATE.at(type(error).__name__), seed=subject.seed,
                           message=text)]  # fmt: skip
     finally:
         subject.reset()
@@ -89,11 +90,11 @@ def _unasked(name: str, verdict: Verdict, gradient: torch.Tensor | None) -> Verd
     """Judge a gradient that nobody asked for: an absent one is a note, a wrong one a warning."""
     if verdict.outcome is not Outcome.FAIL:
         return verdict
-    if (verdict.cause or "").startswith("stop-gradient"):
+    if Cause.STOP_GRADIENT.begins(verdict.cause):
         return replace(verdict, outcome=Outcome.SKIPPED)
     if norm(gradient) == 0.0:
         return replace(
-            verdict, outcome=Outcome.SKIPPED, cause="no gradient, and none asked for",
+            verdict, outcome=Outcome.SKIPPED, cause=Cause.NO_GRADIENT_ASKED,
             message=f"the loss depends on {name} and gives it no gradient, as losses do for targets, masks and "
             f"weights; nothing needs doing. {ASK}",
         )  # fmt: skip

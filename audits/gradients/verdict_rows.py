@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from audits.causes import Cause
 from audits.checks.gradient import FINITE_DIFFERENCE
 from audits.devices import missing_determinism
 from audits.gradients.verdicts import Verdict, describe
@@ -17,7 +18,7 @@ def parameter_row(
     """Return a parameter's row."""
     gradient = point.gradients.get(name) if point is not None else None
     known = point is not None and name in point.names
-    missing = missing_determinism(subject.device) if verdict.cause == "nondeterministic" else ""
+    missing = missing_determinism(subject.device) if verdict.cause == Cause.NONDETERMINISTIC else ""
     return ResultRow(
         check=FINITE_DIFFERENCE.name,
         outcome=verdict.outcome,

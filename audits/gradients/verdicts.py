@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from audits.causes import Cause
 from audits.outcomes import Outcome, finite
 
 
@@ -58,7 +59,7 @@ def describe(name: str, verdict: Verdict) -> str:
     if verdict.outcome is Outcome.PASS:
         limit = f"; an error of {verdict.limit:.1e} relative would have shown" if verdict.limit is not None else ""
         return f"the gradient of {name!r} is the loss's derivative{where}{limit}"
-    if verdict.cause == "nondeterministic":
+    if verdict.cause == Cause.NONDETERMINISTIC:
         return f"cannot judge {name!r}: the loss differs between two evaluations at the same parameters"
     if verdict.limit is not None:
         return f"the gradient of {name!r} is too small to resolve: an error below {verdict.limit:.1e} would not show"

@@ -6,7 +6,7 @@ import functools
 
 import torch
 
-from audits.checks.health import BY_NAME
+from audits.checks.health import CHECKS
 from audits.health.activations import Listener
 from audits.health.gradients import gradient_rows
 from audits.health.moves import moves_of, update_rows
@@ -23,7 +23,7 @@ def check_health(subject: Subject) -> list[ResultRow]:
     Args:
         subject: the model under audit; left at its start.
     """
-    if not subject.settings.wants_check(*BY_NAME):
+    if not subject.settings.wants_check(*(check.name for check in CHECKS)):
         return []
     rows: list[ResultRow] = []
     try:

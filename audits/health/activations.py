@@ -9,18 +9,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from audits.checks.health import CHANCE, FLAT_END, LAYER_SHARE
 from audits.health.health_rows import health_row
 from audits.live.subject import LivePhase, Subject
 from audits.outcomes import ResultRow
 from audits.wording import module_label
-
-#: Share of dead or saturated units above which a layer warns.
-LAYER_SHARE = 0.5
-#: Probability of as many dead units in a layer whose units are on or off by the toss of a coin, below which they are
-#: news: one false warning in a thousand layers. It takes ten units of which all are off.
-CHANCE = 1e-3
-#: Distance from an end of a sigmoid's or tanh's range within which its slope is below 1e-3 (sigmoid), 2e-3 (tanh).
-SATURATED = 1e-3
 
 
 @dataclass
@@ -89,7 +82,7 @@ class Listener:
                 seen.counts = [float(seen.dead.float().mean())]
             else:
                 low, high = (0.0, 1.0) if isinstance(module, nn.Sigmoid) else (-1.0, 1.0)
-                flat = ((values - low).abs() < SATURATED) | ((values - high).abs() < SATURATED)
+                flat = ((values - low).abs() < FLAT_END.value) | ((values - high).abs() < FLAT_END.value)
                 seen = self._found.setdefault(path, _Activity("health.saturation"))
                 seen.counts.append(float(flat.float().mean()))
 
@@ -101,9 +94,9 @@ class Listener:
             share = sum(seen.counts) / len(seen.counts)
             what = "units are 0 for the whole batch" if seen.check == "health.dead-relu" else "outputs are at an end"
             module = module_label(type(self._subject.model.get_submodule(path)), path)
-            bad = share > LAYER_SHARE and seen.by_chance < CHANCE
+            bad = share > LAYER_SHARE.value and seen.by_chance < CHANCE.value
             yield health_row(self._subject, seen.check, bad, f"{path}: {share:.0%} of the {what}",
-                       phase=phase.name, module=module, measured=share, threshold=LAYER_SHARE)  # fmt: skip
+                       phase=phase.name, module=module, measured=share, threshold=LAYER_SHARE.value)  # fmt: skip
 
 
 class _Handles(list):

@@ -7,14 +7,12 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
+from audits.checks.health import VANISHING_MEAN
 from audits.health.health_rows import health_row
 from audits.health.moves import Move, harms
 from audits.live.subject import LivePhase, Subject
 from audits.outcomes import ResultRow, finite
 from audits.updates.compare import to_double
-
-#: Mean absolute gradient below which a whole tensor counts as vanishing: a step of 1e-3 of it is lost in float32.
-VANISHING_MEAN = 1e-7
 
 
 def gradient_rows(
@@ -76,8 +74,10 @@ def _vanishing(
         yield health_row(subject, "health.vanishing", bad, message, phase=phase.name, parameter=first, measured=ratio,
                    threshold=subject.settings.vanishing_ratio, gradient_norm=norms[first])  # fmt: skip
     means = {n: norms[n] / max(1, subject.parameters[n].numel()) ** 0.5 for n in norms}
-    if means and 0 < max(means.values()) < VANISHING_MEAN:
+    if means and 0 < max(means.values()) < VANISHING_MEAN.value:
         name = max(means, key=lambda n: means[n])
-        message = f"every gradient is below {VANISHING_MEAN:g} per element; the largest is {name}'s, {means[name]:.3g}"
+        message = (
+            f"every gradient is below {VANISHING_MEAN.value:g} per element; the largest is {name}'s, {means[name]:.3g}"
+        )
         yield health_row(subject, "health.vanishing", True, message, phase=phase.name, measured=means[name],
-                   threshold=VANISHING_MEAN)  # fmt: skip
+                   threshold=VANISHING_MEAN.value)  # fmt: skip

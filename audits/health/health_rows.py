@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from audits.checks.health import BY_NAME
+from audits.checks import CHECKS
 from audits.live.subject import Subject
 from audits.outcomes import Outcome, ResultRow, Severity
 
@@ -23,4 +23,4 @@ def health_row(subject: Subject, check: str, bad: bool, message: str, **fields: 
         fields |= {"numel": tensor.numel(), "dtype": str(tensor.dtype), "module": subject.owner(name).label}
     outcome = Outcome.WARN if bad else Outcome.PASS
     return ResultRow(check=check, outcome=outcome, severity=Severity.WARN, message=message, seed=subject.seed,
-                     where_to_look=BY_NAME[check].where_to_look if bad else None, **fields)  # type: ignore[arg-type]  # fmt: skip
+                     where_to_look=CHECKS[check].where_to_look if bad else None, **fields)  # type: ignore[arg-type]  # fmt: skip

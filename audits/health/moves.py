@@ -8,16 +8,11 @@ from dataclasses import dataclass
 
 import torch
 
+from audits.checks.health import HARMFUL_MOVE, OUTPUT_SHARE
 from audits.health.health_rows import health_row
 from audits.live.subject import LivePhase, Subject
 from audits.outcomes import ResultRow, finite
 
-#: What a step may do to a layer's output, in standard deviations of inputs of variance 1: rms(update) sqrt(fan in). A
-#: layer as torch initialises it gives 1 / sqrt(3): a step beyond that outweighs what the whole layer does. Fresh Adam
-#: at 1e-3 gives 0.03 at a fan of 1,000, fresh RMSprop at its default rate 0.35 at 12.
-OUTPUT_SHARE = 3**-0.5
-#: Share of itself by which a step moves a weight where a large gradient does harm: 30 times the 1e-3 of usual training.
-HARMFUL_MOVE = 0.03
 #: Optimizers whose step is proportional to the gradient; of others a large norm says nothing.
 PROPORTIONAL = (torch.optim.SGD, torch.optim.ASGD)
 #: Weights of a smaller rms (zero-initialised scales and factors) have no meaningful update ratio.
@@ -44,7 +39,7 @@ def harms(phase: LivePhase, move: Move | None) -> bool:
     """Whether a large gradient does harm: nothing bounds the step, and the step is large."""
     if move is None or move.tiny or not move.proportional or phase.recipe.clip_grad_norm is not None:
         return False
-    return move.ratio > HARMFUL_MOVE
+    return move.ratio > HARMFUL_MOVE.value
 
 
 def moves_of(phase: LivePhase, gradients: dict[str, torch.Tensor | None]) -> dict[str, Move]:
@@ -86,7 +81,7 @@ def update_rows(subject: Subject, phase: LivePhase, moves: dict[str, Move]) -> I
         parameter = phase.parameters[name]
         if parameter.dim() < 2 or not parameter.numel() or move.tiny:
             continue
-        bad = finite(move.ratio) is None or (move.ratio > limit and move.output > OUTPUT_SHARE)
+        bad = finite(move.ratio) is None or (move.ratio > limit and move.output > OUTPUT_SHARE.value)
         message = f"{name}: a step moves it by {move.ratio:.3g} of itself"
         if bad:
             message += f" and the outputs of unit inputs by {move.output:.3g}"

@@ -7,9 +7,6 @@ from collections.abc import Mapping
 from audits.globs import matches
 from audits.live.subject import Subject
 
-#: Why a row about such a parameter is left to the phase that it belongs to.
-FOREIGN = "another phase's parameter"
-
 
 def holders(subject: Subject) -> dict[str, tuple[str, ...]]:
     """Return, for every parameter, the names of the phases whose optimizer holds it."""

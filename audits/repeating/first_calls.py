@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from audits.findings.confirming import FIRST_CALL, NOT_REPRODUCED, REPEATS, Rows, failing, fails, key_of, opened
+from audits.causes import Cause
+from audits.findings.confirming import REPEATS, Rows, failing, fails, key_of, opened
 from audits.lanes.evaluation import Point
 from audits.lanes.lifted_loss import lifted_loss
 from audits.lanes.problem import differentiate
@@ -60,14 +61,16 @@ def gradients_confirmed(subject: Subject, rows: Rows, repeat: Callable[[], Rows]
         if r not in wrong or key_of(r) in again:
             told.append(r)
         elif steady[r.phase or ""]:
-            told.append(opened(r, FIRST_CALL, f"{REPEATS} repeats did not show it"))
+            told.append(opened(r, Cause.FIRST_CALL, f"{REPEATS} repeats did not show it"))
         else:
-            told.append(opened(r, NOT_REPRODUCED, "evaluations from one seed differ, and some agree with the loss"))
+            told.append(
+                opened(r, Cause.NOT_REPRODUCED, "evaluations from one seed differ, and some agree with the loss")
+            )
     resolved = {r.phase for r in second if r.check == "gradient.finite-difference" and r.outcome.resolved}
     for r in {r.phase: r for r in stopped}.values():
         if r.phase in resolved and steady[r.phase or ""]:
             message = f"{r.message.partition(': an operator')[0]}, in the first evaluation alone"
-            told.append(dataclasses.replace(r, parameter=None, module=None, numel=None, cause=FIRST_CALL,
+            told.append(dataclasses.replace(r, parameter=None, module=None, numel=None, cause=Cause.FIRST_CALL,
                                             message=message))  # fmt: skip
     return told
 
@@ -144,10 +147,10 @@ def _first_call(subject: Subject, phase: LivePhase) -> Rows:
         later.append(_evaluate(subject, phase))
     if any(_apart(later[0], other, limit) for other in later[1:]):
         message = f"evaluations of phase {phase.name!r} from one seed differ: the model is not deterministic"
-        return [row(subject, CHECK, Outcome.SKIPPED, message, phase=phase.name, cause="not deterministic")]
+        return [row(subject, CHECK, Outcome.SKIPPED, message, phase=phase.name, cause=Cause.NOT_DETERMINISTIC)]
     return [
         row(subject, CHECK, Outcome.INCONCLUSIVE, f"{text}; {REPEATS} later evaluations from the same weights and seed "
-            "agree", phase=phase.name, parameter=name, threshold=limit, cause=FIRST_CALL)
+            "agree", phase=phase.name, parameter=name, threshold=limit, cause=Cause.FIRST_CALL)
         for name, text in apart.items()
     ]  # fmt: skip
 

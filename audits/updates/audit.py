@@ -7,10 +7,11 @@ import functools
 import warnings
 from collections.abc import Iterable
 
-from audits.checks.update import UPDATE_CHECKS
+from audits.causes import Cause
+from audits.checks import CHECKS
 from audits.findings.confirming import confirmed, key_of
 from audits.live.subject import LivePhase, Subject
-from audits.outcomes import WORST_FIRST, Outcome, ResultRow
+from audits.outcomes import WORST_FIRST, Family, Outcome, ResultRow
 from audits.updates.findings.buffers import batch_norm_rows
 from audits.updates.findings.isolation_checks import isolation_rows
 from audits.updates.findings.registration import registration_rows, tied_rows
@@ -26,7 +27,6 @@ from audits.updates.judge.fresh_state import FreshState
 from audits.updates.judge.optimizer_probe import probe_rows
 from audits.updates.judge.optimizer_whole import without_false_verdicts
 from audits.updates.judge.rule_check import RuleJudge
-from audits.updates.judge.whose_step import ENVIRONMENT
 from audits.updates.received.cut_graph import cut_graph_rows
 from audits.updates.received.gradient_rows import gradient_rows
 from audits.updates.record.calls import snapshot
@@ -42,9 +42,9 @@ SECOND_SEED = 7919
 _PER_STEP = ("update.rule",)
 
 _STEP_CHECKS = tuple(
-    check.name
-    for check in UPDATE_CHECKS
-    if check.name.startswith(("step.", "update.", "buffers.", "registration.tied"))
+    name
+    for name, check in CHECKS.items()
+    if check.family in (Family.STEP, Family.UPDATE, Family.BUFFERS) or name == "registration.tied"
 )
 
 
@@ -77,7 +77,7 @@ def check_updates(subject: Subject) -> list[ResultRow]:
                 except Exception as error:  # the very build, on tensors it was not made for
                     message = f"the probe of phase {phase.name!r} raised {type(error).__name__}: {error}"
                     rows.append(row(subject, "optimizer.probe", Outcome.INCONCLUSIVE, message, phase=phase.name,
-                                    cause="probe raised"))  # fmt: skip
+                                    cause=Cause.PROBE_RAISED))  # fmt: skip
         rows = without_false_verdicts(subject, _name_environment(rows))
     finally:
         subject.reset()
@@ -104,10 +104,10 @@ def synthetic_rows(subject: Subject, phase: LivePhase) -> list[ResultRow]:
 
 def _name_environment(rows: list[ResultRow]) -> list[ResultRow]:
     """Give the failing rule rows of a phase the cause that the probe found to be the torch build's."""
-    faulty = {r.phase for r in rows if r.check == "optimizer.probe" and r.cause == ENVIRONMENT}
+    faulty = {r.phase for r in rows if r.check == "optimizer.probe" and r.cause == Cause.ENVIRONMENT}
     return [
         dataclasses.replace(
-            r, cause=ENVIRONMENT, message=f"{r.message}; optimizer.probe shows the kernel to be at fault"
+            r, cause=Cause.ENVIRONMENT, message=f"{r.message}; optimizer.probe shows the kernel to be at fault"
         )
         if r.phase in faulty and r.outcome is Outcome.FAIL and r.check in ("update.rule", "update.state")
         else r
@@ -161,7 +161,7 @@ def run_once(subject: Subject, seed: int) -> list[ResultRow]:
         rows += skipped_step_function_rows(subject)
         if shadows_of(subject):
             rows.append(row(subject, "buffers.ema", Outcome.SKIPPED, "the canonical step updates no EMA",
-                            cause="canonical step"))  # fmt: skip
+                            cause=Cause.CANONICAL_STEP))  # fmt: skip
     return worst(rows)
 
 
@@ -171,7 +171,7 @@ def _raised(subject: Subject, step: TrainingStep) -> ResultRow:
     if isinstance(error, NotImplementedError) and not str(error):
         message += ": an optimizer without a step() (LOMO works inside the backward) needs the real training "
         message += "step: Recipe.capture(..., step=FUNCTION)"
-    return row(subject, "update.rule", Outcome.INCONCLUSIVE, message, step=step.number, cause="step raised")
+    return row(subject, "update.rule", Outcome.INCONCLUSIVE, message, step=step.number, cause=Cause.STEP_RAISED)
 
 
 def worst(rows: Iterable[ResultRow]) -> list[ResultRow]:

@@ -9,17 +9,18 @@ from typing import Any
 
 import torch
 
+from audits.checks.update import L2, L2_LOW, MAX, MAX_LOW
 from audits.updates.rules import Rule
 
 #: Code that is not torch's may well compute in float32 whatever the weights are: as NAdam's float32 scalars.
 FOREIGN_TOLERANCE = 1e-6
 
-#: Threshold (L2, max) by dtype. Healthy worst on real steps, torch 2.13: float32 1.45 / 7.3, bfloat16 0.71 / 1.9.
+#: Threshold (L2, max) by dtype.
 THRESHOLDS: Mapping[torch.dtype, tuple[float, float]] = {
-    torch.float64: (4.0, 16.0),
-    torch.float32: (4.0, 16.0),
-    torch.bfloat16: (3.0, 25.0),
-    torch.float16: (3.0, 25.0),
+    torch.float64: (L2.value, MAX.value),
+    torch.float32: (L2.value, MAX.value),
+    torch.bfloat16: (L2_LOW.value, MAX_LOW.value),
+    torch.float16: (L2_LOW.value, MAX_LOW.value),
 }
 
 #: Independent roundings of one arithmetic scatter alike; four times one draw's scatter bounds another's.

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from audits.checks.update import BY_NAME
+from audits.checks import CHECKS
 from audits.live.subject import Subject
 from audits.outcomes import Outcome, ResultRow, finite
 
@@ -15,7 +15,7 @@ def row(
     subject: Subject, check: str, outcome: Outcome, message: str, *, parameter: str | None = None, **fields: Any
 ) -> ResultRow:
     """Return a row of ``check``; its severity, and the parameter's size, dtype and module, are filled in."""
-    claim = BY_NAME[check]
+    claim = CHECKS[check]
     if parameter is not None and parameter in subject.parameters:
         tensor = subject.parameters[parameter]
         fields.setdefault("numel", tensor.numel())

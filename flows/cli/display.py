@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from rich import box
@@ -15,7 +15,7 @@ from rich.text import Text
 
 from audits.findings.skipped import not_checked
 from audits.naming import label_of, visible
-from audits.outcomes import Check, Outcome, ResultRow
+from audits.outcomes import Outcome, ResultRow
 from audits.report import AuditReport
 from audits.signs import SIGNS
 from audits.wording import and_more, plural
@@ -125,36 +125,6 @@ def _alike(found: Iterable[ResultRow]) -> list[list[ResultRow]]:
 def add_names(table: Table, title: str, names: Iterable[str], *, indent: int = 0) -> None:
     """Add a column wide enough for every one of these names, for a name in pieces can be neither read nor copied."""
     table.add_column(title, overflow="fold", min_width=max((len(name) + indent for name in names), default=0) or None)
-
-
-def checks_table(checks: Iterable[Check]) -> Table:
-    """Return one line per check; a narrow terminal leaves the threshold to ``gradaudit explain``."""
-    wide = console.width >= WIDE
-    table = simple_table("Checks")
-    table.add_column("check", no_wrap=True)
-    for column in ("claim", "severity", *(["threshold"] if wide else [])):
-        table.add_column(column, overflow="fold")
-    for check in checks:
-        cells = [check.name, escape(check.claim), str(check.severity), escape(check.threshold)]
-        table.add_row(*cells[: None if wide else 3])
-    return table
-
-
-def explanation(check: Check) -> Group:
-    """Return everything that is known of one check."""
-    lines: Sequence[tuple[str, str]] = (
-        ("claim", check.claim),
-        ("severity", str(check.severity)),
-        ("formula", check.formula),
-        ("threshold", check.threshold),
-        ("blind to", check.blind_to),
-        ("where to look", check.where_to_look),
-    )
-    table = Table.grid(padding=(0, 2))
-    for name, text in lines:
-        if text:
-            table.add_row(Text(name, style="bold"), escape(text))
-    return Group(Text(check.name, style="bold"), table)
 
 
 @contextlib.contextmanager

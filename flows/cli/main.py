@@ -19,7 +19,7 @@ from flows.cli.options import AsJson, Results, TrackingUri
 from flows.cli.results_cli import add_result_commands
 from flows.cli.service_cli import add_service_commands
 from flows.cli.targets import refuse_target
-from flows.output import only_results, print_json
+from flows.output import only_results
 from flows.settings.environment import GradauditSettings, quiet_defaults
 
 quiet_defaults()
@@ -128,17 +128,10 @@ def demo(
 @app.command()
 def checks(as_json: AsJson = False) -> None:
     """List every check: its claim, its severity and its threshold."""
-    import dataclasses
+    from flows.cli.checks_command import run_checks
+    from flows.settings.environment import GradauditSettings
 
-    from audits.checks import CHECKS
-
-    if as_json:
-        print_json([dataclasses.asdict(check) for check in CHECKS.values()])
-        return
-    from flows.cli.display import checks_table
-    from flows.output import console
-
-    console.print(checks_table(CHECKS.values()))
+    raise typer.Exit(run_checks(GradauditSettings.load(), as_json=as_json))
 
 
 @app.command()
@@ -147,18 +140,10 @@ def explain(
     as_json: AsJson = False,
 ) -> None:
     """Explain one check: claim, formula, threshold, what it cannot see, where to look when it fails."""
-    import dataclasses
+    from flows.cli.checks_command import run_explain
+    from flows.settings.environment import GradauditSettings
 
-    from audits.checks import find_check
-
-    found = find_check(check)
-    if as_json:
-        print_json(dataclasses.asdict(found))
-        return
-    from flows.cli.display import explanation
-    from flows.output import console
-
-    console.print(explanation(found))
+    raise typer.Exit(run_explain(check, GradauditSettings.load(), as_json=as_json))
 
 
 @app.command()

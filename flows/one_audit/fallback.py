@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
+from audits.causes import Cause
 from audits.outcomes import Outcome, ResultRow
 from audits.report import AuditReport
 from audits.settings import AuditSettings
@@ -62,7 +63,7 @@ def with_fallback_note(report: AuditReport, plan: MemoryPlan, reasons: list[str]
     if not reasons:
         return report
     text = f"audited on {plan.name}: {', then '.join(reasons)}"
-    row = ResultRow(check="audit.completed", outcome=Outcome.SKIPPED, cause="less memory", message=text)
+    row = ResultRow(check="audit.completed", outcome=Outcome.SKIPPED, cause=Cause.LESS_MEMORY, message=text)
     return dataclasses.replace(
         report, rows=(row, *report.rows), limits=(*report.limits, f"{text[0].upper()}{text[1:]}.")
     )

@@ -7,6 +7,7 @@ import logging
 import threading
 from pathlib import Path
 
+from audits.causes import Cause
 from audits.errors import InputError
 from audits.repeating.settling import settled, suspected
 from audits.report import AuditReport
@@ -49,7 +50,7 @@ def audit_snapshot(
     """
     reasons: list[str] = []
     stopping = stopping or threading.Event()
-    report = refused("no way to audit it was found", cause="out of memory")
+    report = refused("no way to audit it was found", cause=Cause.OUT_OF_MEMORY)
     for number, (plan, reason) in enumerate(memory_plans(snapshot, settings.device, audit_settings)):
         reasons += [reason] if reason else []
         with held(plan.device, settings, stopping):
@@ -97,12 +98,12 @@ def run_plan(
         _log.debug("attempt %d printed:\n%s", attempt + 1, end.log)
         if end.cause is None:
             if level is not Level.BUBBLEWRAP and rewritten(snapshot):
-                return refused("the audited version rewrote its own files while it was audited", cause="rewritten")
+                return refused("the audited version rewrote its own files while it was audited", cause=Cause.REWRITTEN)
             try:
                 return read_answer(answer, seconds=end.seconds)
             except InputError as error:
-                return refused(clean(str(error)), cause="bad answer")
+                return refused(clean(str(error)), cause=Cause.BAD_ANSWER)
         _log.warning("attempt %d: %s\n%s", attempt + 1, end.message, end.log)
-        if end.cause != "crashed":
+        if end.cause != Cause.CRASHED:
             break
     return refused(end.message, cause=end.cause or "crashed")

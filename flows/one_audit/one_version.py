@@ -14,6 +14,7 @@ from pathlib import Path
 
 from mlflow.tracking import MlflowClient
 
+from audits.causes import Cause
 from audits.errors import GradauditError, InfrastructureError, SettingsError
 from audits.report import AuditReport
 from audits.run import refused, with_identity
@@ -197,7 +198,7 @@ def own_error(error: Exception, version: Version) -> AuditReport:
     """Return the report of a version over which something of gradaudit's own broke; the log has the traceback."""
     _log.error("an error of gradaudit's own, on %s", version.label, exc_info=error)
     text = clean(f"an error of gradaudit's own: {type(error).__name__}: {error}", 300)
-    return refused(text, cause="own error")
+    return refused(text, cause=Cause.OWN_ERROR)
 
 
 def audit_directory(

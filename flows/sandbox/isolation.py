@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from audits.causes import Cause
 from audits.errors import InfrastructureError
 from flows.choosing.sweeping import Stopped
 from flows.processes import die_with_parent
@@ -141,7 +142,7 @@ def run_child(
             process.wait()
             output.close()
             remove_tree(folder / "home")
-        if cause == "crashed" and group is not None and group.ran_out:
+        if cause == Cause.CRASHED and group is not None and group.ran_out:
             cause, message = "memory limit", _memory_text(_COUNTED, limits)
     return ChildEnd(cause, message, time.monotonic() - began, clean(printed.text, KEPT_LOG))
 

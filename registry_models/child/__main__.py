@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from audits.causes import Cause
 from audits.errors import GradauditError, InputError
 from audits.lanes.watching import see_functions_from_now_on
 from audits.report import AuditReport
@@ -41,14 +42,14 @@ def run(request: dict[str, object]) -> AuditReport:
         report = audit_once(loaded.module, assembled.recipe, settings=settings, device=device)
         return with_limits(report, loaded, assembled, settings)
     except InputError as error:
-        return refused(str(error), cause="no recipe" if str(error) == NO_RECIPE else "refused")
+        return refused(str(error), cause=Cause.NO_RECIPE if str(error) == NO_RECIPE else "refused")
     except GradauditError as error:
-        return refused(str(error), cause="stopped")
+        return refused(str(error), cause=Cause.STOPPED)
     except MemoryError:
-        return refused("out of memory while loading or auditing the model", cause="out of memory")
+        return refused("out of memory while loading or auditing the model", cause=Cause.OUT_OF_MEMORY)
     except Exception as error:
         _log.exception("the audit stopped")
-        return refused(f"the audit stopped: {type(error).__name__}: {error}", cause="stopped")
+        return refused(f"the audit stopped: {type(error).__name__}: {error}", cause=Cause.STOPPED)
 
 
 def _sources(request: Mapping[str, object]) -> list[RecipeSource]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 
-from audits.checks import MODEL_WHOLE, RECIPE_DECLARED, RECIPE_TRUSTED
+from audits.causes import Cause
+from audits.checks.version import MODEL_WHOLE, RECIPE_DECLARED, RECIPE_TRUSTED
 from audits.findings.advice import with_advice
 from audits.outcomes import Coverage, Outcome, ResultRow, Severity
 from audits.report import AuditReport
@@ -42,7 +43,7 @@ def with_limits(report: AuditReport, loaded: LoadedModel, assembled: Assembled, 
     elif "batch" in assumed:
         told = provenance.get("batch", "assumed")
         text = f"the batch is {told}: this audit says nothing about the data of the real training"
-        added.append(ResultRow(check=RECIPE_DECLARED.name, outcome=Outcome.SKIPPED, cause="assumed", message=text))
+        added.append(ResultRow(check=RECIPE_DECLARED.name, outcome=Outcome.SKIPPED, cause=Cause.ASSUMED, message=text))
     if loaded.exported is not None:
         rows = [_said(row, NOT_VISIBLE) if row.family == "gradient" else row for row in rows]
         notes = "".join(f" {note[0].upper()}{note[1:]}." for note in loaded.exported.notes)
@@ -83,7 +84,7 @@ def _declared(assumed: frozenset[str], provenance: dict[str, str]) -> ResultRow:
         check=RECIPE_DECLARED.name,
         outcome=Outcome.INCONCLUSIVE,
         severity=Severity.WARN,
-        cause="assumed",
+        cause=Cause.ASSUMED,
         message=(
             f"nobody declared the {' and the '.join(parts)}: what was checked holds for these, and {uncovered} count "
             "as not covered. Cure: registry_models.attach_recipe('models:/NAME/VERSION', Recipe.capture(model, "

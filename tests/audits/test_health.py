@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from audits.checks.health import HEALTH_CHECKS
+from audits.checks.health import CHECKS
 from audits.health import check_health
 from audits.live.subject import open_subject
 from audits.outcomes import Outcome, ResultRow, Severity
@@ -46,7 +46,7 @@ def test_healthy_model_has_no_warning() -> None:
     rows = health(*models.conv())
     assert warned(rows) == set()
     assert {r.severity for r in rows} == {Severity.WARN}
-    assert {r.check for r in rows} <= {check.name for check in HEALTH_CHECKS}
+    assert {r.check for r in rows} <= {check.name for check in CHECKS}
 
 
 def test_vanishing_gradient_warns_of_the_first_layer() -> None:

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from audits.causes import Cause
 from audits.gradients.graph import LossGraph
 from audits.gradients.verdicts import Verdict
 from audits.lanes.evaluation import Point
 from audits.lanes.problem import Problem
 from audits.outcomes import Outcome
-
-#: The cause of a tensor that passes but for what torch documents.
-CONVENTION = "torch's convention"
 
 #: Operators whose convention concerns everything upstream: how torch names their nodes in the graph.
 NODES = {
@@ -49,4 +47,4 @@ def _saying(name: str, verdict: Verdict, text: str | None) -> Verdict:
     if text is None or verdict.outcome is not Outcome.PASS or verdict.cause is not None:
         return verdict
     message = f"the gradient of {name!r} is the loss's derivative but for a convention of torch's: {text}"
-    return replace(verdict, cause=CONVENTION, message=message)
+    return replace(verdict, cause=Cause.CONVENTION, message=message)

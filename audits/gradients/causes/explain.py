@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from audits.causes import Cause
 from audits.gradients.causes.classify import backward_hooks, jvp_agrees, single_wrong_element
 from audits.gradients.causes.stopped import explain_stops
 from audits.gradients.functions.alone import WrongFunction, declared_custom, wrong_functions
@@ -52,7 +53,7 @@ def explain(
 
 
 def _failing(verdicts: Mapping[str, Verdict]) -> list[str]:
-    return [n for n, v in verdicts.items() if v.outcome is Outcome.FAIL and v.cause == "wrong gradient"]
+    return [n for n, v in verdicts.items() if v.outcome is Outcome.FAIL and v.cause == Cause.WRONG_GRADIENT]
 
 
 def _formulas(subject: Subject, problem: Problem, point: Point, failing: Mapping[str, Verdict]) -> dict[str, Verdict]:
@@ -71,7 +72,7 @@ def _formulas(subject: Subject, problem: Problem, point: Point, failing: Mapping
         elif culprits:
             labels = ", ".join(dict.fromkeys(f"{w.name} in {w.call.label}" for w in culprits))
             explained[name] = replace(
-                verdict, outcome=Outcome.SKIPPED, cause=f"declared custom gradient of {labels}",
+                verdict, outcome=Outcome.SKIPPED, cause=Cause.DECLARED_CUSTOM_GRADIENT.at(labels),
                 message=f"the gradient of {name!r} passes through the declared custom gradient of {labels}: it is not "
                 "the loss's derivative, and is not meant to be",
             )  # fmt: skip
@@ -87,7 +88,7 @@ def _blamed(name: str, verdict: Verdict, culprits: list[WrongFunction]) -> Verdi
     first = culprits[0]
     return replace(
         verdict,
-        cause=f"wrong backward of {labels[0]}",
+        cause=Cause.WRONG_BACKWARD.at(labels[0]),
         message=f"the gradient of {name!r} is wrong: autograd gives {number(verdict.measured)}, the loss's derivative "
         f"is {number(verdict.expected)}. The backward of the autograd.Function {', '.join(labels)} is wrong by "
         f"itself: for its argument {first.argument} it gives {first.measured:.6g} where its forward's derivative is "
@@ -124,7 +125,7 @@ def _between(
         cause = verdict.cause
         if name == root and element is not None:
             index, analytic, numeric = element
-            cause = "one wrong element"
+            cause = Cause.ONE_WRONG_ELEMENT
             notes.append(f"only element {index} is wrong: {analytic:.6g} where the derivative is {numeric:.6g}")
         explained[name] = replace(
             verdict,

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+from audits.causes import Cause
 from audits.gradients.causes.aliases import called_under_two_names
 from audits.gradients.causes.cancelled import Cancellation, cancellations
-from audits.gradients.causes.conventions import CONVENTION
 from audits.gradients.methods.certify import Certifier
 from audits.gradients.verdicts import Verdict, number
 from audits.lanes.arithmetic import norm
@@ -136,7 +136,7 @@ def _meant(name: str, verdict: Verdict, kind: str, meant: list[StopSite], *, sto
             message=f"{name!r} gets no gradient because of the {kind} at {places}",
         )  # fmt: skip
     return replace(
-        verdict, outcome=Outcome.PASS, cause=CONVENTION if kind == STRAIGHT else f"{kind} at {places}",
+        verdict, outcome=Outcome.PASS, cause=Cause.CONVENTION if kind == STRAIGHT else f"{kind} at {places}",
         message=f"the gradient of {name!r} is the loss's derivative with the {kind} at {places} held constant",
     )  # fmt: skip
 
@@ -145,7 +145,7 @@ def _cancelled(name: str, verdict: Verdict, found: list[Cancellation], places: s
     first = next(c for c in found if name in c.tensors)
     return replace(
         verdict,
-        cause=f"cancelled gradient at {first.label}",
+        cause=Cause.CANCELLED_GRADIENT.at(first.label),
         message=f"{_numbers(name, verdict)} The {places} explains the difference, but {first.describe()}",
         where_to_look=f"{first.label}, {first.source}",
     )
@@ -156,7 +156,7 @@ def _unmeant(name: str, verdict: Verdict, culprits: list[StopSite], advice: str)
     kinds = " and ".join(sorted({site.kind for site in culprits}))
     return replace(
         verdict,
-        cause=f"stop-gradient at {places}",
+        cause=Cause.STOP_GRADIENT.at(places),
         message=f"the gradient of {name!r} misses what a stop-gradient ({kinds}) in {places} cuts off: autograd "
         f"gives {number(verdict.measured)}, the loss's derivative is {number(verdict.expected)}; with that held "
         f"constant both agree. {advice}",
@@ -169,7 +169,7 @@ def _first_order(name: str, verdict: Verdict, sites: list[StopSite], others: lis
     besides = f", and so are the values behind a stop-gradient in {_places(others)}" if others else ""
     return replace(
         verdict,
-        cause=f"autograd.grad without create_graph=True in {places}",
+        cause=Cause.NO_CREATE_GRAPH.at(places),
         message=f"{_numbers(name, verdict)} {places[:1].upper()}{places[1:]} uses a gradient that was taken without "
         f"create_graph=True ({sources}): autograd holds it constant{besides}, and with that both agree. Pass "
         "create_graph=True, as a gradient penalty needs it; a gradient that is meant as a constant says so with "

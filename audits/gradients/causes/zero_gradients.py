@@ -5,13 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Sequence
 
-from audits.outcomes import GRADIENT_EVIDENCE, UNUSED, UPDATE_EVIDENCE, ZERO_GRADIENT, Outcome, ResultRow
-
-#: What `update.rule` says of a parameter without gradient.
-NO_GRADIENT = "no gradient"
-
-#: A bias with a gradient of zero in a layer whose weight has one: ``sum d = 0`` while ``sum d x != 0``.
-CANCELS = "cancels"
+from audits.causes import Cause
+from audits.outcomes import GRADIENT_EVIDENCE, UPDATE_EVIDENCE, Outcome, ResultRow
 
 _PRESENT, _ALL_ZERO = "step.gradient-present", "health.all-zero"
 
@@ -36,14 +31,14 @@ def with_zeros_explained(rows: Sequence[ResultRow]) -> list[ResultRow]:
     alive = _alive(rows)
     told = []
     for r in rows:
-        if r.parameter in unused and r.check == UPDATE_EVIDENCE and r.cause == NO_GRADIENT:
+        if r.parameter in unused and r.check == UPDATE_EVIDENCE and r.cause == Cause.NO_GRADIENT:
             text = f"{r.parameter} is not used by the loss: there is no update to judge"
-            r = dataclasses.replace(r, outcome=Outcome.SKIPPED, cause=UNUSED, message=text)
+            r = dataclasses.replace(r, outcome=Outcome.SKIPPED, cause=Cause.UNUSED, message=text)
         elif r.parameter in unused and r.check == _PRESENT and r.outcome is Outcome.WARN:
-            r = dataclasses.replace(r, cause=UNUSED, message=f"{r.message}; {ADVICE}")
+            r = dataclasses.replace(r, cause=Cause.UNUSED, message=f"{r.message}; {ADVICE}")
         elif r.check in (_PRESENT, _ALL_ZERO) and r.outcome is Outcome.WARN and _cancels(r.parameter, alive):
             text = f"{r.parameter}: its gradient sums up to zero, its layer's weight has one: nothing needs doing"
-            r = dataclasses.replace(r, outcome=Outcome.SKIPPED, cause=CANCELS, message=text, where_to_look=None)
+            r = dataclasses.replace(r, outcome=Outcome.SKIPPED, cause=Cause.CANCELS, message=text, where_to_look=None)
         told.append(r)
     return told
 
@@ -59,9 +54,9 @@ def unused_parameters(rows: Sequence[ResultRow]) -> frozenset[str]:
     for r in rows:
         if r.check != GRADIENT_EVIDENCE or r.parameter is None or r.outcome is Outcome.SKIPPED:
             continue
-        confirmed = r.outcome is Outcome.PASS and r.cause == ZERO_GRADIENT and r.gradient_norm == 0.0
+        confirmed = r.outcome is Outcome.PASS and r.cause == Cause.ZERO_GRADIENT and r.gradient_norm == 0.0
         (zero if confirmed else other).add(r.parameter)
-    without = {r.parameter for r in rows if r.check == UPDATE_EVIDENCE and r.cause in (NO_GRADIENT, UNUSED)}
+    without = {r.parameter for r in rows if r.check == UPDATE_EVIDENCE and r.cause in (Cause.NO_GRADIENT, Cause.UNUSED)}
     return frozenset((zero - other) & without)
 
 
@@ -71,7 +66,7 @@ def _alive(rows: Iterable[ResultRow]) -> set[str]:
         _layer(r.parameter)
         for r in rows
         if r.check == GRADIENT_EVIDENCE and r.parameter and r.gradient_norm and r.outcome is Outcome.PASS
-        and r.cause != ZERO_GRADIENT and r.parameter.rpartition(".")[2] != "bias"
+        and r.cause != Cause.ZERO_GRADIENT and r.parameter.rpartition(".")[2] != "bias"
     }  # fmt: skip
 
 

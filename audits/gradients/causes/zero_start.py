@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from audits.causes import Cause
 from audits.lanes.backward import by_grad_or_backward, gradients_of
 from audits.live.subject import LivePhase, Subject
 from audits.outcomes import Outcome, ResultRow
@@ -14,8 +15,6 @@ from audits.wording import listed
 
 #: The checks that notice an all-zero gradient, the one that says it first.
 _NOTICING = ("health.all-zero", "step.gradient-present", "health.vanishing")
-
-CAUSE = "zero at the start"
 
 #: How far a parameter at zero is moved to see what follows, as rms: a zero-initialised factor after a few steps.
 MOVED = 1e-2
@@ -45,12 +44,13 @@ def with_one_note(rows: Sequence[ResultRow], subject: Subject) -> list[ResultRow
         if r is speaking:
             text = f"{listed(explained)}: gradient all zero only because {listed(starting)} start at zero"
             text += "; the first step ends that, nothing needs doing"
-            told.append(
-                dataclasses.replace(r, outcome=Outcome.SKIPPED, cause=CAUSE, message=text, where_to_look=None)
-            )  # fmt: skip
+            skipped = dataclasses.replace(r, outcome=Outcome.SKIPPED, message=text)
+            told.append(dataclasses.replace(skipped, cause=Cause.ZERO_START, where_to_look=None))
         elif r.check in _NOTICING and r.outcome is Outcome.WARN and r.parameter in explained:
             text = f"{r.message}; that is because {listed(starting)} start at zero, and ends with the first step"
-            silent = dataclasses.replace(r, outcome=Outcome.SKIPPED, cause=CAUSE, message=text, where_to_look=None)
+            silent = dataclasses.replace(
+                r, outcome=Outcome.SKIPPED, cause=Cause.ZERO_START, message=text, where_to_look=None
+            )
             told.append(silent)
         else:
             told.append(r)

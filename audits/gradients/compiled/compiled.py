@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
-from audits.checks.gradient import COMPILED
+from audits.causes import Cause
+from audits.checks.gradient import COMPILED, NATIVE, NATIVE_LOW, NATIVE_PRODUCTS
 from audits.gradients.compiled.compiled_slope import CompiledLoss, Slope
 from audits.gradients.methods.probe import SMALLEST_RMS
-from audits.gradients.native.native import FLOAT32_TOLERANCE, INSIDE_TOLERANCE, LOW_TOLERANCE
 from audits.lanes.arithmetic import norm
 from audits.lanes.lifted_loss import lifted_loss, one_number
 from audits.lanes.precision import INSIDE_EPS, inside_products
@@ -57,7 +57,7 @@ def check_compiled(subject: Subject) -> list[ResultRow]:
             message = (
                 f"compiled code in {describe_parts(subject.compiled)} ran eagerly; the setting compiled=true judges it"
             )
-            rows.append(_row(subject, phase, outcome=Outcome.SKIPPED, cause="not run", message=message))
+            rows.append(_row(subject, phase, outcome=Outcome.SKIPPED, cause=Cause.NOT_RUN, message=message))
             continue
         try:
             with warnings.catch_warnings(), compiled_code(subject.model, subject.compiled, subject.compiled_with):
@@ -70,7 +70,7 @@ def check_compiled(subject: Subject) -> list[ResultRow]:
             _log.debug("the compiled code could not be judged", exc_info=True)
             text = " ".join(str(error).split())[:300]
             message = f"the compiled code could not be run: {type(error).__name__}: {text}"
-            rows.append(_row(subject, phase, outcome=Outcome.INCONCLUSIVE, cause="cannot run", message=message))
+            rows.append(_row(subject, phase, outcome=Outcome.INCONCLUSIVE, cause=Cause.CANNOT_RUN, message=message))
         finally:
             subject.reset()
     return rows
@@ -116,10 +116,10 @@ def _against_eager(subject: Subject, phase: LivePhase) -> list[ResultRow]:
     if subject.recipe.precision != "native":
         dtypes.add(torch.bfloat16 if subject.recipe.precision.startswith("bf16") else torch.float16)
     epsilon = max((torch.finfo(dtype).eps for dtype in dtypes), default=torch.finfo(torch.float64).eps)
-    constant = FLOAT32_TOLERANCE if epsilon <= torch.finfo(torch.float32).eps else LOW_TOLERANCE
+    constant = NATIVE.value if epsilon <= torch.finfo(torch.float32).eps else NATIVE_LOW.value
     inside = inside_products(subject.model, subject.device) if torch.float32 in dtypes else None
     if inside is not None and INSIDE_EPS[inside] > epsilon:  # the two may round their products by different algorithms
-        epsilon, constant = INSIDE_EPS[inside], INSIDE_TOLERANCE
+        epsilon, constant = INSIDE_EPS[inside], NATIVE_PRODUCTS.value
     ratios: dict[str, list[tuple[float, float, float]]] = {name: [] for name in phase.parameters}
     for point in range(POINTS):
         shifts = _shifts(subject, phase, point)
@@ -143,7 +143,7 @@ def _against_eager(subject: Subject, phase: LivePhase) -> list[ResultRow]:
                 subject, phase, outcome=outcome, lane=Lane.NATIVE, parameter=name, module=subject.owner(name).label,
                 numel=subject.parameters[name].numel(), dtype=str(subject.parameters[name].dtype),
                 error=finite(error), threshold=finite(allowed), measured=finite(relative), expected=0.0,
-                gradient_norm=finite(size), cause="compiled gradient" if failed else None,
+                gradient_norm=finite(size), cause=Cause.COMPILED_GRADIENT if failed else None,
                 message=f"the compiled code's gradient of {name!r} {text} the eager code's ({relative:.1e} relative, "
                 f"{allowed / size if size else allowed:.1e} is allowed)",
             )
@@ -231,7 +231,7 @@ def _slope_row(
         subject, phase, outcome=outcome, lane=Lane.FLOAT64, parameter=name,
         module=subject.owner(name).label if name else None, measured=finite(slope.expected),
         expected=finite(slope.estimate.value), error=finite(slope.residual), threshold=finite(slope.allowed),
-        cause="compiled gradient" if outcome is not Outcome.PASS else None, message=message,
+        cause=Cause.COMPILED_GRADIENT if outcome is not Outcome.PASS else None, message=message,
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from audits.checks.gradient import KINK_SHARE
 from audits.gradients.methods.noise import measure_noise
 from audits.gradients.methods.probe import SMALLEST_RMS
 from audits.gradients.methods.romberg import Estimate, romberg_at
@@ -20,9 +21,6 @@ from audits.outcomes import Lane
 #: Steps of the difference quotient, relative to the parameters. Kinks cannot be held in compiled code: what one that is
 #: crossed adds to the quotient falls with the step, a wrong gradient stays.
 STEPS = (1e-4, 1e-4 / 64)
-
-#: Share of the slope that kinks may add at the smaller step; draws taken anew are off by as much as the slope itself.
-KINK_SHARE = 1e-2
 
 #: A pass needs a bound below this share of the slope: noise above it (float32 inside the compiled code) hides too much.
 RESOLVED = 0.1
@@ -89,7 +87,7 @@ class CompiledLoss:
         found: Slope | None = None
         for step in STEPS:
             estimate = self._estimate(direction, step)
-            found = Slope(products.total, estimate, estimate.bound + KINK_SHARE * spread, spread)
+            found = Slope(products.total, estimate, estimate.bound + KINK_SHARE.value * spread, spread)
             if not found.exceeds:
                 break
         assert found is not None

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from audits.causes import Cause
 from audits.checks.gradient import FINITE_DIFFERENCE
 from audits.gradients.functions.alone import declared_custom, function_name
 from audits.gradients.functions.function_record import RecordedCall, record_calls
@@ -77,7 +78,7 @@ def judge_each_function(
         function = wrong.made.call.function
         if graph is not None and failing & graph.upstream_of(function):
             continue  # what is upstream of it fails for a wrong formula already
-        cause = f"wrong backward of {function_name(function)} in {wrong.made.call.label}"
+        cause = Cause.WRONG_BACKWARD.at(f"{function_name(function)} in {wrong.made.call.label}")
         rows.setdefault(cause, _row(subject, phase, problem, wrong, cause))
     return list(rows.values())
 
@@ -219,7 +220,7 @@ def _certified(
         return None
     if any(gradient is None for gradient in point.gradients.values()):
         return None  # another argument's gradient may account for this one
-    here = {i: v for i, v in certifier.verdicts.items() if not v.displaced and v.cause != "non-finite gradient"}
+    here = {i: v for i, v in certifier.verdicts.items() if not v.displaced and v.cause != Cause.NON_FINITE_GRADIENT}
     for outcome in (Outcome.FAIL, Outcome.PASS):
         for name, verdict in here.items():
             if verdict.outcome is outcome:

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import torch
 
+from audits.causes import Cause
 from audits.devices import Draws
-from audits.gradients.methods.localise import UNCONFIRMED
 from audits.gradients.methods.probe import Prober
 from audits.gradients.methods.rounding import mark_rounding_zeros
 from audits.gradients.methods.rounds import Rounds
@@ -75,7 +75,7 @@ class Certifier(Rounds):
                 bad = int((~torch.isfinite(gradient)).sum())
                 self.verdicts[name] = Verdict(
                     outcome=Outcome.FAIL,
-                    cause="non-finite gradient",
+                    cause=Cause.NON_FINITE_GRADIENT,
                     message=f"autograd gives {bad} of {gradient.numel()} elements of the gradient of {name!r} as NaN "
                     f"or infinity although the loss is {point.value:.6g}",
                 )
@@ -115,7 +115,7 @@ class Certifier(Rounds):
     def _go_far(self, point: Point, names: list[str], *, together: Sequence[str]) -> None:
         """Judge what has a slope, but too small a one, where all that theta left open is larger: they grow together."""
         for size in FAR_DISPLACEMENTS:
-            names = [n for n in names if self.verdicts[n].cause in ("unresolved", UNCONFIRMED)]
+            names = [n for n in names if self.verdicts[n].cause in (Cause.UNRESOLVED, Cause.UNCONFIRMED)]
             moved = self._displaced_point(point, sizes=(size,), names=together) if names else None
             if moved is None:
                 continue
@@ -165,12 +165,12 @@ class Certifier(Rounds):
                 outcome=Outcome.PASS,
                 limit=None,
                 displaced=True,
-                cause="absolute",
+                cause=Cause.ZERO_GRADIENT,
                 message=f"the gradient of {name!r} is zero, here and at a displaced point, and so is the loss's "
                 f"derivative (absolute limit {limit:.3g})",
             )
             return
-        cause = known.cause if known.outcome is Outcome.INCONCLUSIVE and known.cause else "unresolved"
+        cause = known.cause if known.outcome is Outcome.INCONCLUSIVE and known.cause else Cause.UNRESOLVED
         judged = replace(known, outcome=Outcome.INCONCLUSIVE, cause=cause)
         self.verdicts[name] = replace(judged, message=known.message or describe(name, judged))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from audits.causes import Cause
 from audits.gradients.methods.probe import TYPICAL_NOISE
 from audits.gradients.verdicts import Verdict
 from audits.lanes.arithmetic import norm
@@ -70,16 +71,16 @@ def _verdict(
 ) -> Verdict:  # fmt: skip
     _, analytic, numeric, index, error = worst
     if failures:
-        outcome, cause = Outcome.FAIL, "wrong gradient"
+        outcome, cause = Outcome.FAIL, Cause.WRONG_GRADIENT
         message = (
             f"{failures} of {count} elements of the gradient of {name!r} are wrong; at element {index} autograd gives "
             f"{analytic:.6g}, the finite difference {numeric:.6g}"
         )
     elif limit is None:
-        outcome, cause = Outcome.PASS, "absolute"
+        outcome, cause = Outcome.PASS, Cause.ZERO_GRADIENT
         message = f"the gradient of {name!r} is zero and so is every finite difference (absolute limit {doubt:.3g})"
     elif limit > detection_limit:
-        outcome, cause = Outcome.INCONCLUSIVE, "unresolved"
+        outcome, cause = Outcome.INCONCLUSIVE, Cause.UNRESOLVED
         message = (
             f"the gradient of {name!r} is too small for a central difference: an error below {limit:.1e} relative "
             "would not show; method 'probe' resolves more"

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from audits.causes import Cause
 from audits.gradients.methods.batched import CHUNK, PlainElements, batched_elements
 from audits.gradients.methods.localise import ROUNDING_ERROR, ROUNDING_LIMIT
 from audits.gradients.methods.probe import DOT_ROUNDING, SMALLEST_RMS, Prober
@@ -147,23 +148,23 @@ class _Tensor:
         name, count = self._name, self._count
         if found["wrong"]:
             assert worst.estimate is not None
-            return Outcome.FAIL, "wrong gradient", (
+            return Outcome.FAIL, Cause.WRONG_GRADIENT, (
                 f"{len(found['wrong'])} of {count} elements of the gradient of {name!r} are wrong; at element "
                 f"{worst.index} autograd gives {worst.analytic:.6g}, the finite difference {worst.estimate.value:.6g}"
             )  # fmt: skip
         if found["unconfirmed"]:
-            return Outcome.INCONCLUSIVE, "unconfirmed exceedance", (
+            return Outcome.INCONCLUSIVE, Cause.UNCONFIRMED, (
                 f"cannot judge {name!r}: element {worst.index} exceeds its bound, and smaller steps do not confirm it"
             )  # fmt: skip
         if limit is None:
-            return Outcome.PASS, "absolute", (
+            return Outcome.PASS, Cause.ZERO_GRADIENT, (
                 f"the gradient of {name!r} is zero, and so is the loss's derivative in each of its {count} elements"
             )  # fmt: skip
         if limit > self._detection_limit:
-            return Outcome.INCONCLUSIVE, "nondeterministic" if self._point.spread else "unresolved", (
+            return Outcome.INCONCLUSIVE, Cause.NONDETERMINISTIC if self._point.spread else Cause.UNRESOLVED, (
                 f"the gradient of {name!r} is too small to resolve: an error below {limit:.1e} would not show"
             )  # fmt: skip
-        cause = "rounding inside an op" if found["rounding"] else None
+        cause = Cause.ROUNDING_INSIDE_AN_OP if found["rounding"] else None
         return Outcome.PASS, cause, f"all {count} elements of the gradient of {name!r} are the derivative of the loss"
 
     def _confirmed(self, estimate: Estimate) -> float:

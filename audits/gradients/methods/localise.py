@@ -6,15 +6,13 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from audits.causes import Cause
 from audits.gradients.methods.concentration import find_concentration
 from audits.gradients.methods.probe import Probe, Prober
 from audits.gradients.methods.romberg import NOISE_WEIGHT, SHRINK
 from audits.gradients.verdicts import Verdict
 from audits.lanes.program import BranchMismatchError
 from audits.outcomes import Outcome
-
-#: Cause of a tensor, or a group, whose exceedance neither fails nor goes away.
-UNCONFIRMED = "unconfirmed exceedance"
 
 #: Confirmations by independent directions before a tensor fails, and how many directions may be tried for them.
 CONFIRMATIONS = 2
@@ -143,10 +141,10 @@ class Localiser:
         elif not spread and self._kink(name, tried.scales, tried.confirmed):
             return
         elif len(tried.confirmed) < CONFIRMATIONS or spread:
-            self._inconclusive([name], "nondeterministic" if spread else UNCONFIRMED, tried.worst)
+            self._inconclusive([name], Cause.NONDETERMINISTIC if spread else Cause.UNCONFIRMED, tried.worst)
         else:
             probe = max(tried.confirmed, key=lambda p: p.residual)
-            self._found[name] = _verdict(Outcome.FAIL, probe, limit=tried.limit, cause="wrong gradient")
+            self._found[name] = _verdict(Outcome.FAIL, probe, limit=tried.limit, cause=Cause.WRONG_GRADIENT)
 
     def _try(self, name: str) -> _Tried | None:
         """Probe a tensor until its error is confirmed or the attempts are used up; None where Python branches."""
@@ -177,13 +175,14 @@ class Localiser:
         few = find_concentration(self._prober, name, self._step) if tried.confirmed else None
         if few is not None:
             self._found[name] = _verdict(
-                Outcome.FAIL, few.probe, limit=limit, cause=f"wrong in {few.describe()}",
+                Outcome.FAIL, few.probe, limit=limit, cause=Cause.WRONG_FEW_ELEMENTS.at(few.describe()),
                 message=f"the gradient of {name!r} is wrong in {few.describe()}: off there by {few.relative:.1e} "
                 f"relative, {typical:.1e} of the whole tensor",
             )  # fmt: skip
         elif limit <= self._detection_limit:
             self._found[name] = _verdict(
-                Outcome.PASS, max(tried.probes, key=lambda p: p.residual), limit=limit, cause="rounding inside an op",
+                Outcome.PASS, max(tried.probes, key=lambda p: p.residual), limit=limit,
+                cause=Cause.ROUNDING_INSIDE_AN_OP,
                 message=f"the gradient of {name!r} is off by {typical:.1e} relative: rounding inside an operator, not "
                 "a wrong formula",
             )  # fmt: skip
@@ -202,7 +201,7 @@ class Localiser:
             fresh_ones = (self._prober.probe(scales, self._step) for _ in range(SUBGRADIENT_DIRECTIONS))
             if not all(self._is_subgradient(probe) for probe in itertools.chain(confirmed, fresh_ones)):
                 return False
-            probe, cause = confirmed[0], "subgradient at a kink"
+            probe, cause = confirmed[0], Cause.SUBGRADIENT
         else:
             probes = []
             for shrink in KINK_SHRINKS:
@@ -211,7 +210,7 @@ class Localiser:
                     probes.append(self._prober.again(fresh, self._step / shrink))
             if any(probe.exceeds for probe in probes):
                 return False
-            probe, cause = probes[-1], "a kink is crossed at larger steps"
+            probe, cause = probes[-1], Cause.KINK_CROSSED
         bounds = [p.bound for p in (confirmed or probes)][-self._probes :]
         limit = max(self._prober.limit(name, scales[name], bounds), ROUNDING_LIMIT)
         if limit > self._detection_limit:
@@ -266,7 +265,7 @@ class Localiser:
                 return
         except BranchMismatchError:
             pass
-        self._inconclusive(names, UNCONFIRMED, exceeded)
+        self._inconclusive(names, Cause.UNCONFIRMED, exceeded)
 
     def _inconclusive(self, names: Sequence[str], cause: str, probe: Probe | None) -> None:
         for name in names:

@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from audits.gradients.methods.localise import ROUNDING_LIMIT, UNCONFIRMED, Localiser
+from audits.causes import Cause
+from audits.gradients.methods.localise import ROUNDING_LIMIT, Localiser
 from audits.gradients.methods.probe import Probe, Prober, limit_factor
 from audits.gradients.methods.romberg import FIRST_STEP
 from audits.gradients.methods.rounding import mark_rounding_zeros, suspicious
@@ -148,7 +149,7 @@ class Rounds:
             found = localiser.judge(open_names, exceeded[0])
             self.verdicts.update({n: replace(v, displaced=displaced) for n, v in found.items()})
             # what exceeded and could not be confirmed may be told at another step, or where the slope is larger
-            open_names = [n for n in open_names if n not in found or found[n].cause == UNCONFIRMED]
+            open_names = [n for n in open_names if n not in found or found[n].cause == Cause.UNCONFIRMED]
             zero += [n for n in open_names if prober.slope_norms[n] == 0]
             return [n for n in open_names if prober.slope_norms[n] > 0], False
         bounds = [probe.bound for probe in probes]
@@ -183,7 +184,7 @@ def _light(prober: Prober, probe: Probe) -> Probe:
 
 
 def _unresolved(point: Point) -> str:
-    return "nondeterministic" if point.spread else "unresolved"
+    return Cause.NONDETERMINISTIC if point.spread else Cause.UNRESOLVED
 
 
 def _joint(probes: Sequence[Probe], scale: float, limit: float, displaced: bool) -> Verdict:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch.autograd.gradcheck import GradcheckError
 
+from audits.causes import Cause
 from audits.gradients.verdicts import Verdict
 from audits.lanes.problem import Problem, quiet
 from audits.lanes.program import Free
@@ -42,13 +43,13 @@ def check_with_gradcheck(problem: Problem, names: Sequence[str]) -> dict[str, Ve
                     check_undefined_grad=False, check_batched_grad=False,
                 )  # fmt: skip
             verdicts[name] = Verdict(
-                outcome=Outcome.PASS, threshold=RELATIVE, limit=RELATIVE, cause="gradcheck",
+                outcome=Outcome.PASS, threshold=RELATIVE, limit=RELATIVE, cause=Cause.GRADCHECK,
                 message=f"torch.autograd.gradcheck ({'fast' if fast else 'slow'} mode) accepts {name!r}",
             )  # fmt: skip
         except GradcheckError as error:
             text = " ".join(str(error).split())[:300]
             verdicts[name] = Verdict(
-                outcome=Outcome.FAIL, threshold=RELATIVE, limit=RELATIVE, cause="gradcheck",
+                outcome=Outcome.FAIL, threshold=RELATIVE, limit=RELATIVE, cause=Cause.GRADCHECK,
                 message=f"torch.autograd.gradcheck ({'fast' if fast else 'slow'} mode) refuses {name!r}: {text}",
             )  # fmt: skip
     return verdicts

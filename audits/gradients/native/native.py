@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from audits.checks.gradient import NATIVE_DTYPE
+from audits.causes import Cause
+from audits.checks.gradient import NATIVE, NATIVE_CTC, NATIVE_DTYPE, NATIVE_LOW, NATIVE_PRODUCTS
 from audits.devices import Draws
 from audits.gradients.native.native_calls import NativeCall, collect_calls, is_low_float, tensors_of
 from audits.gradients.native.vector_products import distance, exact_vjp, vjp, where_finite
@@ -21,19 +22,10 @@ from audits.live.subject import LivePhase, Subject
 from audits.outcomes import Lane, Outcome, ResultRow, finite
 from audits.structures import map_tensors
 
-#: Tolerances in units of (eps ||vjp|| + response to 1-ulp input noise). Healthy worst over 5,211 calls: 12 (float32)
-#: and 3.1 (bfloat16); a planted 1e-3 in float32 stands at 8,400.
-FLOAT32_TOLERANCE = 64.0
-LOW_TOLERANCE = 16.0
-#: Where only the factors of products are rounded (TF32, and bfloat16 inside float32) and sums run in float32, the error
-#: is that of one rounding of each factor: an eps at most where a tensor core cuts digits off, and the response to noise
-#: in the inputs stands for the same. Emulated (which gives the 4.5e-4 seen on an H200), healthy products come to 0.08
-#: of this, whole LSTMs, GRUs and RNNs of 10 to 500 steps to 0.23.
-INSIDE_TOLERANCE = 4.0
 #: How an arithmetic is named that no switch tells but the forward shows.
 AS_FORWARD = "coarse, as its forward"
-#: ctc_loss sums over all alignments in log space.
-TOLERANCES = {"_ctc_loss": 1024.0}
+#: Operations with a tolerance of their own.
+TOLERANCES = {"_ctc_loss": NATIVE_CTC.value}
 
 
 @dataclass(frozen=True)
@@ -75,7 +67,7 @@ def check_native(subject: Subject, phase: LivePhase) -> list[ResultRow]:
         return rows
     except Exception as error:  # the model's own code runs here: whatever it raises is its answer
         text = " ".join(str(error).split())[:300]
-        return [_row(subject, phase, outcome=Outcome.INCONCLUSIVE, cause=f"cannot evaluate: {type(error).__name__}",
+        return [_row(subject, phase, outcome=Outcome.INCONCLUSIVE, cause=Cause.CANNOT_EVALUATE.at(type(error).__name__),
                      message=f"the operations of phase {phase.name!r} could not be recorded: {text}")]  # fmt: skip
     finally:
         subject.reset()
@@ -97,11 +89,11 @@ def _judge_all(subject: Subject, phase: LivePhase, calls: list[NativeCall], left
             worst[call.name] = found
     rows = [_deviation_row(subject, phase, found) for found in worst.values()]
     if left_out and rows:
-        rows.append(_row(subject, phase, outcome=Outcome.SKIPPED, cause="memory",
+        rows.append(_row(subject, phase, outcome=Outcome.SKIPPED, cause=Cause.MEMORY,
                          message=f"{left_out} further calls were not kept for lack of memory"))  # fmt: skip
     for name, why in unjudged.items():
         if name not in worst and "does not require grad" not in why and "not implemented" in why and "Double" in why:
-            rows.append(_row(subject, phase, outcome=Outcome.SKIPPED, cause="no float64 kernel",
+            rows.append(_row(subject, phase, outcome=Outcome.SKIPPED, cause=Cause.NO_FLOAT64_KERNEL,
                              message=f"{name} has no float64 counterpart to be judged by: {why}"))  # fmt: skip
     return rows
 
@@ -141,8 +133,8 @@ def _deviation(call: NativeCall, seed: int) -> Deviation | None:
 
 def _constant(call: NativeCall, arithmetic: Arithmetic) -> float:
     if arithmetic.inside in (*INSIDE_EPS, AS_FORWARD):
-        return INSIDE_TOLERANCE
-    return TOLERANCES.get(call.name, FLOAT32_TOLERANCE if arithmetic.dtype is torch.float32 else LOW_TOLERANCE)
+        return NATIVE_PRODUCTS.value
+    return TOLERANCES.get(call.name, NATIVE.value if arithmetic.dtype is torch.float32 else NATIVE_LOW.value)
 
 
 def _arithmetic(
@@ -163,7 +155,7 @@ def _arithmetic(
         pairs = [(e, o) for o, e in zip(outputs, exact, strict=False) if o.shape == e.shape]
         size = sum(norm(e) ** 2 for e, _ in pairs) ** 0.5
         off = distance([e for e, _ in pairs], [o for _, o in pairs]) / size if size else 0.0
-        if off > FLOAT32_TOLERANCE * found.eps:
+        if off > NATIVE.value * found.eps:
             found = Arithmetic(dtype, min(2 * off, INSIDE_EPS["tf32"]), AS_FORWARD)
     return found
 
@@ -187,11 +179,11 @@ def _whole_model(subject: Subject, phase: LivePhase) -> ResultRow:
             error = sum(distance([a], [None if b is None else as_real(b).to(point.problem.tensors[n].device)]) ** 2
                         for n, (a, b) in zip(problem.tensors, pairs, strict=True)) ** 0.5  # fmt: skip
     except Exception as error_:
-        return _row(subject, phase, outcome=Outcome.SKIPPED, cause="measured only",
+        return _row(subject, phase, outcome=Outcome.SKIPPED, cause=Cause.MEASURED_ONLY,
                     message=f"no whole-model gradient in float64: {type(error_).__name__}")  # fmt: skip
     relative = error / size if size else 0.0
     return _row(
-        subject, phase, outcome=Outcome.SKIPPED, cause="measured only", measured=finite(relative),
+        subject, phase, outcome=Outcome.SKIPPED, cause=Cause.MEASURED_ONLY, measured=finite(relative),
         message=f"the whole model's native gradient differs from float64's by {relative:.1e} relative (measured, not "
         "judged: branches flip and conditioning amplifies in healthy nets)",
     )  # fmt: skip

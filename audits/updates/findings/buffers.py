@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from audits.causes import Cause
+from audits.checks.buffers import MOMENT
 from audits.live.subject import Subject
 from audits.outcomes import Outcome, ResultRow
 from audits.updates.compare import rms, to_double
@@ -16,19 +18,16 @@ from audits.updates.record.shadow_modules import shadows_of
 from audits.updates.update_rows import row
 from audits.wording import module_label
 
-#: In eps of the buffer's dtype: a mean over a batch and one weighted sum.
-THRESHOLD = 8.0
-
 
 def _allowed(expected: Statistics, eps: float, scales: tuple[float, float]) -> float:
     """Return the threshold in eps: what any kernel may be off by, and what torch's own is on these batches."""
     if expected.native is None or not expected.forwards:
-        return THRESHOLD
+        return MOMENT.value
     off = [
         rms(to_double(made) - meant) / (eps * scale) if scale else 0.0
         for made, meant, scale in zip(expected.native, (expected.mean, expected.variance), scales, strict=True)
     ]
-    return THRESHOLD + min(max(off), expected.sums)
+    return MOMENT.value + min(max(off), expected.sums)
 
 
 def batch_norm_rows(
@@ -66,7 +65,7 @@ def batch_norm_rows(
             message += f"step {number} make it"
             if not follows_torch(module):
                 message += ", and its class has a forward of its own, whose formula nobody declared"
-                yield row(subject, check, Outcome.INCONCLUSIVE, message, cause="own class", **common)
+                yield row(subject, check, Outcome.INCONCLUSIVE, message, cause=Cause.OWN_CLASS, **common)
                 continue
             yield row(subject, check, Outcome.FAIL, message, **common)
         elif wanted is not None and expected.forwards > wanted:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from audits.causes import Cause
 from audits.globs import matches
 from audits.live.subject import LivePhase, Subject
 from audits.outcomes import Outcome, ResultRow
@@ -26,7 +27,7 @@ def hyperparameter_rows(subject: Subject) -> list[ResultRow]:
     declared = {key: subject.recipe.expect[key] for key in OPTION_KEYS if key in subject.recipe.expect}
     expected_class = subject.recipe.expect.get("optimizer")
     if not declared and expected_class is None:
-        return [row(subject, _CHECK, Outcome.SKIPPED, "expect declares no optimizer options", cause="not declared")]
+        return [row(subject, _CHECK, Outcome.SKIPPED, "expect declares no optimizer options", cause=Cause.NOT_DECLARED)]
     rows = []
     for phase in subject.phases:
         wrong = _wrong_class(subject, phase, expected_class)
@@ -38,7 +39,7 @@ def hyperparameter_rows(subject: Subject) -> list[ResultRow]:
             wrong += _wrong_options(subject, phase, key, meant)
         if not compared and expected_class is None:
             message = "expect declares the learning rate alone, and step.learning-rate judges the one in force"
-            wrong = [row(subject, _CHECK, Outcome.SKIPPED, message, cause="judged in the step", phase=phase.name)]
+            wrong = [row(subject, _CHECK, Outcome.SKIPPED, message, cause=Cause.JUDGED_IN_THE_STEP, phase=phase.name)]
         if not wrong:
             keys = ", ".join([*compared, *(["optimizer"] if expected_class else [])])
             wrong = [row(subject, _CHECK, Outcome.PASS, f"{keys} as declared", phase=phase.name)]

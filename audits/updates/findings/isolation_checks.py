@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
+from audits.causes import Cause
 from audits.globs import matches
 from audits.live.ownership import has_exclusive, holders
 from audits.live.subject import Subject
@@ -53,7 +54,7 @@ def _frozen(subject: Subject, step: TrainingStep, start: dict[str, torch.Tensor]
         if name in step.renormed and not written and not any(name in c.after for c in step.calls):
             message = f"{name} is {why}; {_RENORMED}"
             yield row(subject, "update.frozen", Outcome.PASS, message, parameter=name, step=step.number,
-                      cause="torch's convention")  # fmt: skip
+                      cause=Cause.CONVENTION)  # fmt: skip
             continue
         distance = norm(parameter.detach().double() - start[name].double())
         mover = next((c.phase.name for c in step.calls if name in c.after), None)
@@ -99,7 +100,7 @@ def _outside(subject: Subject, step: TrainingStep) -> Iterator[ResultRow]:
                   step=step.number, phase=write.before_phase)  # fmt: skip
     for name in sorted(step.renormed - written.keys()):
         yield row(subject, "update.outside-step", Outcome.PASS, f"{name}: {_RENORMED}", parameter=name,
-                  step=step.number, cause="torch's convention")  # fmt: skip
+                  step=step.number, cause=Cause.CONVENTION)  # fmt: skip
     if not written:
         yield row(subject, "update.outside-step", Outcome.PASS, "no parameter was written outside optimizer.step",
                   step=step.number)  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from audits.causes import Cause
 from audits.globs import matches
 from audits.live.ownership import holders
 from audits.live.subject import Subject
@@ -105,7 +106,7 @@ def _requires_grad(subject: Subject) -> list[ResultRow]:
     frozen, trainable = subject.recipe.expect.get("frozen"), subject.recipe.expect.get("trainable")
     if not frozen and not trainable:
         return [row(subject, check, Outcome.SKIPPED, "expect declares neither frozen nor trainable parameters",
-                    cause="not declared")]  # fmt: skip
+                    cause=Cause.NOT_DECLARED)]  # fmt: skip
     held = holders(subject)
     rows = []
     for name, parameter in subject.parameters.items():
@@ -134,7 +135,7 @@ def tied_rows(subject: Subject, moment: str) -> list[ResultRow]:
     """Return one row per recorded tie: its names are one tensor at this moment."""
     check = "registration.tied"
     if not subject.recipe.ties:
-        return [row(subject, check, Outcome.SKIPPED, "the recipe records no tied parameters", cause="not declared")]
+        return [row(subject, check, Outcome.SKIPPED, "the recipe records no tied parameters", cause=Cause.NOT_DECLARED)]
     live = [set(names) for names in ties_of(subject.model)]
     rows = []
     for names in subject.recipe.ties:
@@ -174,7 +175,7 @@ def overlap_rows(subject: Subject) -> list[ResultRow]:
         outcome = (Outcome.PASS, Outcome.WARN, Outcome.FAIL)[len(trained)]
         if outcome is not Outcome.PASS:
             message += f"; {cure}"
-        rows.append(row(subject, "registration.tied", outcome, message, parameter=first, cause="one memory",
+        rows.append(row(subject, "registration.tied", outcome, message, parameter=first, cause=Cause.ONE_MEMORY,
                         measured=float(overlap.elements), expected=0.0))  # fmt: skip
     return rows
 

@@ -14,11 +14,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from audits.causes import Cause
+from audits.checks.buffers import AVERAGE
 from audits.live.subject import Subject
 from audits.outcomes import Outcome, ResultRow
 from audits.updates.compare import to_double
 from audits.updates.findings.buffers import follows_torch
-from audits.updates.findings.shadows import THRESHOLD, distance, how_it_moved
+from audits.updates.findings.shadows import distance, how_it_moved
 from audits.updates.record.buffer_watch import BufferWatch
 from audits.updates.record.shadow_modules import Shadow, shadows_of, tensors_of
 from audits.updates.update_rows import row
@@ -80,7 +82,7 @@ def shadow_buffer_rows(
     for following in shadows_of(subject):
         if following.buffers is not None and following.buffers not in WAYS:
             message = f"expect['ema'] says that buffers are {following.buffers!r}: it may say {', '.join(WAYS)}"
-            yield row(subject, "buffers.ema", Outcome.INCONCLUSIVE, message, cause="unknown declaration")
+            yield row(subject, "buffers.ema", Outcome.INCONCLUSIVE, message, cause=Cause.UNKNOWN_DECLARATION)
             continue
         judged: list[_Buffer] = []
         for shadow, weight in following.pairs(now):
@@ -138,7 +140,7 @@ def _find_ways(buffer: _Buffer, keep: float, watch: BufferWatch) -> None:
         moment = watch.statistics[buffer.shadow.rpartition(".")[0]].moment
         scale = moment if buffer.shadow.endswith("running_var") else moment**0.5
         found["own"] = distance(now, to_double(buffer.own), start.new_full((), scale), dtype)
-    buffer.ways = {way: error for way, error in found.items() if error <= THRESHOLD}
+    buffer.ways = {way: error for way, error in found.items() if error <= AVERAGE.value}
 
 
 def _row(subject: Subject, following: Shadow, buffer: _Buffer, number: int, keep: float) -> ResultRow:
@@ -147,7 +149,7 @@ def _row(subject: Subject, following: Shadow, buffer: _Buffer, number: int, keep
         "parameter": shadow,
         "module": module_label(type(buffer.module), shadow.rpartition(".")[0]),
         "step": number,
-        "threshold": THRESHOLD,
+        "threshold": AVERAGE.value,
     }
     check = "buffers.ema"
     allowed = [way for way in buffer.ways if following.buffers is None or way.startswith(following.buffers)]
@@ -160,17 +162,17 @@ def _row(subject: Subject, following: Shadow, buffer: _Buffer, number: int, keep
     if not buffer.moved and not (buffer.source_moved and buffer.persistent):
         why = f"{weight} did not move either" if not buffer.source_moved else "the state_dict leaves it out"
         message = f"{shadow} stayed as it was in step {number}, and {why}: how it follows does not show"
-        return row(subject, check, Outcome.SKIPPED, message, cause="did not move", **fields)
+        return row(subject, check, Outcome.SKIPPED, message, cause=Cause.DID_NOT_MOVE, **fields)
     if buffer.moved and buffer.ran and (buffer.own is None or not follows_torch(buffer.module)):
         message = (f"{shadow} moved in step {number}, in which its module ran: it is neither a copy nor an average of "
                    f"{weight}, perhaps a rule of its own, which nobody declared")  # fmt: skip
-        return row(subject, check, Outcome.INCONCLUSIVE, message, cause="own rule", **fields)
+        return row(subject, check, Outcome.INCONCLUSIVE, message, cause=Cause.OWN_RULE, **fields)
     outcome = Outcome.FAIL if following.declared else Outcome.WARN
     if not buffer.moved:
         message = (f"{shadow} did not move in step {number}, while {weight} did: the shadow keeps statistics of other "
                    f"weights than its own; {_CURE}, or declare 'buffers': 'left' in expect['ema'] where they are "
                    "computed anew at the end of training")  # fmt: skip
-        return row(subject, check, outcome, message, cause="never updated", **fields)
+        return row(subject, check, outcome, message, cause=Cause.NEVER_UPDATED, **fields)
     start, now, target = to_double(buffer.before), to_double(buffer.now), to_double(buffer.sources[0])
     wanted = following.buffers or "copied or averaged"
     message = f"{shadow} is not {weight} {wanted} (decay {keep:g}) after step {number}"
@@ -203,4 +205,4 @@ def _inconsistent(subject: Subject, following: Shadow, judged: list[_Buffer], nu
         )
         outcome = Outcome.FAIL if following.declared else Outcome.WARN
         yield row(subject, "buffers.ema", outcome, message, step=number, parameter=held[0].shadow,
-                  module=module_label(type(module), path), cause="inconsistent")  # fmt: skip
+                  module=module_label(type(module), path), cause=Cause.INCONSISTENT)  # fmt: skip

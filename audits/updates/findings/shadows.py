@@ -6,14 +6,13 @@ from collections.abc import Iterator
 
 import torch
 
+from audits.causes import Cause
+from audits.checks.buffers import AVERAGE
 from audits.live.subject import Subject
 from audits.outcomes import Outcome, ResultRow
 from audits.updates.compare import rms, to_double
 from audits.updates.record.shadow_modules import averaged_at, shadows_of, tensors_of
 from audits.updates.update_rows import row
-
-#: In eps of the shadow's dtype: one weighted sum.
-THRESHOLD = 8.0
 
 
 def ema_rows(subject: Subject, before: dict[str, torch.Tensor], number: int) -> Iterator[ResultRow]:
@@ -30,7 +29,7 @@ def ema_rows(subject: Subject, before: dict[str, torch.Tensor], number: int) -> 
         if not pairs:
             message = (f"expect['ema'] names {following.prefix!r} as a shadow of {following.source!r}: no tensors "
                        "match")  # fmt: skip
-            yield row(subject, check, Outcome.INCONCLUSIVE, message, cause="matches nothing")
+            yield row(subject, check, Outcome.INCONCLUSIVE, message, cause=Cause.MATCHES_NOTHING)
         keep = following.keep(subject, before) if pairs else 0.0
         for shadow, weight in pairs:
             if weight not in subject.parameters or not now[shadow].is_floating_point():
@@ -40,13 +39,13 @@ def ema_rows(subject: Subject, before: dict[str, torch.Tensor], number: int) -> 
             equal = following.decay is None and averaged_at(subject.model, following.prefix) is not None
             slack = torch.finfo(torch.float32).eps * (1.0 - keep) * rms(target - start) if equal else 0.0
             error = distance(moved, keep * start + (1.0 - keep) * target, start, now[shadow].dtype, slack)
-            met = error <= THRESHOLD
+            met = error <= AVERAGE.value
             message = f"{shadow} moved towards {weight} with decay {keep:g} in step {number}"
             if not met:
                 message = f"{shadow} should be {keep:g} of itself and {1 - keep:g} of {weight} after step {number}"
                 message += how_it_moved(start, target, to_double(before[weight]), moved, keep)
             yield row(subject, check, Outcome.PASS if met else Outcome.FAIL, message, step=number, error=error,
-                      parameter=shadow if shadow in subject.parameters else None, threshold=THRESHOLD)  # fmt: skip
+                      parameter=shadow if shadow in subject.parameters else None, threshold=AVERAGE.value)  # fmt: skip
 
 
 def distance(

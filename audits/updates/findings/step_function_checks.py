@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from audits.causes import Cause
+from audits.checks.step import NORM, NORM_LOW, RATE, RATE_TENSOR
 from audits.live.subject import LivePhase, Subject
 from audits.outcomes import Outcome, ResultRow
 from audits.updates.compare import real_dtype
@@ -23,18 +25,13 @@ from audits.updates.update_rows import row
 CANONICAL_ONLY = ("step.clipping", "step.count", "step.learning-rate", "step.mode")
 
 #: Relative error of the norm that clipping saw.
-NORM_TOLERANCE = {torch.bfloat16: 0.15, torch.float16: 0.15}
-NORM_TOLERANCE_DEFAULT = 1e-3
-
-#: A learning rate went through a few float64 operations, or a float32 tensor.
-RATE_TOLERANCE = 1e-9
-RATE_TOLERANCE_TENSOR = 1e-6
+NORM_TOLERANCE = {torch.bfloat16: NORM_LOW.value, torch.float16: NORM_LOW.value}
 
 
 def skipped_step_function_rows(subject: Subject) -> list[ResultRow]:
     """Return the rows that a canonical step cannot fail, as skipped."""
     message = "the recipe has no step function: the step is the audit's own and cannot get this wrong"
-    return [row(subject, check, Outcome.SKIPPED, message, cause="canonical step") for check in CANONICAL_ONLY]
+    return [row(subject, check, Outcome.SKIPPED, message, cause=Cause.CANONICAL_STEP) for check in CANONICAL_ONLY]
 
 
 def step_function_rows(subject: Subject, step: TrainingStep) -> Iterator[ResultRow]:
@@ -52,7 +49,7 @@ def _count(subject: Subject, step: TrainingStep, phase: LivePhase) -> ResultRow:
     message = f"the optimizer of phase {phase.name!r} stepped {count} times in training step {step.number}"
     if count == 0 and step.overflowed:
         return row(subject, "step.count", Outcome.INCONCLUSIVE, f"{message}: the loss scaler met an overflow",
-                   phase=phase.name, step=step.number, cause="overflow", **numbers)  # fmt: skip
+                   phase=phase.name, step=step.number, cause=Cause.OVERFLOW, **numbers)  # fmt: skip
     outcome = Outcome.PASS if count == 1 else Outcome.FAIL
     return row(subject, "step.count", outcome, message, phase=phase.name, step=step.number, **numbers)
 
@@ -67,20 +64,22 @@ def _clipping(subject: Subject, step: TrainingStep, phase: LivePhase) -> Iterato
         common: dict[str, Any] = {"phase": phase.name, "step": step.number}
         if declared is None and not seen:
             message = "the recipe declares no clipping"
-            yield row(subject, check, Outcome.SKIPPED, message, cause="not declared", **common)
+            yield row(subject, check, Outcome.SKIPPED, message, cause=Cause.NOT_DECLARED, **common)
         elif declared is None:
             message = f"gradients are clipped to {seen[0].max_norm:g} ({where}), which the recipe does not declare"
-            yield row(subject, check, Outcome.WARN, message, cause="not declared", measured=seen[0].max_norm, **common)
+            yield row(
+                subject, check, Outcome.WARN, message, cause=Cause.NOT_DECLARED, measured=seen[0].max_norm, **common
+            )
         elif reference is not None and len(seen) > 1:
             message = f"gradients are clipped {len(seen)} times ({where})"
             yield row(subject, check, Outcome.FAIL, message, measured=float(len(seen)), expected=1.0, **common)
-        elif reference is not None and seen and abs(seen[0].max_norm - declared) > RATE_TOLERANCE_TENSOR * declared:
+        elif reference is not None and seen and abs(seen[0].max_norm - declared) > RATE_TENSOR.value * declared:
             message = f"gradients are clipped to {seen[0].max_norm:g}, the recipe declares {declared:g} ({where})"
             yield row(subject, check, Outcome.FAIL, message, measured=seen[0].max_norm, expected=declared, **common)
         elif reference is not None:
             dtypes = (real_dtype(p.dtype) for p in phase.parameters.values())
-            tolerance = max((NORM_TOLERANCE.get(dtype, NORM_TOLERANCE_DEFAULT) for dtype in dtypes),
-                            default=NORM_TOLERANCE_DEFAULT)  # fmt: skip
+            tolerance = max((NORM_TOLERANCE.get(dtype, NORM.value) for dtype in dtypes),
+                            default=NORM.value)  # fmt: skip
             measured, expected, message = _norms(
                 call, phase, declared, seen[0] if seen else None, reference.norm, where
             )
@@ -142,7 +141,7 @@ def _learning_rate(subject: Subject, step: TrainingStep, phase: LivePhase) -> It
     rates, offset, assumed = ([], 0, False) if schedule is None else usable_rates(subject, phase.name)
     scheduled = rates[min(offset + step.number - 1, len(rates) - 1)] if rates else None
     for call in step.of(phase):
-        limit = RATE_TOLERANCE_TENSOR if call.tensor_rate else RATE_TOLERANCE
+        limit = RATE_TENSOR.value if call.tensor_rate else RATE.value
         found = list(_rates(subject, phase, call, scheduled))
         # A rate that only the captured one could be held against is the step's own affair once it differs.
         own = [rate for rate in found if rate.source == "captured" and rate.error > limit]
@@ -152,17 +151,17 @@ def _learning_rate(subject: Subject, step: TrainingStep, phase: LivePhase) -> It
             text = (f"the step sets the learning rate itself: {own[0].used:.9g} in step {step.number} of phase "
                     f"{phase.name!r}, {own[0].expected:.9g} when the recipe was captured; the recipe declares neither "
                     "a schedule nor expect={'lr': ...} to hold it against")  # fmt: skip
-            yield row(subject, check, Outcome.SKIPPED, text, cause="not declared", measured=own[0].used,
+            yield row(subject, check, Outcome.SKIPPED, text, cause=Cause.NOT_DECLARED, measured=own[0].used,
                       expected=own[0].expected, error=own[0].error, **common)  # fmt: skip
         if worst is None:
             continue
         met = worst.error <= limit
         text = (f"lr is {worst.used:.9g} in step {step.number} of phase {phase.name!r}, {worst.source} is "
                 f"{worst.expected:.9g}")  # fmt: skip
-        cause = "assumed" if assumed else None
+        cause = Cause.ASSUMED if assumed else None
         outcome = Outcome.PASS if met else Outcome.FAIL
         if not met and step.number > 1 and rates and worst.used == rates[offset][0] and len(set(rates)) > 1:
-            outcome, cause = Outcome.INCONCLUSIVE, "not stepped"
+            outcome, cause = Outcome.INCONCLUSIVE, Cause.NOT_STEPPED
             text += ": the step function never stepped the scheduler, which may run once per epoch"
         if assumed:
             text += " (the schedule has ended at 0: audited at its initial lr)"

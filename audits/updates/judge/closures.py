@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from audits.causes import Cause
 from audits.live.subject import LivePhase, Subject
 from audits.outcomes import Lane, Outcome, ResultRow
 from audits.recipe.optimizers import build_optimizer, placed_state
@@ -79,7 +80,7 @@ class ClosureJudge:
         except PlaybackExhaustedError:
             for name in wanted:
                 message = f"{name}: in float64 LBFGS takes other decisions in step {call.step} than it took natively"
-                yield self._row(Outcome.INCONCLUSIVE, message, call, name, cause="unresolved")
+                yield self._row(Outcome.INCONCLUSIVE, message, call, name, cause=Cause.UNRESOLVED)
             return
         parts = [_split(v, call, self._names) for v in (reference, in_lane, before)]
         for name in wanted:
@@ -98,12 +99,12 @@ class ClosureJudge:
                                        "parameter_norm": norm(theta)}  # fmt: skip
             if allowed == float("inf"):
                 message = f"{name}: how far LBFGS goes in step {call.step} is decided by rounding: it cannot be judged"
-                yield self._row(Outcome.INCONCLUSIVE, message, call, name, cause="unresolved", **numbers)
+                yield self._row(Outcome.INCONCLUSIVE, message, call, name, cause=Cause.UNRESOLVED, **numbers)
             elif error <= allowed and apart > SAME_STEP and call.before[name].dtype in LOW_PRECISION:
                 message = (f"{name} moved otherwise than LBFGS's rule says (step {call.step}, {apart:.2g} relative), "
                            f"and {call.before[name].dtype} is too coarse for it: the same build follows it in float64 "
                            "on the same gradients")  # fmt: skip
-                yield self._row(Outcome.INCONCLUSIVE, message, call, name, cause="precision", **numbers)
+                yield self._row(Outcome.INCONCLUSIVE, message, call, name, cause=Cause.PRECISION, **numbers)
             elif error > allowed or apart > SAME_STEP:
                 message = (f"{name} did not move as LBFGS's rule says (step {call.step}): error {error:.3g} against "
                            f"{allowed:g} in float64, {apart:.2g} relative natively")  # fmt: skip
@@ -241,7 +242,8 @@ def closure_probe_rows(subject: Subject, phase: LivePhase, seed: int) -> list[Re
         row(subject, "optimizer.probe", Outcome.PASS if met else Outcome.FAIL,
             f"LBFGS {text} its rule over {OUTER_STEPS} steps on a synthetic quartic", error=worst, threshold=threshold,
             **common),
-        row(subject, "optimizer.parity", Outcome.SKIPPED, "LBFGS has one implementation", cause="plain loop", **common),
+        row(subject, "optimizer.parity", Outcome.SKIPPED, "LBFGS has one implementation", cause=Cause.PLAIN_LOOP,
+            **common),
         row(subject, "registration.state-round-trip", Outcome.FAIL if apart else Outcome.PASS,
             "saved, loaded and stepped " + ("differs from stepped" if apart else "equals stepped, bit for bit"),
             measured=float(apart), expected=0.0, **common),

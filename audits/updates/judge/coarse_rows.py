@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from audits.causes import Cause
 from audits.live.subject import LivePhase, Subject
 from audits.outcomes import Lane, Outcome, ResultRow
 from audits.recipe.optimizers import RUNNING
@@ -42,7 +43,7 @@ def uniform_row(subject: Subject, phase: LivePhase, rule: Rule, coarse: CoarseSt
         found = _verdict(phase, rule, coarse)
     except Exception as error:  # the class is the user's
         message = f"{name} could not take synthetic gradients: {type(error).__name__}: {error}"
-        return row(subject, "optimizer.probe", Outcome.INCONCLUSIVE, message, cause="probe raised", **common)
+        return row(subject, "optimizer.probe", Outcome.INCONCLUSIVE, message, cause=Cause.PROBE_RAISED, **common)
     common |= {"error": found.error, "threshold": found.threshold}
     if found.outcome is Outcome.PASS:
         message = (f"{name} keeps its state in {coarse.description} and follows {rule.title} over 8 synthetic steps on "
@@ -54,7 +55,7 @@ def uniform_row(subject: Subject, phase: LivePhase, rule: Rule, coarse: CoarseSt
         return row(subject, "optimizer.probe", Outcome.FAIL, message + (DECLARE if rule.guessed else ""), **common)
     message = (f"{name} keeps its state in {coarse.description}, which rounds too coarsely to be held to {rule.title}: "
                "audit the same optimizer with its state in float32, or in 8 bits")  # fmt: skip
-    return row(subject, "optimizer.probe", Outcome.INCONCLUSIVE, message, cause="coarse state", **common)
+    return row(subject, "optimizer.probe", Outcome.INCONCLUSIVE, message, cause=Cause.COARSE_STATE, **common)
 
 
 def _verdict(phase: LivePhase, rule: Rule, coarse: CoarseState) -> CoarseVerdict:
@@ -97,7 +98,7 @@ def coarse_step_rows(
         numbers |= {"expected": norm(reference.update), "gradient_norm": norm(reference.gradient)}
         if name not in updates:
             yield row(
-                subject, "update.rule", Outcome.INCONCLUSIVE, f"{name}: {trouble}", cause="coarse state", **numbers
+                subject, "update.rule", Outcome.INCONCLUSIVE, f"{name}: {trouble}", cause=Cause.COARSE_STATE, **numbers
             )
             continue
         error, threshold = _error(rule, coarse, reference, updates[name], real_dtype(call.before[name].dtype))
@@ -113,7 +114,7 @@ def coarse_step_rows(
             message = (f"{name} does not move as {title}, says (step {call.step}), which rounding its state may "
                        "explain: optimizer.probe follows the rule where that is known; audit it with its state in "
                        "float32")  # fmt: skip
-            yield row(subject, "update.rule", Outcome.INCONCLUSIVE, message, cause="coarse state", **numbers)
+            yield row(subject, "update.rule", Outcome.INCONCLUSIVE, message, cause=Cause.COARSE_STATE, **numbers)
 
 
 def _uncounted(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,11 +9,6 @@ import torch
 from audits.updates.compare import to_double as double
 from audits.updates.record.calls import Call
 
-#: Share of the update's norm that may be lost: what is left then makes an angle of asin(0.5) = 30 degrees with what is
-#: meant. bfloat16 weights whose learning rate is too small for them lose nearly all (their spacing is 2^-8 of
-#: themselves, an Adam step of 1e-5 of weights around 0.05 a fortieth of that); healthy float32 nets lose below 1e-3.
-LOST_SHARE = 0.5
-
 #: A loss below this share of the whole step is no news: it turns the step by half a degree. So are a bias before a
 #: BatchNorm, whose gradient is rounding, and LoRA's A in the second step, while B is all but zero.
 NEWS = 1e-2

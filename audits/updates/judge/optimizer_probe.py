@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.optim.optimizer import _default_to_fused_or_foreach
 
+from audits.causes import Cause
 from audits.live.subject import LivePhase, Subject
 from audits.outcomes import Lane, Outcome, ResultRow
 from audits.updates.compare import THRESHOLDS, Deviation, Judgement, deviation, judge, real_dtype, rms, to_double
@@ -22,7 +23,7 @@ from audits.updates.judge.other_rules import explain
 from audits.updates.judge.replay import Replay
 from audits.updates.judge.round_trip import round_trip
 from audits.updates.judge.synthetic import Synthetic, reference_updates, synthesize
-from audits.updates.judge.whose_step import ENVIRONMENT, torch_owned
+from audits.updates.judge.whose_step import torch_owned
 from audits.updates.relations import round_trip_rows
 from audits.updates.rules import RULES, Rule
 from audits.updates.rules.base import DECLARE, SCALARS
@@ -61,7 +62,7 @@ def probe_rows(subject: Subject, phase: LivePhase, seed: int) -> list[ResultRow]
     rows: list[ResultRow] = []
     if not synthetic.native:
         return [row(subject, "optimizer.probe", Outcome.INCONCLUSIVE, f"the optimizer of phase {phase.name!r} holds no "
-                    "parameter of the model", phase=phase.name, cause="nothing held")]  # fmt: skip
+                    "parameter of the model", phase=phase.name, cause=Cause.NOTHING_HELD)]  # fmt: skip
     coarse = coarse_state(phase, rule)
     if wants("optimizer.probe", "update.rule"):
         rows.append(uniform_row(subject, phase, rule, coarse) if coarse else _probe(subject, phase, synthetic, rule))
@@ -76,7 +77,15 @@ def _without_rule(subject: Subject, phase: LivePhase, seed: int) -> list[ResultR
     """Return the probe's rows of a class that relations judge: only its state has a row of its own."""
     message = f"there is no reference rule for {phase.recipe.optimizer.class_path}: see optimizer.invariants"
     rows = [
-        row(subject, check, Outcome.SKIPPED, message, phase=phase.name, lane=Lane.SYNTHETIC, cause="no reference rule")
+        row(
+            subject,
+            check,
+            Outcome.SKIPPED,
+            message,
+            phase=phase.name,
+            lane=Lane.SYNTHETIC,
+            cause=Cause.NO_REFERENCE_RULE,
+        )
         for check in ("optimizer.probe", "optimizer.parity")
     ]
     return [*rows, *round_trip_rows(subject, phase, seed)]
@@ -90,14 +99,14 @@ def _probe(subject: Subject, phase: LivePhase, synthetic: Synthetic, rule: Rule)
         worst, failure = run_probe(phase, synthetic, rule)
     except (RuntimeError, TypeError, ValueError, KeyError) as error:
         message = f"{name} could not take synthetic gradients: {type(error).__name__}: {error}"
-        return row(subject, check, Outcome.INCONCLUSIVE, message, cause="probe raised", **common)
+        return row(subject, check, Outcome.INCONCLUSIVE, message, cause=Cause.PROBE_RAISED, **common)
     if failure is None:
         off, step = rounded_scalars(phase, synthetic, rule)
         if off > NOTED:
             message = (f"{name} works out its scalars in float32, which is off by {off:.2%} of an update at synthetic "
                        f"step {step}: a weakness of this torch build's capturable path, not of the model")  # fmt: skip
             return row(subject, check, Outcome.WARN, message, step=step, error=worst[0], threshold=worst[1],
-                       cause=ENVIRONMENT, **common)  # fmt: skip
+                       cause=Cause.ENVIRONMENT, **common)  # fmt: skip
         message = f"{name} follows {rule.title} over 8 synthetic steps"
         return row(subject, check, Outcome.PASS, message, error=worst[0], threshold=worst[1], **common)
     dtype = synthetic.native[failure.tensor]
@@ -180,11 +189,11 @@ def whose_fault(phase: LivePhase, synthetic: Synthetic, rule: Rule, failure: Pro
         return failure.because or None, failure.because
     if implementations(phase) and run_probe(phase, synthetic, rule, LOOP)[1] is None:
         used = " and ".join(implementations(phase))
-        return ENVIRONMENT, f"the plain loop follows it, so the fault is in this torch build's {used} kernel"
+        return Cause.ENVIRONMENT, f"the plain loop follows it, so the fault is in this torch build's {used} kernel"
     if synthetic.native[failure.tensor] is torch.float16 and failure.lane is Lane.NATIVE:
         return "precision", "float16 cannot hold eps or the second moment: keep float32 weights and state"
     text = f"no code but torch's is involved: this torch build's {phase.recipe.optimizer.class_path} is at fault"
-    return ENVIRONMENT, f"{failure.because}; {text}" if failure.because else text
+    return Cause.ENVIRONMENT, f"{failure.because}; {text}" if failure.because else text
 
 
 def implementations(phase: LivePhase) -> list[str]:
@@ -211,7 +220,7 @@ def _parity(subject: Subject, phase: LivePhase, synthetic: Synthetic, rule: Rule
             check,
             Outcome.SKIPPED,
             "torch steps this optimizer by its plain loop here: there is no other way to compare",
-            cause="plain loop",
+            cause=Cause.PLAIN_LOOP,
             **common,
         )
     overrides = {k: v for k, v in LOOP.items() if any(k in o for o in synthetic.options.values())}
@@ -240,8 +249,8 @@ def _parity(subject: Subject, phase: LivePhase, synthetic: Synthetic, rule: Rule
                     worst, at = judged, f"(worst at step {number} on {synthetic.native[name]} weights)"
     except (RuntimeError, TypeError, ValueError) as problem:
         return row(subject, check, Outcome.INCONCLUSIVE, f"{used[0]} could not be compared: {problem}",
-                   cause="probe raised", **common)  # fmt: skip
+                   cause=Cause.PROBE_RAISED, **common)  # fmt: skip
     message = f"the {used[0]} implementation {'agrees with' if worst.met else 'departs from'} the plain loop {at}"
     return row(subject, check, Outcome.PASS if worst.met else Outcome.FAIL, message, error=worst.error,
-               threshold=worst.threshold, cause=ENVIRONMENT if not worst.met and torch_owned(phase) else None,
+               threshold=worst.threshold, cause=Cause.ENVIRONMENT if not worst.met and torch_owned(phase) else None,
                **common)  # fmt: skip

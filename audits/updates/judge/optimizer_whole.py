@@ -6,6 +6,7 @@ import dataclasses
 
 import torch
 
+from audits.causes import Cause
 from audits.live.subject import LivePhase, Subject
 from audits.outcomes import Outcome, ResultRow
 from audits.recipe.constructing import mould_of_recipe, optimizer_class
@@ -55,7 +56,7 @@ def _whole_row(subject: Subject, phase: LivePhase) -> ResultRow:
             f"the optimizer of phase {phase.name!r} ({recipe.class_path}) is audited without what its recipe "
             f"could not hold: {', '.join(missing)}; so its updates are not judged; {_cure(recipe)}"
         )
-        return row(subject, _CHECK, Outcome.INCONCLUSIVE, message, phase=phase.name, cause="not whole")
+        return row(subject, _CHECK, Outcome.INCONCLUSIVE, message, phase=phase.name, cause=Cause.NOT_WHOLE)
     message = f"the optimizer of phase {phase.name!r} is audited as it trains: class, options, state"
     mould = mould_of_recipe(recipe)
     if mould is not None:
@@ -89,4 +90,4 @@ def _reserved(r: ResultRow, missing: dict[str, tuple[str, ...]]) -> ResultRow:
     if r.outcome is Outcome.FAIL and all(name.startswith(_AROUND) for name in lacks):
         return r
     message = f"{r.message}; but this is the optimizer without {', '.join(lacks)}: see {_CHECK}"
-    return dataclasses.replace(r, outcome=Outcome.INCONCLUSIVE, message=message, cause="not whole")
+    return dataclasses.replace(r, outcome=Outcome.INCONCLUSIVE, message=message, cause=Cause.NOT_WHOLE)

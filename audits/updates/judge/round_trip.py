@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 
+from audits.causes import Cause
 from audits.live.subject import LivePhase, Subject
 from audits.outcomes import Lane, Outcome, ResultRow
 from audits.updates.compare import THRESHOLDS, Deviation, deviation, judge, real_dtype, to_double
 from audits.updates.judge.coarse_state import CoarseState
 from audits.updates.judge.replay import Replay
 from audits.updates.judge.synthetic import Synthetic
-from audits.updates.judge.whose_step import ENVIRONMENT, torch_owned
+from audits.updates.judge.whose_step import torch_owned
 from audits.updates.rules import Rule
 from audits.updates.update_rows import row
 
@@ -69,9 +70,9 @@ def round_trip(
         if resuming:  # loud where it happens, and no step of this training is another one for it
             message = (f"a checkpoint of the optimizer of phase {phase.name!r} cannot be resumed: saving and loading "
                        f"its state_dict raises {told}")  # fmt: skip
-            return row(subject, CHECK, Outcome.WARN, message, cause="cannot be resumed", **common)
+            return row(subject, CHECK, Outcome.WARN, message, cause=Cause.CANNOT_BE_RESUMED, **common)
         message = f"the optimizer's state could not be saved and loaded: {told}"
-        return row(subject, CHECK, Outcome.INCONCLUSIVE, message, cause="probe raised", **common)
+        return row(subject, CHECK, Outcome.INCONCLUSIVE, message, cause=Cause.PROBE_RAISED, **common)
     message = f"saved, loaded and stepped equals stepped for phase {phase.name!r}, bit for bit"
     return row(subject, CHECK, Outcome.PASS, message, measured=0.0, expected=0.0, **common)
 
@@ -102,7 +103,7 @@ def _parted_row(
     finer = any(v.dtype != dtype for v in tensors)
     if torch_owned(phase) or (finer and found.met):
         # torch casts state (NAdam's mu_product, moments in float32) to the weights' dtype as it loads.
-        cause = None if found.met else ENVIRONMENT
+        cause = None if found.met else Cause.ENVIRONMENT
         outcome = Outcome.PASS if found.met else Outcome.FAIL
         message += "; no code but torch's is involved"
         if found.met:

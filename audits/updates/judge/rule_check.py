@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from audits.causes import Cause
 from audits.live.subject import LivePhase, Subject
 from audits.outcomes import Lane, Outcome, ResultRow
 from audits.recipe.constructing import optimizer_class
@@ -96,7 +97,7 @@ class RuleJudge:
                 message = (f"{parameter}: the captured state holds {keys} of {self.rule.title} under no name that is "
                            "known: judged from fresh state alone, in this step and by optimizer.probe")  # fmt: skip
                 yield self._row(
-                    "update.rule", Outcome.INCONCLUSIVE, message, call, parameter, cause="state under other names"
+                    "update.rule", Outcome.INCONCLUSIVE, message, call, parameter, cause=Cause.OTHER_STATE_NAMES
                 )
             return
         if masters := masters_of(self._phase.recipe.optimizer):
@@ -188,11 +189,13 @@ class RuleJudge:
                              cause=because or None, **numbers)  # fmt: skip
         if not length and norm(gradient) and not reference.options.get("lr"):
             return self._row("update.rule", Outcome.INCONCLUSIVE, f"{name}: the learning rate is 0, no update to judge",
-                             call, name, cause="lr is 0", **numbers)  # fmt: skip
+                             call, name, cause=Cause.RATE_IS_ZERO, **numbers)  # fmt: skip
         if unresolved := self._closer_look.unresolved(reference, finding):
             message = (f"{name}: the {' and '.join(unresolved)} term of {self.rule.title} is too small to see "
                        f"({where}): an error of {max(limits[t] for t in unresolved):.2g} of it would pass")  # fmt: skip
-            return self._row("update.rule", Outcome.INCONCLUSIVE, message, call, name, cause="unresolved", **numbers)
+            return self._row(
+                "update.rule", Outcome.INCONCLUSIVE, message, call, name, cause=Cause.UNRESOLVED, **numbers
+            )
         moved = "stayed" if not length else "moved"
         message = f"{name} {moved} as {self.rule.title} says ({where})"
         return self._row("update.rule", Outcome.PASS, message, call, name, **numbers)

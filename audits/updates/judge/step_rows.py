@@ -6,12 +6,14 @@ from typing import Any
 
 import torch
 
+from audits.causes import Cause
+from audits.checks.update import LOST_SHARE
 from audits.live.subject import Subject
 from audits.outcomes import Lane, Outcome, ResultRow
 from audits.updates.judge.expected import LOW_PRECISION
-from audits.updates.judge.lost_to_rounding import LOST_SHARE, lost_share
+from audits.updates.judge.lost_to_rounding import lost_share
 from audits.updates.record.calls import Call
-from audits.updates.relations import RELATIONS, verdict_of
+from audits.updates.relations import verdict_of
 from audits.updates.update_rows import norm, row
 
 
@@ -28,7 +30,7 @@ def without_gradient_row(subject: Subject, call: Call, name: str) -> ResultRow:
         return _row(subject, "update.rule", Outcome.SKIPPED, message, call, name, cause=why, lane=Lane.NATIVE)
     message = f"{name} received no gradient in step {call.step}: left alone, and its rule was not seen at work"
     return _row(
-        subject, "update.rule", Outcome.INCONCLUSIVE, message, call, name, cause="no gradient", lane=Lane.NATIVE
+        subject, "update.rule", Outcome.INCONCLUSIVE, message, call, name, cause=Cause.NO_GRADIENT, lane=Lane.NATIVE
     )
 
 
@@ -40,18 +42,20 @@ def without_rule_row(subject: Subject, call: Call, name: str) -> ResultRow:
     what = f"{name} {'moved' if name in call.after else 'stayed'} in step {call.step}"
     if found.unable:
         return _row(subject, "update.rule", Outcome.INCONCLUSIVE, f"{what}: {found.unable}", call, name,
-                         cause="no reference rule")  # fmt: skip
+                         cause=Cause.NO_REFERENCE_RULE)  # fmt: skip
     message = f"{what}; its optimizer has no reference rule and is judged by relations"
     if not found.broken:
-        return _row(subject, "update.rule", Outcome.PASS, message, call, name, cause=RELATIONS, lane=Lane.SYNTHETIC)
+        return _row(
+            subject, "update.rule", Outcome.PASS, message, call, name, cause=Cause.RELATIONS, lane=Lane.SYNTHETIC
+        )
     message += f", of which {len(found.broken)} do not hold: see optimizer.invariants"
-    return _row(subject, "update.rule", Outcome.WARN, message, call, name, cause=RELATIONS, lane=Lane.SYNTHETIC)
+    return _row(subject, "update.rule", Outcome.WARN, message, call, name, cause=Cause.RELATIONS, lane=Lane.SYNTHETIC)
 
 
 def rounding_row(subject: Subject, call: Call, name: str, update: torch.Tensor, moved: float) -> ResultRow:
     """Return the row of ``update.lost-to-rounding``: what of an update was below the weights' spacing."""
     share = lost_share(call, name, update, moved)
-    lost = share > LOST_SHARE
+    lost = share > LOST_SHARE.value
     dtype = call.before[name].dtype
     message = f"{name}: {share:.0%} of the norm of step {call.step}'s update was lost"
     if lost:
@@ -61,7 +65,7 @@ def rounding_row(subject: Subject, call: Call, name: str, update: torch.Tensor, 
             else "; the learning rate is too small for these weights. To do: raise it, or stop training"
         )  # fmt: skip
     return _row(subject, "update.lost-to-rounding", Outcome.WARN if lost else Outcome.PASS, message, call, name,
-                error=share, threshold=LOST_SHARE)  # fmt: skip
+                error=share, threshold=LOST_SHARE.value)  # fmt: skip
 
 
 def _row(

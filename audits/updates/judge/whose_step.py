@@ -8,9 +8,6 @@ from audits.live.subject import LivePhase
 from audits.recipe.constructing import optimizer_class
 from audits.recipe.moulds import patched_step
 
-#: Cause of a fault of the torch build's kernels; reported once per environment.
-ENVIRONMENT = "environment"
-
 
 def torch_owned(phase: LivePhase) -> bool:
     """Whether all that happens in the optimizer's ``step`` is torch.optim's own code."""

@@ -6,15 +6,16 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 
 import torch
 
+from audits.checks.step import GRADIENT_EPS, GRADIENT_EPS_LOW
 from audits.updates.compare import real_dtype, rms, to_double
 from audits.updates.update_rows import norm
 
 Gradients = Mapping[str, torch.Tensor | None]
 
-#: In eps of the gradient's dtype. The scatter of a changed thread count was at most 562 in float32, 22 in bfloat16;
-#: a mean of means stands at 7e5 and 11-19.
+#: In eps of the gradient's dtype.
 THRESHOLDS: Mapping[torch.dtype, float] = {
-    torch.float64: 1024.0, torch.float32: 1024.0, torch.bfloat16: 4.0, torch.float16: 4.0,
+    torch.float64: GRADIENT_EPS.value, torch.float32: GRADIENT_EPS.value,
+    torch.bfloat16: GRADIENT_EPS_LOW.value, torch.float16: GRADIENT_EPS_LOW.value,
 }  # fmt: skip
 
 #: A gradient that is pure cancellation (a bias before BatchNorm) is noise of the size of its neighbours' rounding.

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
+from audits.causes import Cause
 from audits.devices import Draws
 from audits.live.ownership import holders
 from audits.live.subject import LivePhase, Subject
@@ -41,7 +42,7 @@ def cut_graph_rows(subject: Subject, rows: Iterable[ResultRow], seed: int) -> It
         if r.check == "step.gradient-present" and r.outcome is Outcome.WARN and (r.phase, r.parameter) in cut:
             message = (f"{r.parameter} has no gradient at the optimizer of {r.phase!r}, yet the loss depends on it:"
                        " the graph is cut between them")  # fmt: skip
-            yield dataclasses.replace(r, outcome=Outcome.FAIL, message=message, cause="cut graph",
+            yield dataclasses.replace(r, outcome=Outcome.FAIL, message=message, cause=Cause.CUT_GRAPH,
                                       where_to_look="detach, no_grad, .item() or .data before the loss.")  # fmt: skip
         else:
             yield r

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from audits.causes import Cause
 from audits.devices import missing_determinism
 from audits.globs import matches
 from audits.live.subject import Subject
@@ -55,7 +56,7 @@ def _of_call(subject: Subject, steps: list[TrainingStep], step: TrainingStep, ca
         if isinstance(before, BeforeStep) and before.error:
             message = f"the loss of phase {call.phase.name!r} could not be evaluated at its optimizer: {before.error}"
             yield row(subject, "step.gradient", Outcome.INCONCLUSIVE, message, phase=call.phase.name,
-                      step=step.number, cause="no reference")  # fmt: skip
+                      step=step.number, cause=Cause.NO_REFERENCE)  # fmt: skip
         return
     reference = before.reference
     good = finite(reference.loss) is not None
@@ -141,7 +142,7 @@ def _agreeing(
         message = f"{name} received the declared loss's gradient on a batch of the step's own ({where}): {use.text}"
         return use.outcome, use.text, message
     if not share <= AGREED:
-        return Outcome.INCONCLUSIVE, "nondeterministic", (
+        return Outcome.INCONCLUSIVE, Cause.NONDETERMINISTIC, (
             f"cannot judge {name}'s gradient ({where}): the loss's own backward scatters by {share:.1e} "
             f"relative from run to run{missing_determinism(subject.device)}"
         )  # fmt: skip

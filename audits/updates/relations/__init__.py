@@ -5,7 +5,6 @@ hold the relations, `verdict` makes rows of them.
 """
 
 from audits.updates.relations.verdict import (
-    RELATIONS,
     relation_limits,
     relation_rows,
     round_trip_rows,
@@ -13,4 +12,4 @@ from audits.updates.relations.verdict import (
     working_request,
 )
 
-__all__ = ["RELATIONS", "relation_limits", "relation_rows", "round_trip_rows", "verdict_of", "working_request"]
+__all__ = ["relation_limits", "relation_rows", "round_trip_rows", "verdict_of", "working_request"]

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from audits.causes import Cause
 from audits.live.subject import LivePhase, Subject
 from audits.outcomes import Lane, Outcome, ResultRow
 from audits.updates.compare import real_dtype
@@ -20,9 +21,6 @@ from audits.updates.relations.bench_loss import LATE
 from audits.updates.relations.layout import Layout, layout, own_layout
 from audits.updates.relations.relation import Held, Relation, does_not_apply, first_apart, moved
 from audits.updates.update_rows import row
-
-#: Cause of what relations judged: the version is held to no formula.
-RELATIONS = "relations, no reference rule"
 
 CHECK = "optimizer.invariants"
 
@@ -93,7 +91,7 @@ def relation_rows(subject: Subject, phase: LivePhase, seed: int) -> list[ResultR
     found = verdict_of(subject, phase) if seed == subject.seed else judge(subject, phase, seed)
     name = phase.recipe.optimizer.class_path
     gone = found.broken
-    cause = "could not step" if found.unable else "; ".join(r.claim for r in gone) if gone else RELATIONS
+    cause = Cause.COULD_NOT_STEP if found.unable else "; ".join(r.claim for r in gone) if gone else Cause.RELATIONS
     fields: dict[str, Any] = {"phase": phase.name, "lane": Lane.SYNTHETIC, "cause": cause}
     return [row(subject, CHECK, found.outcome, found.message(name), **fields)]
 
@@ -112,7 +110,7 @@ def round_trip_rows(subject: Subject, phase: LivePhase, seed: int) -> list[Resul
     seen = found.unable if relation is None else relation.seen
     outcome = {Held.YES: Outcome.PASS, Held.NO: Outcome.FAIL, Held.OPEN: Outcome.INCONCLUSIVE}[held]
     message = f"the optimizer of phase {phase.name!r}: {contract.RESUMES}" + (f": {seen}" if seen else "")
-    cause = "could not step" if held is Held.OPEN else None
+    cause = Cause.COULD_NOT_STEP if held is Held.OPEN else None
     return [row(subject, "registration.state-round-trip", outcome, message, phase=phase.name, lane=Lane.SYNTHETIC,
                 cause=cause)]  # fmt: skip
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import audits
-from audits.findings.confirming import FIRST_CALL, FIRST_CALL_ONLY, NOT_REPRODUCED, REPEATS, confirmed
+from audits.causes import Cause
+from audits.findings.confirming import REPEATS, confirmed
 from audits.outcomes import Outcome, ResultRow
 from audits.repeating.settling import settled, suspected
 from audits.run import audit_once, refused
@@ -55,8 +56,8 @@ def test_a_fault_of_the_first_call_fails_when_a_fresh_process_shows_it_again(
     before = {n: t.clone() for n, t in model.state_dict().items()}
     report = audits.audit(model, recipe, device="cpu")
     assert report.outcome is Outcome.FAIL
-    assert {(*key, Outcome.FAIL) for key in expected} <= _caused(report, FIRST_CALL_ONLY)
-    assert all("first call only" in r.message for r in report.rows if r.cause == FIRST_CALL_ONLY)
+    assert {(*key, Outcome.FAIL) for key in expected} <= _caused(report, Cause.FIRST_CALL_ONLY)
+    assert all("first call only" in r.message for r in report.rows if r.cause == Cause.FIRST_CALL_ONLY)
     assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
 
 
@@ -64,18 +65,18 @@ def test_in_one_process_alone_it_is_suspected_and_open() -> None:
     model, recipe = models.case("optimizer")
     report = audit_once(model, recipe, device="cpu")
     assert suspected(report)
-    assert ("update.rule", "first.weight", Outcome.INCONCLUSIVE) in _caused(report, FIRST_CALL)
+    assert ("update.rule", "first.weight", Outcome.INCONCLUSIVE) in _caused(report, Cause.FIRST_CALL)
     second = audit_once(model, recipe, device="cpu")
     assert not suspected(second), "this process's first call is over"
     told = settled(report, second)
-    assert ("update.rule", "first.weight", Outcome.INCONCLUSIVE) in _caused(told, NOT_REPRODUCED)
+    assert ("update.rule", "first.weight", Outcome.INCONCLUSIVE) in _caused(told, Cause.NOT_REPRODUCED)
 
 
 def test_what_cannot_be_carried_to_a_fresh_process_stays_open_and_says_why() -> None:
     model, recipe = models.case("backward", loss=lambda m, b: models.loss(m, b))
     report = audits.audit(model, recipe, device="cpu")
     assert report.outcome is not Outcome.FAIL
-    found = [r for r in report.rows if r.cause == FIRST_CALL]
+    found = [r for r in report.rows if r.cause == Cause.FIRST_CALL]
     assert found
     assert all("no fresh process could be asked (the model cannot be sent to it: " in r.message for r in found)
 
@@ -84,8 +85,8 @@ def test_a_gradient_that_is_merely_random_is_no_first_call() -> None:
     for _ in range(3):
         model, recipe = models.case("noise")
         report = audits.audit(model, recipe, device="cpu")
-        assert not _caused(report, FIRST_CALL_ONLY)
-        assert not _caused(report, FIRST_CALL)
+        assert not _caused(report, Cause.FIRST_CALL_ONLY)
+        assert not _caused(report, Cause.FIRST_CALL)
         row = next(r for r in report.rows if r.check == "step.first-call")
         assert (row.outcome, row.cause) == (Outcome.SKIPPED, "not deterministic")
 
@@ -116,19 +117,19 @@ def test_a_failure_stands_where_a_second_seed_shows_it() -> None:
 def test_a_failure_that_a_repeat_shows_is_chance_or_the_seeds(position: int) -> None:
     pattern = ["p"] * position + ["f"]
     rows, seeds, _ = _runs("f", "p", *pattern)
-    assert (rows[0].outcome, rows[0].cause) == (Outcome.INCONCLUSIVE, NOT_REPRODUCED)
+    assert (rows[0].outcome, rows[0].cause) == (Outcome.INCONCLUSIVE, Cause.NOT_REPRODUCED)
     assert seeds == [10] + [3] * (position + 1)
 
 
 def test_a_failure_that_nothing_repeats_is_suspected_of_the_first_call() -> None:
     rows, seeds, _ = _runs("f", "p", *["p"] * REPEATS)
-    assert (rows[0].outcome, rows[0].cause) == (Outcome.INCONCLUSIVE, FIRST_CALL)
+    assert (rows[0].outcome, rows[0].cause) == (Outcome.INCONCLUSIVE, Cause.FIRST_CALL)
     assert seeds == [10] + [3] * REPEATS
     report = refused("x")
     report = type(report)(rows=tuple(rows), coverage_of=report.coverage_of, identity=report.identity)
     assert settled(report, report).rows[0].outcome is Outcome.FAIL
     stopped = settled(report, refused("the audit ran out of memory")).rows[0]
-    assert (stopped.outcome, stopped.cause) == (Outcome.INCONCLUSIVE, FIRST_CALL)
+    assert (stopped.outcome, stopped.cause) == (Outcome.INCONCLUSIVE, Cause.FIRST_CALL)
     assert "the audit ran out of memory" in stopped.message
 
 
@@ -167,9 +168,9 @@ def test_a_class_of_the_script_itself_travels_where_the_script_has_a_main_guard(
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("trained") == 1
     if guarded:
-        assert f"fail {FIRST_CALL_ONLY}" in done.stdout
+        assert f"fail {Cause.FIRST_CALL_ONLY}" in done.stdout
     else:
-        assert f"inconclusive {FIRST_CALL}" in done.stdout
+        assert f"inconclusive {Cause.FIRST_CALL}" in done.stdout
         assert "a script without if __name__ == '__main__'" in done.stdout
 
 
@@ -184,4 +185,4 @@ def test_a_versions_second_child_tells_its_first_call(fault: str, tmp_path: Path
         assert (report.outcome, report.coverage) == (Outcome.PASS, 1.0)
         return
     assert report.outcome is Outcome.FAIL
-    assert ("update.rule", "first.weight", Outcome.FAIL) in _caused(report, FIRST_CALL_ONLY)
+    assert ("update.rule", "first.weight", Outcome.FAIL) in _caused(report, Cause.FIRST_CALL_ONLY)

@@ -9,11 +9,12 @@ import torch
 from torch import nn
 
 import audits
+from audits.causes import Cause
 from audits.live.subject import open_subject
 from audits.outcomes import Outcome
 from audits.recipe.recipe import Recipe
 from audits.settings import AuditSettings
-from audits.updates.relations import RELATIONS, contract, descent, elements, numbers, options, verdict_of
+from audits.updates.relations import contract, descent, elements, numbers, options, verdict_of
 from audits.updates.relations.relation import Held
 from audits.updates.relations.verdict import Verdict
 from tests.audits.updates.subjects import audited, failed, of
@@ -111,7 +112,7 @@ def test_a_version_judged_by_relations_passes_and_says_so() -> None:
     assert report.outcome is Outcome.PASS
     assert report.coverage == 1.0
     assert "Judged by relations: Foreign has no reference rule" in report.headline
-    assert {r.cause for r in report.rows if r.check == "update.rule"} == {RELATIONS}
+    assert {r.cause for r in report.rows if r.check == "update.rule"} == {Cause.RELATIONS}
 
 
 def test_a_broken_contract_fails_the_version_and_the_row_names_it() -> None:

@@ -1,0 +1,83 @@
+"""Registration: the right tensors are in the optimizers, once each, trainable and tied as declared."""
+
+from __future__ import annotations
+
+from audits.checks.check import Check
+
+COVERAGE = Check(
+    name="registration.coverage",
+    claim="Every trainable parameter is in an optimizer of some phase, or declared frozen.",
+    bound="none missing",
+    blind_to="a parameter that is held, but by the wrong group",
+    where_to_look="Was the module made, or replaced, after the optimizer was built? Build the optimizer last.",
+)
+
+STALE = Check(
+    name="registration.stale",
+    claim="Every tensor that an optimizer holds is a live parameter of the model.",
+    bound="none stale",
+    blind_to="nothing that identity can show",
+    where_to_look="Was the module replaced, cast or moved in a way that made new tensors after the optimizer was "
+    "built?",
+)
+
+OPTIMIZER_WHOLE = Check(
+    name="registration.optimizer-whole",
+    claim="The optimizer under audit is the one that trains, with its attributes, hooks and a `step` of its own.",
+    bound="nothing missing",
+    blind_to="what its functions refer to outside of themselves: global variables, files, other processes",
+    where_to_look="Lambdas, functions made inside functions and objects on the optimizer cannot be stored: move "
+    "functions to a module, keep plain values.",
+)
+
+DUPLICATE = Check(
+    name="registration.duplicate",
+    claim="Each parameter is registered once per optimizer.",
+    bound="once",
+    where_to_look="Parameter lists that are joined (`a + b`) may hold the same, or a tied, parameter twice.",
+)
+
+REQUIRES_GRAD = Check(
+    name="registration.requires-grad",
+    claim="Parameters are trainable and frozen as `expect` declares.",
+    bound="equal",
+    blind_to="what nobody declared: the row is then skipped",
+    where_to_look="requires_grad_(False) must come before the optimizer is built, and survive later train() code.",
+)
+
+HYPERPARAMETERS = Check(
+    name="registration.hyperparameters",
+    claim="The optimizer's class and each group's options are those that `expect` declares.",
+    bound="equal",
+    blind_to="what nobody declared: the row is then skipped",
+    where_to_look="Look at the order of the param groups and at options set on a group after construction.",
+)
+
+TIED = Check(
+    name="registration.tied",
+    claim="Parameters tied when the recipe was captured are one tensor after loading, before and after the step; "
+    "no two Parameters lie on one memory.",
+    bound="identity; no element in common",
+    where_to_look="Tie the weights again after loading, or save them in a format that keeps ties; tie by assigning "
+    "the Parameter itself, not its .data.",
+)
+
+STATE_ROUND_TRIP = Check(
+    name="registration.state-round-trip",
+    claim="An optimizer that is saved and loaded goes on exactly as one that never stopped.",
+    formula="elements of theta that differ, bit for bit, over the steps after loading",
+    bound="equality",
+    blind_to="state kept by the training script itself (data order, random generators)",
+    where_to_look="State that lives outside `optimizer.state` and `param_groups` is not in state_dict().",
+)
+
+CHECKS = (
+    COVERAGE,
+    STALE,
+    OPTIMIZER_WHOLE,
+    DUPLICATE,
+    REQUIRES_GRAD,
+    HYPERPARAMETERS,
+    TIED,
+    STATE_ROUND_TRIP,
+)
