@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from audits.outcomes import Outcome
+from audits.outcomes import SUMMED_UP, Outcome
 from audits.results.queries import query
 from audits.results.store import ResultsStore
 
@@ -81,8 +81,7 @@ class ParameterHistory:
         return earlier[-1] if earlier else None
 
 
-#: Worst first; a claim that was skipped says less than one that passed.
-_WORST = "CASE {} WHEN 'fail' THEN 0 WHEN 'inconclusive' THEN 1 WHEN 'warn' THEN 2 WHEN 'pass' THEN 3 ELSE 4 END"
+_RANKS = " ".join(f"WHEN '{outcome}' THEN {rank}" for rank, outcome in enumerate(SUMMED_UP))
 _COUNTED = (
     "CASE WHEN r.outcome = 'fail' AND (r.severity = 'warn' OR r.waiver IS NOT NULL) THEN 'warn' ELSE r.outcome END"
 )
@@ -97,7 +96,7 @@ WITH said AS (
     WHERE {{parameter}} AND {{check}}
 ), ranked AS (
     SELECT *, count(*) OVER (PARTITION BY audit_id, parameter) AS checks,
-        row_number() OVER (PARTITION BY audit_id, parameter ORDER BY {_WORST.format("counted")}, "row") AS place
+        row_number() OVER (PARTITION BY audit_id, parameter ORDER BY CASE counted {_RANKS} END, "row") AS place
     FROM said
 )
 SELECT ranked.*, a.run_id FROM ranked
