@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test check bench gpu chaos format wheel clean help
+.PHONY: demo test check docs bench gpu chaos format wheel clean help
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -23,11 +23,15 @@ demo: $(READY) ## train, register and audit the demo's models on an embedded MLf
 test: $(READY) ## run every test
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-check: $(READY) ## lint, types and import contracts
+check: $(READY) ## lint, types, import contracts and the site of docs/
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	@$(MAKE) --no-print-directory docs
+
+docs: $(READY) ## build the site of docs/ into site/; a broken link fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
 format: $(READY) ## let ruff format and fix
 	$(BIN)/ruff format .
@@ -53,4 +57,4 @@ wheel: $(READY) ## build the wheel, install it into an empty environment, run it
 	@bash .ci/wheel
 
 clean: ## remove what make made
-	rm -rf $(VENV) demo_workspace dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) demo_workspace dist site .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

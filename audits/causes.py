@@ -19,7 +19,7 @@ class Cause(StrEnum):
     WRONG_FEW_ELEMENTS = "wrong in"
     ONE_WRONG_ELEMENT = "one wrong element"
     WRONG_BACKWARD = "wrong backward of"
-    BACKWARD_HOOK = "backward hook"
+    BACKWARD_HOOK = "gradient changed by"
     STOP_GRADIENT = "stop-gradient at"
     CANCELLED_GRADIENT = "cancelled gradient at"
     NO_CREATE_GRAPH = "autograd.grad without create_graph=True in"
@@ -56,7 +56,6 @@ class Cause(StrEnum):
     NOT_REPRODUCED = "not reproduced"
     # The step and its optimizer.
     ENVIRONMENT = "environment"
-    HOOK_WRITES = "the hook"
     CUT_GRAPH = "cut graph"
     UNUSED = "not used by the loss"
     NO_GRADIENT = "no gradient"

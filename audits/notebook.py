@@ -5,13 +5,17 @@ from __future__ import annotations
 import html
 from typing import TYPE_CHECKING
 
+from audits.findings.root_causes import RootFinding
 from audits.findings.skipped import not_checked
-from audits.outcomes import Outcome, ResultRow
+from audits.outcomes import Outcome
 from audits.signs import SIGNS
-from audits.wording import and_more, plural
+from audits.wording import and_more, listed, plural
 
 if TYPE_CHECKING:
     from audits.report import AuditReport
+
+#: Parameters a cell names beside one finding.
+NAMED = 3
 
 #: Findings a cell shows; ``report.findings`` has them all.
 SHOWN = 20
@@ -47,14 +51,14 @@ def fragment(report: AuditReport) -> str:
 
 
 def _findings(report: AuditReport) -> str:
-    found = report.findings
+    found = report.root_findings
     if not found:
         return '<p style="margin:0 0 8px">No findings: every judged claim holds.</p>'
     head = "".join(
         f'<th scope="col" style="{_CELL};font-weight:600">{name}</th>'
         for name in ("Outcome", "Check, parameter", "What was seen")
     )
-    lines = "".join(_line(row) for row in found[:SHOWN])
+    lines = "".join(_line(finding) for finding in found[:SHOWN])
     more = and_more(len(found) - SHOWN)
     rest = f'<p style="opacity:.75">{more}: report.findings has them all</p>' if more else ""
     return (
@@ -63,9 +67,17 @@ def _findings(report: AuditReport) -> str:
     )
 
 
-def _line(row: ResultRow) -> str:
-    subject = f"<br><code>{_text(row.parameter)}</code>" if row.parameter else ""
-    module = f'<br><span style="opacity:.7">in {_text(row.module)}</span>' if row.module else ""
+def _line(finding: RootFinding) -> str:
+    row = finding.rows[0]
+    checks = "<br>".join(f"<code>{_text(check)}</code>" for check in finding.checks)
+    names = finding.parameters
+    named = listed([f"<code>{_text(name)}</code>" for name in names], NAMED)
+    where = f"<br>{named}" if named else ""
+    module = (
+        f'<br><span style="opacity:.7">in {_text(row.module)}</span>' if row.module and len(finding.rows) == 1 else ""
+    )
+    sign = _coloured(finding.outcome, finding.outcome)
+    cause = f"<strong>{_text(finding.cause[:1].upper() + finding.cause[1:])}.</strong> "
     waived = f"<br><strong>Waived:</strong> {_text(row.waiver)}" if row.waiver else ""
     look = (
         f'<br><span style="opacity:.75">{_text(row.where_to_look)}</span>'
@@ -73,9 +85,9 @@ def _line(row: ResultRow) -> str:
         else ""
     )
     return (
-        f'<tr style="background:none"><td style="{_CELL};white-space:nowrap">{_coloured(row.counted, row.counted)}</td>'
-        f'<th scope="row" style="{_CELL};font-weight:400"><code>{_text(row.check)}</code>{subject}{module}</th>'
-        f'<td style="{_CELL}">{_text(row.message)}{waived}{look}</td></tr>'
+        f'<tr style="background:none"><td style="{_CELL};white-space:nowrap">{sign}</td>'
+        f'<th scope="row" style="{_CELL};font-weight:400">{checks}{where}{module}</th>'
+        f'<td style="{_CELL}">{cause}{_text(row.message)}{waived}{look}</td></tr>'
     )
 
 
@@ -83,8 +95,7 @@ def _unresolved(report: AuditReport) -> str:
     names = report.coverage_of.unresolved
     if not names:
         return ""
-    named = ", ".join(f"<code>{_text(name)}</code>" for name in names[:SHOWN])
-    named = " ".join(filter(None, (named, and_more(len(names) - SHOWN))))
+    named = listed([f"<code>{_text(name)}</code>" for name in names], SHOWN)
     return f'<p style="margin:0 0 8px"><strong>Not covered</strong> ({len(names):,}): {named}</p>'
 
 

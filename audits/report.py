@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from audits.findings.root_causes import BATCH_PREFIX, RootFinding, in_one_line, root_findings
 from audits.findings.skipped import not_checked
 from audits.naming import shell_words
 from audits.outcomes import (
@@ -30,11 +32,11 @@ from audits.wording import and_more, listed
 if TYPE_CHECKING:
     import pandas as pd
 
-#: Rows about the batch's own tensors name them like this: they are no parameters.
-BATCH_PREFIX = "<batch "
-
 #: Checks with findings that a printed report shows.
 SUMMARY_LINES = 6
+
+#: Where a headline goes on with how much was looked at.
+_COVERED = re.compile(r"; (?:\d+% of the trainable parameters covered|only what was asked for was looked at)\.")
 
 #: Version of `AuditReport.to_dict`.
 JSON_SCHEMA = 1
@@ -93,6 +95,21 @@ class AuditReport:
         return sorted(found, key=lambda row: (WORST_FIRST.index(row.counted), row.outcome is not Outcome.FAIL))
 
     @property
+    def root_findings(self) -> list[RootFinding]:
+        """What fails, warns or could not be judged, the rows of one root cause together, worst first."""
+        return root_findings(self.rows)
+
+    @property
+    def causes(self) -> list[str]:
+        """What the verdict rests on, a clause each, the cause first; empty where everything holds."""
+        outcome = self.outcome
+        if outcome is Outcome.INCONCLUSIVE:
+            return [self._why_unclear]
+        if outcome is Outcome.PASS:
+            return []
+        return [finding.text for finding in self.root_findings if finding.outcome in (outcome, Outcome.INCONCLUSIVE)]
+
+    @property
     def counts(self) -> dict[str, int]:
         """Number of rows by the outcome that counts: what is waived warns."""
         counted = Counter(row.counted for row in self.rows)
@@ -133,15 +150,19 @@ class AuditReport:
             covered = "only what was asked for was looked at"
         match self.outcome:
             case Outcome.FAIL:
-                where = f" ({listed(self.failed_parameters)})" if self.failed_parameters else ""
-                return f"FAIL: {', '.join(self.failed_checks)}{where}; {covered}."
+                failed = [finding for finding in self.root_findings if finding.outcome is Outcome.FAIL]
+                return f"FAIL: {in_one_line(failed)}; {covered}."
             case Outcome.INCONCLUSIVE:
                 return f"INCONCLUSIVE: {self._why_unclear}; {covered}."
             case Outcome.WARN:
-                warned = [row for row in self.findings if row.counted is Outcome.WARN]
-                checks = dict.fromkeys(f"{r.check}{' (waived)' if r.waiver else ''}" for r in warned)
-                checks |= dict.fromkeys(f"{r.check} (open)" for r in open_claims(self.rows))
-                return f"PASS WITH WARNINGS: {', '.join(checks)}; {covered}."
+                opened = {id(row) for row in open_claims(self.rows)}
+                doubts = [
+                    finding
+                    for finding in self.root_findings
+                    if finding.outcome is Outcome.WARN or any(id(row) in opened for row in finding.rows)
+                ]
+                doubts.sort(key=lambda finding: finding.outcome is not Outcome.WARN)
+                return f"PASS WITH WARNINGS: {in_one_line(doubts)}; {covered}."
             case _:
                 held = self.counts["pass"]
                 return f"PASS: {held} claim{' holds' if held == 1 else 's hold'}; {covered}."
@@ -156,16 +177,13 @@ class AuditReport:
         return unclear[0].message if unclear else f"not enough could be checked{f' ({listed(left)})' if left else ''}"
 
     def __str__(self) -> str:
-        """Return the headline, the findings by check, worst first, and where the rest is: about ten lines."""
-        by_check: dict[tuple[str, str], list[ResultRow]] = {}
-        for row in self.findings:
-            by_check.setdefault((str(row.outcome), row.check), []).append(row)
+        """Return the headline, the findings by root cause, worst first, and where the rest is."""
+        found = self.root_findings
         lines = [self.headline]
-        for (outcome, check), rows in list(by_check.items())[:SUMMARY_LINES]:
-            names = list(dict.fromkeys(row.parameter for row in rows if row.parameter))
-            where = f" ({listed(names)})" if len(names) > 1 else ""
-            lines.append(f"  {outcome}  {check}{where}: {_cut(rows[0].message)}")
-        if more := and_more(len(by_check) - SUMMARY_LINES, "more checks"):
+        for finding in found[:SUMMARY_LINES]:
+            lines.append(f"  {finding.outcome}  {finding.text} ({', '.join(finding.checks)})")
+            lines.append(f"        {_cut(finding.rows[0].message)}")
+        if more := and_more(len(found) - SUMMARY_LINES, "more findings"):
             lines.append(f"  {more}")
         judged = {row.check for row in self.rows if row.outcome is not Outcome.SKIPPED}
         skipped = [check for check in dict.fromkeys(left["check"] for left in self.not_checked) if check not in judged]
@@ -204,6 +222,15 @@ class AuditReport:
             "seconds": round(self.seconds, 3),
             "run_id": self.run_id,
             "counts": self.counts,
+            "causes": [
+                {
+                    "cause": one.cause,
+                    "outcome": str(one.outcome),
+                    "checks": list(one.checks),
+                    "parameters": list(one.parameters),
+                }
+                for one in self.root_findings
+            ],
             "findings": [_finding(row, rerun) for row in self.findings],
             "not_checked": self.not_checked,
         }
@@ -213,6 +240,17 @@ class AuditReport:
         from audits.notebook import fragment
 
         return fragment(self)
+
+
+def reason_of(headline: str) -> str:
+    """Return what a verdict rests on, from its headline: causes and checks; empty for a plain pass.
+
+    Args:
+        headline: `AuditReport.headline`, of a stored audit say.
+    """
+    verdict_, _, rest = headline.partition(": ")
+    found = _COVERED.search(rest)
+    return "" if verdict_ == "PASS" else rest[: found.start()] if found else rest
 
 
 def _cut(text: str, limit: int = 160) -> str:

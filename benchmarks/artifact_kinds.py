@@ -1,4 +1,4 @@
-"""The two tables of docs/artifact_kinds.md, measured.
+"""The two tables on artifact kinds of docs/measurements.md.
 
 1. For each artifact kind, which of a fixed set of planted faults is seen, declared invisible, or missed.
 2. Transformers architectures and a Lightning module registered with nothing of gradaudit's, audited with their own

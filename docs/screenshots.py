@@ -1,4 +1,4 @@
-"""Take the pictures of docs/mlflow_ui.md: `python docs/screenshots.py DEMO_FOLDER`, after `gradaudit demo`.
+"""Take the pictures of docs/how_to/mlflow_ui.md: `python docs/screenshots.py DEMO_FOLDER`, after `gradaudit demo`.
 
 Needs Debian's chromium and chromium-driver. Writes docs/images/*.png.
 """

@@ -47,6 +47,7 @@ def mark(
         tags = {
             "audit.at": at,
             "audit.run_id": run_id,
+            "audit.cause": "; ".join(report.causes),
             "audit.failed_checks": ",".join(report.failed_checks),
             "audit.failed_parameters": named_parameters(report.failed_parameters),
             "audit.coverage": f"{report.coverage:.4f}",

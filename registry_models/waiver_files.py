@@ -13,7 +13,7 @@ MAXIMUM_BYTES = 4 * 2**20
 
 
 def read_waivers(path: Path) -> tuple[Waiver, ...]:
-    """Read a waivers file; see ``docs/waivers.md`` for its form.
+    """Read a waivers file; see ``docs/how_to/waive.md`` for its form.
 
     Raises:
         SettingsError: it is missing, too large, no plain YAML, or says something impossible; the text names the place.

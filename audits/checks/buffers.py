@@ -10,6 +10,7 @@ AVERAGE = Threshold(value=8.0, unit="eps", source="one weighted sum in the shado
 
 BATCH_NORM = Check(
     name="buffers.batch-norm",
+    unmet="running statistics do not move by BatchNorm's formula",
     claim="BatchNorm's running statistics move by its own formula, once per forward of the declared loss.",
     formula="rms(r - r_ref) / (eps * (rms(r_ref) + rms of the batch's moment))",
     thresholds=(MOMENT,),
@@ -18,6 +19,7 @@ BATCH_NORM = Check(
 
 EMA = Check(
     name="buffers.ema",
+    unmet="an average does not move by its decay",
     claim="EMA shadows move by their decay towards the weights after the step; their buffers are copied, averaged "
     "likewise, or moved by their own forward.",
     formula="rms(s - s_ref) / (eps * rms(s_ref))",

@@ -46,6 +46,7 @@ class Check:
     Attributes:
         name: ``family.claim``.
         claim: what holds when it passes, one sentence.
+        unmet: what is wrong when it does not hold, a clause: "frozen parameters move".
         severity: what an unmet claim does to the version.
         formula: the formula of ``error``, in plain text.
         bound: what the error is held against, where that is no plain number: a formula, equality.
@@ -56,6 +57,7 @@ class Check:
 
     name: str
     claim: str
+    unmet: str
     severity: Severity = Severity.FAIL
     formula: str = ""
     bound: str = ""
@@ -87,6 +89,7 @@ class Check:
         return {
             "name": self.name,
             "claim": self.claim,
+            "unmet": self.unmet,
             "severity": str(self.severity),
             "formula": self.formula,
             "threshold": self.threshold(settings),

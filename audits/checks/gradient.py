@@ -28,6 +28,7 @@ KINK_SHARE = Threshold(
 
 FINITE_DIFFERENCE = Check(
     name="gradient.finite-difference",
+    unmet="the gradient is not the derivative of the loss",
     claim="Autograd's gradient of the loss with respect to the parameter is the derivative of the loss.",
     severity=Severity.FAIL,
     formula="error = |D - <g, v>|, D the Romberg-extrapolated central difference of the float64 loss along v",
@@ -45,6 +46,7 @@ FINITE_DIFFERENCE = Check(
 
 NATIVE_DTYPE = Check(
     name="gradient.native-dtype",
+    unmet="an operation differentiates wrongly in the dtype it trains in",
     claim="The operations that train the model in its own dtype have the same vector-Jacobian product as in float64.",
     severity=Severity.FAIL,
     formula="error = ||vjp_native - vjp_float64|| over all floating inputs of one call, same inputs and cotangent",
@@ -56,6 +58,7 @@ NATIVE_DTYPE = Check(
 
 INPUT = Check(
     name="gradient.input",
+    unmet="the gradient of the batch is not the derivative of the loss",
     claim="Autograd's gradient of the loss with respect to the batch's floating tensors is the derivative of the loss.",
     severity=Severity.FAIL,
     formula="as gradient.finite-difference, the batch's tensors in place of the parameters",
@@ -67,6 +70,7 @@ INPUT = Check(
 #: Judged only where something is compiled, and only when the settings ask for it.
 COMPILED = Check(
     name="gradient.compiled",
+    unmet="the compiled code gives another gradient than the eager code",
     claim="The compiled code's gradient is the eager code's; where it draws random numbers, its own loss's derivative.",
     severity=Severity.FAIL,
     formula=(

@@ -36,6 +36,7 @@ FLAT_END = Threshold(
 
 VANISHING = Check(
     name="health.vanishing",
+    unmet="the gradient vanishes towards the first layers",
     claim="The gradient does not vanish on its way to the first layers.",
     severity=_WARN,
     formula="norm(first) / norm(last) over weights in the order of the forward; mean |g|",
@@ -46,6 +47,7 @@ VANISHING = Check(
 
 EXPLODING = Check(
     name="health.exploding",
+    unmet="the gradient explodes",
     claim="The gradient does not explode.",
     severity=_WARN,
     formula="norm of the parameter's gradient; norm(update) / norm(weight)",
@@ -56,6 +58,7 @@ EXPLODING = Check(
 
 ALL_ZERO = Check(
     name="health.all-zero",
+    unmet="a gradient is all zero",
     claim="No parameter's gradient is all zero.",
     severity=_WARN,
     bound="some element not 0",
@@ -64,6 +67,7 @@ ALL_ZERO = Check(
 
 UPDATE_RATIO = Check(
     name="health.update-ratio",
+    unmet="the step is too large for the weights",
     claim="A step moves a weight by a small part of itself.",
     severity=_WARN,
     formula="norm(update) / norm(weight); rms(update) sqrt(fan in)",
@@ -73,6 +77,7 @@ UPDATE_RATIO = Check(
 
 DEAD_RELU = Check(
     name="health.dead-relu",
+    unmet="ReLUs are off for the whole batch",
     claim="No ReLU is off for a whole batch.",
     severity=_WARN,
     formula="share of units that are 0 for every example; chance that among units that never change so many are",
@@ -82,6 +87,7 @@ DEAD_RELU = Check(
 
 SATURATION = Check(
     name="health.saturation",
+    unmet="activations work at their flat ends",
     claim="Sigmoids and tanhs work away from their flat ends.",
     severity=_WARN,
     formula="share of outputs within 1e-3 of an end",

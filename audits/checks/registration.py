@@ -6,6 +6,7 @@ from audits.checks.check import Check
 
 COVERAGE = Check(
     name="registration.coverage",
+    unmet="trainable parameters are in no optimizer",
     claim="Every trainable parameter is in an optimizer of some phase, or declared frozen.",
     bound="none missing",
     blind_to="a parameter that is held, but by the wrong group",
@@ -14,6 +15,7 @@ COVERAGE = Check(
 
 STALE = Check(
     name="registration.stale",
+    unmet="an optimizer holds tensors that are not the model's",
     claim="Every tensor that an optimizer holds is a live parameter of the model.",
     bound="none stale",
     blind_to="nothing that identity can show",
@@ -23,6 +25,7 @@ STALE = Check(
 
 OPTIMIZER_WHOLE = Check(
     name="registration.optimizer-whole",
+    unmet="the optimizer under audit is not the one that trains",
     claim="The optimizer under audit is the one that trains, with its attributes, hooks and a `step` of its own.",
     bound="nothing missing",
     blind_to="what its functions refer to outside of themselves: global variables, files, other processes",
@@ -32,6 +35,7 @@ OPTIMIZER_WHOLE = Check(
 
 DUPLICATE = Check(
     name="registration.duplicate",
+    unmet="an optimizer holds a parameter twice",
     claim="Each parameter is registered once per optimizer.",
     bound="once",
     where_to_look="Parameter lists that are joined (`a + b`) may hold the same, or a tied, parameter twice.",
@@ -39,6 +43,7 @@ DUPLICATE = Check(
 
 REQUIRES_GRAD = Check(
     name="registration.requires-grad",
+    unmet="parameters are not trainable or frozen as declared",
     claim="Parameters are trainable and frozen as `expect` declares.",
     bound="equal",
     blind_to="what nobody declared: the row is then skipped",
@@ -47,6 +52,7 @@ REQUIRES_GRAD = Check(
 
 HYPERPARAMETERS = Check(
     name="registration.hyperparameters",
+    unmet="the optimizer's options are not those declared",
     claim="The optimizer's class and each group's options are those that `expect` declares.",
     bound="equal",
     blind_to="what nobody declared: the row is then skipped",
@@ -55,6 +61,7 @@ HYPERPARAMETERS = Check(
 
 TIED = Check(
     name="registration.tied",
+    unmet="tied parameters are not one tensor",
     claim="Parameters tied when the recipe was captured are one tensor after loading, before and after the step; "
     "no two Parameters lie on one memory.",
     bound="identity; no element in common",
@@ -64,6 +71,7 @@ TIED = Check(
 
 STATE_ROUND_TRIP = Check(
     name="registration.state-round-trip",
+    unmet="the optimizer goes on differently after saving and loading",
     claim="An optimizer that is saved and loaded goes on exactly as one that never stopped.",
     formula="elements of theta that differ, bit for bit, over the steps after loading",
     bound="equality",

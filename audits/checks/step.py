@@ -24,6 +24,7 @@ RATE_TENSOR = Threshold(
 
 LOSS_FINITE = Check(
     name="step.loss-finite",
+    unmet="the loss is not finite",
     claim="The loss of every phase is finite.",
     bound="finite",
     where_to_look="Logarithms, divisions and square roots at 0; overflow of float16.",
@@ -31,6 +32,7 @@ LOSS_FINITE = Check(
 
 GRADIENT_PRESENT = Check(
     name="step.gradient-present",
+    unmet="a gradient does not reach the optimizer",
     claim="Every trainable parameter's gradient reaches the optimizer, finite and not all zero.",
     bound="present and finite; absent or all zero where the loss's own gradient is too only warns; absent "
     "fails a parameter that expect['trainable'] declares",
@@ -40,6 +42,7 @@ GRADIENT_PRESENT = Check(
 
 GRADIENT = Check(
     name="step.gradient",
+    unmet="the optimizer receives another gradient than the loss's",
     claim="The gradient that the optimizer receives is the declared loss's gradient on the recipe's batch.",
     formula="rms(received - reference) / (eps * (rms(reference) + 0.01 * rms of the whole gradient))",
     thresholds=(GRADIENT_EPS, GRADIENT_EPS_LOW),
@@ -50,6 +53,7 @@ GRADIENT = Check(
 
 CLIPPING = Check(
     name="step.clipping",
+    unmet="gradients are not clipped as declared",
     claim="Gradients are clipped once per phase, at their true norm, as declared.",
     formula="|norm that clipping saw - reference norm| / reference norm",
     thresholds=(NORM, NORM_LOW),
@@ -59,6 +63,7 @@ CLIPPING = Check(
 
 COUNT = Check(
     name="step.count",
+    unmet="the optimizer does not step once per training step",
     claim="`step()` is called once per phase and training step.",
     bound="once",
     blind_to=_STEP,
@@ -67,6 +72,7 @@ COUNT = Check(
 
 LEARNING_RATE = Check(
     name="step.learning-rate",
+    unmet="the learning rate is not the scheduled one",
     claim="The learning rate at each step is the scheduled one, else the one that expect['lr'] declares.",
     formula="|lr - scheduled lr| / scheduled lr",
     thresholds=(RATE, RATE_TENSOR),
@@ -76,6 +82,7 @@ LEARNING_RATE = Check(
 
 MODE = Check(
     name="step.mode",
+    unmet="modules are not in the declared mode",
     claim="Modules are in train or eval mode as declared in the forwards that lead to a gradient.",
     bound="equal",
     blind_to=_STEP,
@@ -84,6 +91,7 @@ MODE = Check(
 
 FIRST_CALL = Check(
     name="step.first-call",
+    unmet="the first call of a process gives another gradient",
     claim="A process's first loss and gradient are what every later evaluation gives.",
     formula="|n_1 - n_2| / max(n_1, n_2, 1e-2 n), n the norms of a parameter's gradient and of the whole one",
     bound="sqrt(eps) of the coarsest dtype in use; a fresh process must show it again",

@@ -19,6 +19,7 @@ LOST_SHARE = Threshold(
 
 RULE = Check(
     name="update.rule",
+    unmet="the update does not follow its rule",
     claim="The parameter moved as the optimizer's rule says for the gradient the optimizer received.",
     formula="rms(d - d_ref) / (eps * (rms(theta) + rms(d_ref))), d the update",
     thresholds=(L2, MAX, L2_LOW, MAX_LOW),
@@ -28,6 +29,7 @@ RULE = Check(
 
 STATE = Check(
     name="update.state",
+    unmet="the optimizer's state does not follow its rule",
     claim="The optimizer's state after the step is the rule's state.",
     formula="rms(s - s_ref) / (eps * (rms(s_ref) + rms(s before)))",
     bound="counters equal",
@@ -37,6 +39,7 @@ STATE = Check(
 
 FROZEN = Check(
     name="update.frozen",
+    unmet="frozen parameters move",
     claim="Frozen parameters, and those that no optimizer holds, stay bit for bit as they were.",
     bound="equality",
     where_to_look="Take frozen parameters out of the optimizer: weight decay and momentum move a parameter whose "
@@ -45,6 +48,7 @@ FROZEN = Check(
 
 ISOLATION = Check(
     name="update.isolation",
+    unmet="a phase moves another phase's parameters",
     claim="A phase holds and moves only its own parameters.",
     bound="equality; parameters declared `shared` may belong to several phases",
     blind_to="phases that are one optimizer",
@@ -53,6 +57,7 @@ ISOLATION = Check(
 
 OUTSIDE_STEP = Check(
     name="update.outside-step",
+    unmet="parameters are written outside the optimizer",
     claim="No parameter is written outside `optimizer.step`, nor by a hook around its rule.",
     bound="equality; declared writes (`writes_outside_step`) warn, those of declared `step_hooks` pass",
     where_to_look="In-place writes to .data in hooks, forwards or the step function.",
@@ -60,6 +65,7 @@ OUTSIDE_STEP = Check(
 
 FINITE = Check(
     name="update.finite",
+    unmet="parameters are not finite after the step",
     claim="Every parameter is finite after the step.",
     bound="finite",
     where_to_look="The learning rate, an eps that the dtype rounds to 0, an overflowing second moment.",
@@ -67,6 +73,7 @@ FINITE = Check(
 
 LOST_TO_ROUNDING = Check(
     name="update.lost-to-rounding",
+    unmet="the weights lose their updates to rounding",
     claim="The weight's dtype keeps the update.",
     severity=Severity.WARN,
     formula="elements that did not move though the rule moves them / elements that the rule moves",

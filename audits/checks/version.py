@@ -7,6 +7,7 @@ from audits.outcomes import Severity
 
 AUDIT_COMPLETED = Check(
     name="audit.completed",
+    unmet="the audit did not come to its end",
     claim="The audit ran to its end.",
     bound="no refusal, crash, time-out or lack of memory",
     blind_to="says nothing about the model: an audit that could not run is inconclusive, never a fail",
@@ -15,6 +16,7 @@ AUDIT_COMPLETED = Check(
 
 MODEL_WHOLE = Check(
     name="model.whole",
+    unmet="the version holds a graph, not the model itself",
     claim="The version holds the model itself, with its own backward functions, hooks, ties and modes.",
     severity=Severity.WARN,
     bound="holds for every artifact kind but an exported graph (pt2)",
@@ -24,6 +26,7 @@ MODEL_WHOLE = Check(
 
 RECIPE_DECLARED = Check(
     name="recipe.declared",
+    unmet="the loss or the optimizer is assumed",
     claim="The loss, the optimizer and the batch are what somebody declared, or the model's own.",
     severity=Severity.WARN,
     bound="no loss and no optimizer is assumed",
@@ -33,6 +36,7 @@ RECIPE_DECLARED = Check(
 
 RECIPE_TRUSTED = Check(
     name="recipe.trusted",
+    unmet="a tag excuses parameters from the audit",
     claim="What excuses parameters from the audit was not put there by a tag.",
     severity=Severity.WARN,
     bound="stop_gradient, frozen parameters and lenient expectations come with the version or are trusted",

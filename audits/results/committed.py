@@ -22,7 +22,7 @@ KEPT = 3
 
 @dataclass(frozen=True, slots=True)
 class CommittedAudit:
-    """One line of ``results/audits``, as much of it as a sweep needs; see ``docs/result_format.md``."""
+    """One line of ``results/audits``, as much of it as a sweep needs; see ``docs/reference/result_format.md``."""
 
     audit_id: str
     audited_at: datetime.datetime

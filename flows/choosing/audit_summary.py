@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 
+from audits.findings.root_causes import BATCH_PREFIX
 from audits.outcomes import Outcome, Severity
-from audits.report import BATCH_PREFIX, AuditReport
+from audits.report import AuditReport, reason_of
 from audits.results.committed import CommittedAudit
 from audits.results.files import while_files_move
 from audits.results.store import ResultsStore
@@ -27,6 +28,7 @@ class AuditSummary(TypedDict):
     coverage: float
     failed_checks: list[str]
     failed_parameters: list[str]
+    why: str
     run_id: str | None
     seconds: float
     headline: str
@@ -41,6 +43,7 @@ def summarise(report: AuditReport) -> AuditSummary:
         coverage=report.coverage,
         failed_checks=report.failed_checks,
         failed_parameters=report.failed_parameters,
+        why=reason_of(report.headline),
         run_id=report.run_id,
         seconds=report.seconds,
         headline=report.headline,
@@ -69,6 +72,7 @@ def summaries_of(audits: Sequence[CommittedAudit], results: str) -> list[AuditSu
             coverage=audit.coverage,
             failed_checks=list(checks[audit.audit_id]),
             failed_parameters=list(parameters[audit.audit_id]),
+            why=reason_of(audit.message),
             run_id=audit.run_id,
             seconds=audit.seconds,
             headline=audit.message,

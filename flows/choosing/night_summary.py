@@ -122,8 +122,8 @@ class NightSummary:
                 "model": s["model"],
                 "version": s["version"],
                 "outcome": s["outcome"],
+                "why": s["why"],
                 "failed checks": ", ".join(s["failed_checks"]),
-                "parameters": ", ".join(s["failed_parameters"][:5]),
                 "seconds": round(s["seconds"], 1),
                 "MLflow run": s["run_id"] or "",
             }

@@ -53,7 +53,7 @@ def tell_newly_failed(
         return False
     identity = report.identity
     name, version = identity.model_name, identity.model_version
-    first = next((row for row in report.findings if row.counted is Outcome.FAIL), None)
+    first = next((one for one in report.root_findings if one.outcome is Outcome.FAIL), None)
     try:
         event = emit_event(
             event=NEWLY_FAILED,
@@ -68,7 +68,8 @@ def tell_newly_failed(
                 "checks": ", ".join(report.failed_checks),
                 "parameter": (report.failed_parameters or [""])[0],
                 "parameters": report.failed_parameters[:_NAMED],
-                "finding": first.message[:_LONGEST] if first else report.headline[:_LONGEST],
+                "cause": (first.text if first else report.headline)[:_LONGEST],
+                "finding": (first.rows[0].message if first else report.headline)[:_LONGEST],
                 "previous": before or "never audited",
                 "run_id": report.run_id,
                 "link": link(report, client, settings),

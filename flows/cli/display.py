@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from rich import box
@@ -13,9 +13,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 from rich.text import Text
 
+from audits.findings.root_causes import RootFinding
 from audits.findings.skipped import not_checked
 from audits.naming import label_of, visible
-from audits.outcomes import Outcome, ResultRow
+from audits.outcomes import Outcome
 from audits.report import AuditReport
 from audits.signs import SIGNS
 from audits.wording import and_more, plural
@@ -26,6 +27,9 @@ from registry_models.report.text import one_line, shortened
 from registry_models.untrusted_text import clean
 
 _STYLES = {"pass": "green", "warn": "yellow", "fail": "bold red", "inconclusive": "magenta", "skipped": "dim"}
+
+#: Characters of the reason that stands beside a verdict: three lines or so.
+WHY = 240
 
 #: Columns from which check and parameter stand side by side.
 WIDE = 104
@@ -46,23 +50,15 @@ def outcome_text(outcome: str) -> Text:
 
 
 def verdicts_table(summaries: Iterable[AuditSummary], title: str) -> Table:
-    """Return one line per version; a narrow terminal gets the parameter below the checks."""
-    narrow = console.width < WIDE
+    """Return one line per version: model, outcome and why, the cause first, with the checks that saw it."""
     table = simple_table(title)
     table.add_column("model", no_wrap=True, overflow="ellipsis", max_width=max(20, console.width // 3))
     for column in ("v", "outcome"):
         table.add_column(column, no_wrap=True)
-    summaries = list(summaries)
-    checks_title = "failed checks" + (", first parameter" if narrow else "")
-    add_names(table, checks_title, (check for s in summaries for check in s["failed_checks"]))
-    if not narrow:
-        table.add_column("first parameter", overflow="fold")
+    table.add_column("why", overflow="fold")
     for s in summaries:
-        named = s["failed_parameters"]
-        first = escape(named[0]) + (f" [dim]+{len(named) - 1}[/]" if len(named) > 1 else "") if named else ""
-        checks = [escape(check) for check in s["failed_checks"]]
-        cells = ["\n".join([*checks, f"  {first}"] if first and narrow else checks), *([] if narrow else [first])]
-        table.add_row(escape(visible(s["model"])), str(s["version"]), outcome_text(s["outcome"]), *cells)
+        why = shortened(shown(s["why"]), WHY)
+        table.add_row(escape(visible(s["model"])), str(s["version"]), outcome_text(s["outcome"]), escape(why))
     return table
 
 
@@ -81,29 +77,11 @@ def simple_table(title: str | None = None) -> Table:
 def report_view(report: AuditReport) -> Group:
     """Return one audit for the terminal: verdict, findings, what was not checked."""
     parts: list[Table | Text] = [Text(shortened(shown(report.headline), HEADLINE), style=_STYLES[str(report.outcome)])]
-    groups = _alike(report.findings)
-    if groups:
-        table = simple_table()
-        table.add_column("outcome", no_wrap=True)
-        wide = console.width >= WIDE
-        add_names(table, "check, parameter" + ("" if wide else ", what was seen"), (rows[0].check for rows in groups))
-        if wide:
-            table.add_column("what was seen", overflow="fold")
-        for rows in groups[:SHOWN_FINDINGS]:
-            row = rows[0]
-            advice = f"\n{row.where_to_look}" if row.where_to_look and row.counted is Outcome.FAIL else ""
-            advice += f"\nWaived: {one_line(row.waiver)}" if row.waiver else ""
-            named = [shown(r.parameter) for r in rows if r.parameter]
-            more = and_more(len(named) - SHOWN_NAMES)
-            where = "\n  ".join(filter(None, [row.check, *named[:SHOWN_NAMES], more]))
-            seen = clean(row.message + advice)
-            cells = [Text(clean(where)), Text(seen)] if wide else [Text(f"{clean(where)}\n{seen}")]
-            table.add_row(outcome_text(str(row.counted)), *cells)
-            if not wide:
-                table.add_section()
-        parts.append(table)
-        if len(groups) > SHOWN_FINDINGS:
-            hidden = sum(len(rows) for rows in groups[SHOWN_FINDINGS:])
+    findings = report.root_findings
+    if findings:
+        parts.append(_findings_table(findings[:SHOWN_FINDINGS]))
+        if len(findings) > SHOWN_FINDINGS:
+            hidden = len(findings) - SHOWN_FINDINGS
             parts.append(Text(f"... and {plural(hidden, 'more finding')}: --json or --html FILE shows all"))
     counts = ", ".join(f"{number} {name}" for name, number in report.counts.items() if number)
     parts.append(Text(f"{counts}; {report.seconds:.1f} s on {report.identity.device or 'no device'}", style="dim"))
@@ -113,13 +91,30 @@ def report_view(report: AuditReport) -> Group:
     return Group(*parts)
 
 
-def _alike(found: Iterable[ResultRow]) -> list[list[ResultRow]]:
-    """Findings of one check and phase that read the same but for parameter and numbers: the first is shown for all."""
-    groups: dict[tuple[object, ...], list[ResultRow]] = {}
-    for row in found:
-        key = (str(row.counted), row.check, row.phase, row.waiver, row.where_to_look) if row.parameter else (id(row),)
-        groups.setdefault(key, []).append(row)
-    return list(groups.values())
+def _findings_table(findings: Sequence[RootFinding]) -> Table:
+    """One line a root cause: what is wrong, which checks saw it, the parameters, and what was seen of the first."""
+    wide = console.width >= WIDE
+    table = simple_table()
+    table.add_column("outcome", no_wrap=True)
+    checks = (check for finding in findings for check in finding.checks)
+    add_names(table, "check, parameter" + ("" if wide else ", what was seen"), checks)
+    if wide:
+        table.add_column("what was seen", overflow="fold")
+    for finding in findings:
+        row = finding.rows[0]
+        names = [shown(name) for name in (finding.parameters or [row.parameter or ""]) if name]
+        more = and_more(len(names) - SHOWN_NAMES)
+        where = "\n".join([*finding.checks, *(f"  {name}" for name in [*names[:SHOWN_NAMES], more] if name)])
+        cause = finding.cause if clean(finding.cause) not in clean(row.message) else ""
+        seen = [cause[:1].upper() + cause[1:] + "." if cause else "", row.message]
+        seen += [row.where_to_look] if row.where_to_look and row.counted is Outcome.FAIL else []
+        seen += [f"Waived: {one_line(row.waiver)}"] if row.waiver else []
+        text = clean("\n".join(part for part in seen if part))
+        cells = [Text(clean(where)), Text(text)] if wide else [Text(f"{clean(where)}\n{text}")]
+        table.add_row(outcome_text(str(finding.outcome)), *cells)
+        if not wide:
+            table.add_section()
+    return table
 
 
 def add_names(table: Table, title: str, names: Iterable[str], *, indent: int = 0) -> None:

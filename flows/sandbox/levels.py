@@ -40,7 +40,7 @@ _CURE = (
 
 
 class Level(enum.StrEnum):
-    """How an audit's process is confined, strongest first; ``docs/security.md`` says what each guarantees."""
+    """How an audit's process is confined, strongest first; docs/explanation/security.md says what each guarantees."""
 
     BUBBLEWRAP = "bubblewrap"
     NETWORK = "network"

@@ -37,8 +37,8 @@ _PAUSES = ("AwaitingRetry", "Paused", "Suspended", "Scheduled", "AwaitingConcurr
 
 _SUBJECT = "gradaudit: {{ event.payload.model }} v{{ event.payload.version }} fails"
 _BODY = """\
-{{ event.payload.model }} v{{ event.payload.version }} fails {{ event.payload.checks | default('its audit') }}\
-{% if event.payload.parameter %}, first at {{ event.payload.parameter }}{% endif %}.
+{{ event.payload.model }} v{{ event.payload.version }} fails: {{ event.payload.cause | default('see the report') }} \
+({{ event.payload.checks | default('its audit') }}).
 {{ event.payload.finding | default('') }}
 {{ event.payload.link | default('') }}"""
 

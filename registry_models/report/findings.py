@@ -1,17 +1,17 @@
-"""Findings for a person: rows of one check and outcome together, each with the command that repeats it."""
+"""Findings for a person: rows of one root cause together, each with the command that repeats it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from audits.checks import CHECKS
 from audits.outcomes import Outcome, ResultRow, finite
 from audits.report import AuditReport, rerun_options
-from registry_models.report.lines import shown_outcome
 from registry_models.report.text import number, times
 
-#: Findings of a group that are laid out in full; the others follow as a table.
-LAID_OUT = 3
+#: Findings of a root cause that are laid out in full; the others follow as a table.
+LAID_OUT = 1
 
 #: Findings a page lists; the rows of an audit with more are in its Parquet file.
 LISTED = 2000
@@ -62,13 +62,27 @@ class Finding:
 
 @dataclass(frozen=True)
 class FindingGroup:
-    """Findings of one check with one outcome."""
+    """Findings of one root cause.
 
-    check: str
+    Attributes:
+        cause: what is wrong, a clause that names it.
+        where: the parameters in words.
+        checks: the checks that saw it.
+        claims: what they claim.
+    """
+
+    cause: str
+    where: str
+    checks: tuple[str, ...]
     outcome: Outcome
-    claim: str
+    claims: tuple[str, ...]
     where_to_look: str
     findings: tuple[Finding, ...]
+
+    @property
+    def title(self) -> str:
+        """The cause as a heading."""
+        return self.cause[:1].upper() + self.cause[1:]
 
     @property
     def waived(self) -> bool:
@@ -87,29 +101,25 @@ class FindingGroup:
 
 
 def finding_groups(report: AuditReport, rerun: str) -> tuple[list[FindingGroup], int]:
-    """Return the findings by check, worst first, and how many more the page does not list.
+    """Return the findings by root cause, worst first, and how many more rows the page does not list.
 
     Args:
         report: the audit.
         rerun: the command that repeats it, ``{options}`` in it for what narrows it.
     """
-    from audits.checks import CHECKS
-
-    rows = report.findings
-    rows.sort(key=lambda row: _ORDER.index(shown_outcome(row)))
-    grouped: dict[tuple[Outcome, str], list[Finding]] = {}
-    for index, row in enumerate(rows[:LISTED]):
-        command = rerun.format(options=rerun_options(row)).strip()
-        finding = Finding(f"finding-{index}", row, command, _advice(row))
-        grouped.setdefault((shown_outcome(row), row.check), []).append(finding)
-    groups = []
-    for (outcome, check), findings in grouped.items():
-        claim = CHECKS[check].claim if check in CHECKS else ""
-        groups.append(FindingGroup(check, outcome, claim, _shared(findings), tuple(findings)))
-    return groups, max(0, len(rows) - LISTED)
-
-
-_ORDER = (Outcome.FAIL, Outcome.INCONCLUSIVE, Outcome.WARN)
+    groups: list[FindingGroup] = []
+    index = 0
+    for root in report.root_findings:
+        findings = []
+        for row in root.rows[: max(0, LISTED - index)]:
+            command = rerun.format(options=rerun_options(row)).strip()
+            findings.append(Finding(f"finding-{index}", row, command, _advice(row)))
+            index += 1
+        if findings:
+            claims = tuple(CHECKS[check].claim if check in CHECKS else "" for check in root.checks)
+            groups.append(FindingGroup(root.cause, root.where, root.checks, root.outcome, claims, _shared(findings),
+                                       tuple(findings)))  # fmt: skip
+    return groups, max(0, len(report.findings) - index)
 
 
 def _advice(row: ResultRow) -> str:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from audits.findings.root_causes import RootFinding
 from audits.findings.skipped import not_checked
-from audits.outcomes import ResultRow
 from audits.report import AuditReport
 from audits.signs import SIGNS
 from audits.wording import and_more, plural
 from registry_models.report.changes import Changes
-from registry_models.report.lines import shown_outcome
 from registry_models.report.text import escape_markdown, one_line, shortened
 
 #: Findings and reasons a note names; the report holds them all. MLflow cuts tags at 5,000 characters.
@@ -25,10 +24,10 @@ def render_markdown(report: AuditReport, *, links: Mapping[str, str], changes: C
         changes: what changed since the last audited version.
         links: text -> address (relative or absolute), shown last in this order.
     """
-    found = report.findings
+    found = report.root_findings
     paragraphs = [escape_markdown(shortened(one_line(report.headline), 400))]
     if found:
-        bullets = [_bullet(row) for row in found[:NAMED]]
+        bullets = [_bullet(finding) for finding in found[:NAMED]]
         if len(found) > NAMED:
             bullets.append(f"- and {plural(len(found) - NAMED, 'more finding')}, all in report.html")
         paragraphs.append("**Findings**\n\n" + "\n".join(bullets))
@@ -45,13 +44,12 @@ def render_markdown(report: AuditReport, *, links: Mapping[str, str], changes: C
     return "\n\n".join(paragraphs)
 
 
-def _bullet(row: ResultRow) -> str:
-    outcome = shown_outcome(row)
-    subject = f" {_short(row.parameter)}" if row.parameter else ""
-    module = f" in {_short(row.module)}" if row.module else ""
+def _bullet(finding: RootFinding) -> str:
+    row = finding.rows[0]
+    checks = escape_markdown(", ".join(finding.checks))
     waived = f" *Waived:* {_short(row.waiver)}" if row.waiver else ""
-    what = f"**{outcome}** {escape_markdown(row.check)}{subject}{module}: {_short(row.message)}"
-    return f"- {SIGNS[outcome]} {what}{waived}"
+    seen = f" {_short(row.message)}" if row.message else ""
+    return f"- {SIGNS[finding.outcome]} **{finding.outcome}** {_short(finding.text)} ({checks}).{seen}{waived}"
 
 
 def _since(changes: Changes) -> str:

@@ -136,17 +136,16 @@ def verdict_sentence(report: AuditReport, groups: Sequence[FindingGroup]) -> str
     subject = _subject(report)
     match report.outcome:
         case Outcome.FAIL:
-            names = [one_line(name) for name in report.failed_parameters if not name.startswith("<batch")]
-            claims = plural(len(report.failed_checks), "claim does", "claims do")
-            where = f", for {shortened(names[0], 80)}" if names else ""
-            more = f" and {plural(len(names) - 1, 'more parameter')}" if len(names) > 1 else ""
-            return f"{subject} does not train correctly: {claims} not hold{where}{more}."
+            failed = [group for group in groups if group.outcome is Outcome.FAIL]
+            where = f" ({shortened(one_line(failed[0].where), 80)})" if failed[0].where else ""
+            more = f"; and {plural(len(failed) - 1, 'more cause')}" if len(failed) > 1 else ""
+            return f"{subject} does not train correctly: {shortened(one_line(failed[0].cause), 160)}{where}{more}."
         case Outcome.INCONCLUSIVE:
             if report.coverage_of.tensors == 0:
                 return f"{subject} could not be judged."
             return f"{subject} could not be judged: {report.coverage:.0%} of its trainable parameters are resolved."
         case Outcome.WARN:
-            warned = sum(len(group.findings) for group in groups)
+            warned = len(groups)
             return f"{subject} trains correctly as far as it was judged, with {plural(warned, 'open point')}."
         case _:
             return f"{subject} trains correctly: all {plural(report.counts['pass'], 'judged claim')} hold."

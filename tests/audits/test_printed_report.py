@@ -32,7 +32,8 @@ def test_a_failure_names_check_parameters_and_reason() -> None:
     lines = str(result).splitlines()
     assert not result.passed
     assert lines[0] == result.headline
-    assert lines[1].startswith("  fail  registration.")
-    assert any("2.weight" in line for line in lines[1:4])
+    cause = "an optimizer holds tensors that are not the model's: 2 parameters, from 2.weight"
+    assert lines[0].startswith(f"FAIL: {cause} (registration.stale, registration.coverage); ")
+    assert lines[1] == f"  fail  {cause} (registration.stale, registration.coverage)", "one cause, one finding"
     assert len(lines) <= 10
     assert max(map(len, lines[1:])) <= 260

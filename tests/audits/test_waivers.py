@@ -110,7 +110,9 @@ def test_a_waived_finding_is_said_to_be_waived() -> None:
         ResultRow(check="gradient.finite-difference", outcome=Outcome.PASS, parameter="a.weight"),
     ]
     after = waived(report([*passing, FAILED]), [waiver()], TODAY)
-    assert after.headline.startswith("PASS WITH WARNINGS: update.rule (waived);")
+    assert after.headline.startswith(
+        "PASS WITH WARNINGS: the update does not follow its rule: a.weight (update.rule, waived);"
+    )
     assert after.counts["fail"] == 0
     assert after.counts["warn"] == 1
     assert after.to_dict()["findings"][0]["waiver"] == "known (anna, until 2026-06-01)"

@@ -122,7 +122,7 @@ def _between(
         notes = [f"the error lies between {root!r} in {owner} and the loss"]
         notes += [kind] if kind else []
         notes += [f"there is {', '.join(hooks[:3])}"] if hooks else []
-        cause = verdict.cause
+        cause = Cause.BACKWARD_HOOK.at(hooks[0]) if hooks and agrees is False else Cause.WRONG_TOWARDS_LOSS.at(root)
         if name == root and element is not None:
             index, analytic, numeric = element
             cause = Cause.ONE_WRONG_ELEMENT

@@ -70,7 +70,7 @@ def judge_each_function(
         problem: the phase's loss, its tensors at theta.
         verdicts: what was found about the tensors.
     """
-    failing = {n for n, v in verdicts.items() if v.outcome is Outcome.FAIL and _is_formula(v.cause or "")}
+    failing = {n for n, v in verdicts.items() if v.outcome is Outcome.FAIL and _is_formula(v.cause)}
     found = _all_wrong(subject, problem, declared_custom(subject))
     graph = LossGraph(problem) if found and failing else None
     rows: dict[str, ResultRow] = {}
@@ -83,9 +83,13 @@ def judge_each_function(
     return list(rows.values())
 
 
-def _is_formula(cause: str) -> bool:
+_FORMULAS = frozenset({Cause.WRONG_GRADIENT, Cause.WRONG_TOWARDS_LOSS, Cause.WRONG_FEW_ELEMENTS,
+                       Cause.ONE_WRONG_ELEMENT, Cause.WRONG_BACKWARD, Cause.BACKWARD_HOOK})  # fmt: skip
+
+
+def _is_formula(cause: str | None) -> bool:
     """Whether a tensor fails for a wrong backward, rather than for a value that is held constant."""
-    return cause.startswith(("wrong", "one wrong"))
+    return Cause.read(cause)[0] in _FORMULAS
 
 
 def _all_wrong(subject: Subject, problem: Problem, skipped: set[str]) -> list[_Judged]:

@@ -329,5 +329,5 @@ def test_every_rule_is_exercised() -> None:
 def test_the_documented_table_names_every_rule() -> None:
     from pathlib import Path
 
-    text = (Path(__file__).parents[3] / "docs" / "gradient_check.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[3] / "docs" / "explanation" / "gradient_check.md").read_text(encoding="utf-8")
     assert [name for name in all_rules() if f"`{name}`" not in text] == []

@@ -122,6 +122,7 @@ def test_a_new_failure_is_told_once_and_a_repeat_or_a_success_never(
     payload = next(event["payload"] for event in events if event["payload"]["version"] == 1)
     assert payload["model"] == "broken"
     assert payload["checks"] == "registration.hyperparameters"
+    assert payload["cause"] == "the optimizer's options are not those declared"
     assert payload["finding"] == "the optimizer of phase 'step' is SGD, expect declares Adam"
     assert payload["previous"] == "never audited"
     run = client.get_run(payload["run_id"])

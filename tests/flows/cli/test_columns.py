@@ -20,8 +20,9 @@ from audits.history.parameter_history import HistoryEntry, ParameterHistory
 from audits.outcomes import Coverage, Outcome, ResultRow, Severity
 from audits.report import AuditReport
 from audits.results.format import AuditIdentity
+from audits.settings import AuditSettings
 from flows.choosing.audit_summary import AuditSummary
-from flows.cli import diff_command, display, history_command, sql_command
+from flows.cli import checks_command, diff_command, display, history_command, sql_command
 from flows.cli import main as cli
 from tests.flows.cli.test_audit_command import gradaudit
 
@@ -120,15 +121,26 @@ def test_diff(screen: Console) -> None:
 
 
 def test_verdicts(screen: Console) -> None:
-    summary = AuditSummary(
-        model="a-model", version=3, outcome="fail", coverage=1.0, failed_checks=LONGEST,
-        failed_parameters=[PARAMETER, "b"], run_id=None, seconds=1.0, headline="",
-    )  # fmt: skip
-    has_names(lines(screen, display.verdicts_table([summary], "title")), LONGEST)
+    long_name = "a-model-with-a-name-that-no-terminal-has-room-for-" * 4
+    summaries = [
+        AuditSummary(
+            model=name, version=3, outcome=outcome, coverage=1.0, failed_checks=[LONGEST[0]],
+            failed_parameters=[PARAMETER, "b"], why=why, run_id=None, seconds=1.0, headline="",
+        )
+        for name, outcome, why in (
+            ("a-model", "fail", f"ScaledGelu's backward is wrong: 8 parameters, from w ({LONGEST[0]})"),
+            (long_name, "inconclusive", "no recipe says how it is trained"),
+        )
+    ]  # fmt: skip
+    found = lines(screen, display.verdicts_table(summaries, "title"))
+    has_names(found, ["inconclusive"])
+    assert any(f"({LONGEST[0]})" in line for line in found), "the check in one piece"
+    has_words(found, "ScaledGelu's backward is wrong: 8 parameters, from w")
+    has_words(found, "no recipe says how it is trained")
 
 
 def test_the_list_of_checks(screen: Console) -> None:
-    has_names(lines(screen, display.checks_table(CHECKS.values())), list(CHECKS))
+    has_names(lines(screen, checks_command.checks_table(CHECKS.values(), AuditSettings())), list(CHECKS))
 
 
 @pytest.mark.parametrize(

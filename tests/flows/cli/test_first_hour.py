@@ -143,8 +143,8 @@ def test_two_bugs_are_found_named_and_mended(
 
 
 def documented(heading: str) -> str:
-    """The first Python block after a sentence of docs/recipes.md."""
-    text = (Path(__file__).parents[3] / "docs" / "recipes.md").read_text(encoding="utf-8")
+    """The first Python block after a sentence of docs/how_to/own_model.md."""
+    text = (Path(__file__).parents[3] / "docs" / "how_to" / "own_model.md").read_text(encoding="utf-8")
     return text[text.index(heading) :].split("```python\n", 1)[1].split("```", 1)[0]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import struct
 
 import pytest
@@ -41,10 +42,19 @@ def test_the_first_line_is_plain_text() -> None:
 
 def test_findings_reasons_and_links_follow() -> None:
     note = render_markdown(report_of(148, failing=tuple(range(20))), links={"Open the report": "#/a (b)/c"})
-    assert note.count("**fail**") == 8
-    assert "12 more findings" in note
+    assert note.count("**fail**") == 1, "one cause, one finding"
+    assert "20 parameters, from" in note
     assert "step.clipping" in note
     assert note.endswith("[Open the report](#/a%20%28b%29/c)")
+    assert len(note) < 5000
+
+
+def test_many_causes_are_cut_with_their_number() -> None:
+    report = report_of(148, failing=tuple(range(20)))
+    rows = tuple(dataclasses.replace(r, cause=f"wrong backward of F{i} in M") for i, r in enumerate(report.rows))
+    note = render_markdown(dataclasses.replace(report, rows=rows), links={})
+    assert note.count("**fail**") == 8
+    assert "12 more findings" in note
     assert len(note) < 5000
 
 

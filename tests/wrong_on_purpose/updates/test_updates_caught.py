@@ -17,7 +17,6 @@ from tests.wrong_on_purpose.updates import (
     faults_rule,  # noqa: F401
     faults_step,  # noqa: F401
     faults_subclasses,  # noqa: F401
-    table,
 )
 from tests.wrong_on_purpose.updates.catalogue import CATALOGUE, Fault
 
@@ -62,8 +61,3 @@ def test_catalogue_is_wide_enough() -> None:
     assert len({case.architecture.partition(",")[0] for case in CATALOGUE}) >= 4
     assert {case.kind for case in CATALOGUE} >= {"rule", "registration", "step", "phases", "persistence", "precision"}
     assert max(Counter((c.name, c.architecture) for c in CATALOGUE).values()) == 1
-
-
-def test_documented_table_is_the_catalogue() -> None:
-    document = table.DOCUMENT.read_text()
-    assert table.written(document) == document, "run: python -m tests.wrong_on_purpose.updates.table"
