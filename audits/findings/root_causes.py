@@ -109,13 +109,13 @@ _Key = tuple[object, ...]
 
 
 def _key(row: ResultRow) -> _Key:
-    """What makes two rows one finding: outcome, waiver, phase and cause; the check where the cause is not known."""
+    """What makes two rows one finding: a place at fault; else outcome, check, phase and cause. Never two waivers."""
     cause, place = Cause.read(row.cause)
     shared = (str(row.counted), row.waiver)
-    if cause is Cause.WRONG_BACKWARD:
-        return (*shared, cause, _function(place))
+    if cause is Cause.WRONG_BACKWARD:  # whether it fails a parameter or warns of the batch's gradient
+        return (row.waiver, cause, _function(place))
     if cause in _TOLD_BY_PLACE:
-        return (*shared, cause, place)
+        return (row.waiver, cause, place)
     if cause is not None:
         return (*shared, row.check, row.phase, cause)
     if row.parameter is None and row.cause is None:

@@ -106,10 +106,10 @@ def _findings_table(findings: Sequence[RootFinding]) -> Table:
         more = and_more(len(names) - SHOWN_NAMES)
         where = "\n".join([*finding.checks, *(f"  {name}" for name in [*names[:SHOWN_NAMES], more] if name)])
         cause = finding.cause if clean(finding.cause) not in clean(row.message) else ""
-        seen = [cause[:1].upper() + cause[1:] + "." if cause else "", row.message]
+        seen = [f"{cause}." if cause else "", row.message]
         seen += [row.where_to_look] if row.where_to_look and row.counted is Outcome.FAIL else []
         seen += [f"Waived: {one_line(row.waiver)}"] if row.waiver else []
-        text = clean("\n".join(part for part in seen if part))
+        text = clean("\n".join(part[:1].upper() + part[1:] for part in seen if part))
         cells = [Text(clean(where)), Text(text)] if wide else [Text(f"{clean(where)}\n{text}")]
         table.add_row(outcome_text(str(finding.outcome)), *cells)
         if not wide:
