@@ -36,7 +36,7 @@ CASES: dict[str, dict[str, list[tuple[str, str]]]] = {
             ("''", "the target is empty"),
         ],
         "recipe": [
-            ("models:/tiny/1 --recipe recipes/emty", "there is no such folder; did you mean 'empty'"),
+            ("models:/tiny/1 --recipe recipes/emty", "does not exist; did you mean 'empty'"),
             ("models:/tiny/1 --recipe empty", "holds no recipe.yaml"),
             ("models:/tiny/1 --recipe recipes", "holds no recipe.yaml; did you mean 'recipes/audit'"),
             ("models:/tiny/1 --recipe recipes/audit/recipe.yaml", "give the folder that holds recipe"),
@@ -238,7 +238,7 @@ CASES: dict[str, dict[str, list[tuple[str, str]]]] = {
             ("models:/tinny/1 recipes/audit", "did you mean 'tiny'"),
         ],
         "recipe": [
-            ("models:/tiny/1 nothere", "there is no such folder"),
+            ("models:/tiny/1 nothere", "does not exist"),
             ("models:/tiny/1 empty", "holds no recipe.yaml"),
         ],
         "tracking_uri": [

@@ -133,7 +133,7 @@ def test_a_package_that_is_not_installed_is_shipped(client: MlflowClient, tmp_pa
     log_model(model, "packaged", recipe=recipe_of(model, squared, step=step), **LINEAR)
     report = in_a_child(client, "models:/packaged/1", tmp_path / "a")
     assert report.outcome in (Outcome.PASS, Outcome.WARN), report.headline
-    assert (tmp_path / "a" / "model" / "code" / "tests" / "registry_models" / "losses_shipped.py").is_file()
+    assert (tmp_path / "a" / "model" / "code" / "tests" / "registry_models" / "recipes" / "losses_shipped.py").is_file()
     assert report.provenance["step"] == "declared in the version"
 
 
