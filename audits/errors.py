@@ -18,7 +18,7 @@ A model that is wrong is not an error: it is a row whose outcome is ``fail``. Pr
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 
 class GradauditError(Exception):
@@ -58,6 +58,12 @@ class SetupError(InfrastructureError):
 
 class DiskError(SetupError):
     """This host's disk is full, read-only, or not this user's."""
+
+
+def unknown_among(given: Iterable[object], known: Collection[str]) -> str:
+    """Return ``'lerning_rate'; did you mean 'learning_rate'?`` for the first name that is not known, or nothing."""
+    wrong = next((name for name in given if name not in known), None)
+    return "" if wrong is None else f"{wrong!r}{suggest(str(wrong), known)}"
 
 
 def suggest(unknown: str, known: Iterable[str]) -> str:

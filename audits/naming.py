@@ -43,8 +43,8 @@ def no_reference(text: str) -> str:
     """Return why a text names no version, as a sentence with what was probably meant."""
     for pattern, written in ((_NEAR_ALIAS, "models:/{}@{}"), (_NEAR_VERSION, "models:/{}/{}")):
         if found := pattern.fullmatch(text):
-            return f"{text!r} is no version; did you mean {written.format(*found.groups())!r}?"
-    return f"{text!r} is no version: write models:/NAME/VERSION or models:/NAME@ALIAS"
+            return f"{text!r} does not name a version; did you mean {written.format(*found.groups())!r}?"
+    return f"{text!r} does not name a version: write models:/NAME/VERSION or models:/NAME@ALIAS"
 
 
 def reference_to(name: str, version: int) -> str:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from audits.findings.root_causes import RootFinding
 from audits.findings.skipped import not_checked
 from audits.outcomes import Outcome
+from audits.signs import SIGNS
+from audits.wording import and_more, listed, plural
 
 if TYPE_CHECKING:
     from audits.report import AuditReport
@@ -18,14 +20,14 @@ NAMED = 3
 #: Findings a cell shows; ``report.findings`` has them all.
 SHOWN = 20
 
-#: Mark and colour of each outcome; the colours have a contrast of 4.5 and more on white and on near-black alike, or
-#: come with their mark and word in the page's own colour.
-_MARKS = {
-    Outcome.PASS: ("✓", "#1a8754"),
-    Outcome.WARN: ("!", "#b26a00"),
-    Outcome.FAIL: ("✕", "#d64545"),
-    Outcome.INCONCLUSIVE: ("?", "#8257d6"),
-    Outcome.SKIPPED: ("–", "#7a7a7a"),
+#: Colour of each outcome; they have a contrast of 4.5 and more on white and on near-black alike, or
+#: come with their sign and word in the page's own colour.
+_COLOURS = {
+    Outcome.PASS: "#1a8754",
+    Outcome.WARN: "#b26a00",
+    Outcome.FAIL: "#d64545",
+    Outcome.INCONCLUSIVE: "#8257d6",
+    Outcome.SKIPPED: "#7a7a7a",
 }
 _RULE = "border-bottom:1px solid rgba(128,128,128,.35)"
 _CELL = f"padding:6px 14px 6px 0;text-align:left;vertical-align:top;background:none;{_RULE}"
@@ -38,9 +40,8 @@ def fragment(report: AuditReport) -> str:
     """
     counts = ", ".join(f"{number:,} {name}" for name, number in report.counts.items() if number)
     device = f" on {report.identity.device}" if report.identity.device else ""
-    sign = f'<strong style="color:{_MARKS[report.outcome][1]}">{_MARKS[report.outcome][0]}</strong>'
     parts = [
-        f'<p style="font-size:1.15em;margin:4px 0 2px">{sign} {_text(report.headline)}</p>',
+        f'<p style="font-size:1.15em;margin:4px 0 2px">{_coloured(report.outcome, "")} {_text(report.headline)}</p>',
         f'<p style="margin:0 0 10px;opacity:.75">{_text(f"{counts}; {report.seconds:.1f} s{device}")}</p>',
         _findings(report),
         _unresolved(report),
@@ -58,8 +59,8 @@ def _findings(report: AuditReport) -> str:
         for name in ("Outcome", "Check, parameter", "What was seen")
     )
     lines = "".join(_line(finding) for finding in found[:SHOWN])
-    more = len(found) - SHOWN
-    rest = f'<p style="opacity:.75">and {more:,} more: report.findings has them all</p>' if more > 0 else ""
+    more = and_more(len(found) - SHOWN)
+    rest = f'<p style="opacity:.75">{more}: report.findings has them all</p>' if more else ""
     return (
         f'<table style="border-collapse:collapse;margin:0 0 8px"><thead><tr style="background:none">{head}</tr></thead>'
         f"<tbody>{lines}</tbody></table>{rest}"
@@ -70,11 +71,12 @@ def _line(finding: RootFinding) -> str:
     row = finding.rows[0]
     checks = "<br>".join(f"<code>{_text(check)}</code>" for check in finding.checks)
     names = finding.parameters
-    listed = ", ".join(f"<code>{_text(name)}</code>" for name in names[:NAMED])
-    where = f"<br>{listed}{f' and {len(names) - NAMED:,} more' if len(names) > NAMED else ''}" if names else ""
+    named = listed([f"<code>{_text(name)}</code>" for name in names], NAMED)
+    where = f"<br>{named}" if named else ""
     module = (
         f'<br><span style="opacity:.7">in {_text(row.module)}</span>' if row.module and len(finding.rows) == 1 else ""
     )
+    sign = _coloured(finding.outcome, finding.outcome)
     cause = f"<strong>{_text(finding.cause[:1].upper() + finding.cause[1:])}.</strong> "
     waived = f"<br><strong>Waived:</strong> {_text(row.waiver)}" if row.waiver else ""
     look = (
@@ -83,7 +85,7 @@ def _line(finding: RootFinding) -> str:
         else ""
     )
     return (
-        f'<tr style="background:none"><td style="{_CELL};white-space:nowrap">{_mark(finding.outcome)}</td>'
+        f'<tr style="background:none"><td style="{_CELL};white-space:nowrap">{sign}</td>'
         f'<th scope="row" style="{_CELL};font-weight:400">{checks}{where}{module}</th>'
         f'<td style="{_CELL}">{cause}{_text(row.message)}{waived}{look}</td></tr>'
     )
@@ -93,9 +95,8 @@ def _unresolved(report: AuditReport) -> str:
     names = report.coverage_of.unresolved
     if not names:
         return ""
-    listed = ", ".join(f"<code>{_text(name)}</code>" for name in names[:SHOWN])
-    more = f" and {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
-    return f'<p style="margin:0 0 8px"><strong>Not covered</strong> ({len(names):,}): {listed}{more}</p>'
+    named = listed([f"<code>{_text(name)}</code>" for name in names], SHOWN)
+    return f'<p style="margin:0 0 8px"><strong>Not covered</strong> ({len(names):,}): {named}</p>'
 
 
 def _left_out(report: AuditReport) -> str:
@@ -104,21 +105,20 @@ def _left_out(report: AuditReport) -> str:
         return ""
     items = "".join(
         f'<li style="margin:2px 0">{", ".join(f"<code>{_text(c)}</code>" for c in item.checks)}: {_text(item.reason)}'
-        f"{f' ({_parameters(len(item.parameters))})' if item.parameters else ''}</li>"
+        f"{_parameters(len(item.parameters))}</li>"
         for item in left
     )
     summary = f'<summary style="cursor:pointer">Not checked, and why ({len(left)})</summary>'
     return f'<details>{summary}<ul style="margin:6px 0 0;padding-left:20px">{items}</ul></details>'
 
 
-def _mark(outcome: Outcome) -> str:
-    sign, colour = _MARKS[outcome]
-    return f'<strong style="color:{colour}">{sign} {outcome}</strong>'
+def _coloured(outcome: Outcome, word: str) -> str:
+    return f'<strong style="color:{_COLOURS[outcome]}">{f"{SIGNS[outcome]} {word}".rstrip()}</strong>'
+
+
+def _parameters(count: int) -> str:
+    return f" ({plural(count, 'parameter')})" if count else ""
 
 
 def _text(value: str | None) -> str:
     return html.escape(value or "")
-
-
-def _parameters(count: int) -> str:
-    return f"{count:,} parameter{'' if count == 1 else 's'}"

@@ -25,8 +25,17 @@ class Outcome(StrEnum):
         return self in (Outcome.PASS, Outcome.WARN, Outcome.FAIL)
 
 
-#: Worst first: the order in which findings are shown.
+#: Worst first: the order in which findings are shown, and which step's row stands for a claim: one that says why it
+#: was left out is not hidden by another step's pass.
 WORST_FIRST = (Outcome.FAIL, Outcome.INCONCLUSIVE, Outcome.WARN, Outcome.SKIPPED, Outcome.PASS)
+
+#: Which outcome stands for several claims about one thing, all checks of a parameter: the worst, and one that was
+#: judged before one that was skipped.
+SUMMED_UP = (Outcome.FAIL, Outcome.INCONCLUSIVE, Outcome.WARN, Outcome.PASS, Outcome.SKIPPED)
+
+#: Which outcome stands for one claim in several phases, steps and lanes when two audits are compared: a finding of one
+#: lane is not gone because another lane could not judge.
+FINDINGS_FIRST = (Outcome.FAIL, Outcome.WARN, Outcome.INCONCLUSIVE, Outcome.PASS, Outcome.SKIPPED)
 
 
 class Severity(StrEnum):

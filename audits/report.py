@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from audits.findings.root_causes import BATCH_PREFIX, RootFinding, root_findings, told
+from audits.findings.root_causes import BATCH_PREFIX, RootFinding, in_one_line, root_findings
 from audits.findings.skipped import not_checked
 from audits.naming import shell_words
 from audits.outcomes import (
@@ -27,6 +27,7 @@ from audits.outcomes import (
 )
 from audits.results.format import AuditIdentity, answer_table, rows_table
 from audits.results.store import to_frame
+from audits.wording import and_more, listed
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -131,7 +132,7 @@ class AuditReport:
         return [
             {
                 "check": check,
-                "reason": f"{left.reason} ({_few(list(left.parameters))})" if left.parameters else left.reason,
+                "reason": f"{left.reason} ({listed(left.parameters)})" if left.parameters else left.reason,
             }
             for left in not_checked(self.rows)
             for check in left.checks
@@ -150,7 +151,7 @@ class AuditReport:
         match self.outcome:
             case Outcome.FAIL:
                 failed = [finding for finding in self.root_findings if finding.outcome is Outcome.FAIL]
-                return f"FAIL: {told(failed)}; {covered}."
+                return f"FAIL: {in_one_line(failed)}; {covered}."
             case Outcome.INCONCLUSIVE:
                 return f"INCONCLUSIVE: {self._why_unclear}; {covered}."
             case Outcome.WARN:
@@ -161,7 +162,7 @@ class AuditReport:
                     if finding.outcome is Outcome.WARN or any(id(row) in opened for row in finding.rows)
                 ]
                 doubts.sort(key=lambda finding: finding.outcome is not Outcome.WARN)
-                return f"PASS WITH WARNINGS: {told(doubts)}; {covered}."
+                return f"PASS WITH WARNINGS: {in_one_line(doubts)}; {covered}."
             case _:
                 held = self.counts["pass"]
                 return f"PASS: {held} claim{' holds' if held == 1 else 's hold'}; {covered}."
@@ -170,10 +171,10 @@ class AuditReport:
     def _why_unclear(self) -> str:
         known, silent = decisive(self.rows), self.coverage_of.silent
         if not known and silent and not self.coverage:
-            return f"every gradient is zero ({_few(list(silent))}): the loss asks for no change of any parameter"
+            return f"every gradient is zero ({listed(silent)}): the loss asks for no change of any parameter"
         unclear = [*known, *(row for row in self.rows if row.outcome is Outcome.INCONCLUSIVE)]
         left = list(self.coverage_of.unresolved)
-        return unclear[0].message if unclear else f"not enough could be checked{f' ({_few(left)})' if left else ''}"
+        return unclear[0].message if unclear else f"not enough could be checked{f' ({listed(left)})' if left else ''}"
 
     def __str__(self) -> str:
         """Return the headline, the findings by root cause, worst first, and where the rest is."""
@@ -182,8 +183,8 @@ class AuditReport:
         for finding in found[:SUMMARY_LINES]:
             lines.append(f"  {finding.outcome}  {finding.text} ({', '.join(finding.checks)})")
             lines.append(f"        {_cut(finding.rows[0].message)}")
-        if len(found) > SUMMARY_LINES:
-            lines.append(f"  and {len(found) - SUMMARY_LINES} more findings")
+        if more := and_more(len(found) - SUMMARY_LINES, "more findings"):
+            lines.append(f"  {more}")
         judged = {row.check for row in self.rows if row.outcome is not Outcome.SKIPPED}
         skipped = [check for check in dict.fromkeys(left["check"] for left in self.not_checked) if check not in judged]
         if skipped:
@@ -260,10 +261,6 @@ def _cut(text: str, limit: int = 160) -> str:
 
 def _failed(row: ResultRow) -> bool:
     return row.counted is Outcome.FAIL
-
-
-def _few(names: list[str], limit: int = 3) -> str:
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
 def _finding(row: ResultRow, rerun: str | None) -> dict[str, Any]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +12,9 @@ from audits.checks import refuse_unknown_checks
 from audits.checks.gradient import DETECTION_LIMIT
 from audits.checks.health import EXPLODING_NORM, RATIO, VANISHING_NORM, VANISHING_RATIO
 from audits.checks.severities import refuse_unknown
-from audits.errors import SettingsError, suggest
+from audits.errors import SettingsError, suggest, unknown_among
+from audits.globs import matches, matching
+from audits.short_digests import short_digest
 
 #: How `gradient.finite-difference` is measured.
 METHODS = ("auto", "probe", "exact", "elementwise", "gradcheck")
@@ -69,7 +69,7 @@ class AuditSettings:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise SettingsError(
-                f"method {self.method!r} is none of {', '.join(METHODS)}{suggest(self.method, METHODS)}"
+                f"method must be one of {', '.join(METHODS)}, not {self.method!r}{suggest(self.method, METHODS)}"
             )
         for name in ("elementwise_epsilon", "elementwise_tolerance", "detection_limit"):
             if not getattr(self, name) > 0:
@@ -91,9 +91,8 @@ class AuditSettings:
             SettingsError: an unknown setting; the text suggests the nearest.
         """
         known = {known.name for known in dataclasses.fields(cls)}
-        for name in values:
-            if name not in known:
-                raise SettingsError(f"unknown audit setting {name!r}{suggest(name, known)}")
+        if unknown := unknown_among(values, known):
+            raise SettingsError(f"unknown audit setting {unknown}")
         tuples: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
         }
@@ -106,11 +105,11 @@ class AuditSettings:
 
     def wants_check(self, *names: str) -> bool:
         """Whether any of these checks was asked for."""
-        return not self.checks or any(fnmatch.fnmatchcase(name, glob) for glob in self.checks for name in names)
+        return not self.checks or bool(matching(names, self.checks))
 
     def wants_parameter(self, name: str) -> bool:
         """Whether this parameter was asked for."""
-        return not self.parameters or any(fnmatch.fnmatchcase(name, glob) for glob in self.parameters)
+        return not self.parameters or matches(name, self.parameters)
 
     def to_mapping(self) -> dict[str, Any]:
         """Return plain values: what `from_mapping` reads."""
@@ -118,4 +117,4 @@ class AuditSettings:
 
     def digest(self) -> str:
         """Return a short digest: equal settings, equal digest."""
-        return hashlib.sha256(json.dumps(self.to_mapping(), sort_keys=True).encode()).hexdigest()[:16]
+        return short_digest(json.dumps(self.to_mapping(), sort_keys=True))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,6 +31,18 @@ def _rebuild(value: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
         return type(value)(items)  # type: ignore[call-arg]
     except TypeError:
         return items
+
+
+def any_tensor(value: Any, test: Callable[[torch.Tensor], bool]) -> bool:
+    """Whether a tensor among an operator's arguments or results, in lists and tuples, passes the test."""
+    if isinstance(value, torch.Tensor):
+        return test(value)
+    return isinstance(value, (list, tuple)) and any(any_tensor(item, test) for item in value)
+
+
+def outputs_of(result: Any) -> Sequence[Any]:
+    """Return what a function returned as a sequence: several results as they are, a single one alone."""
+    return result if isinstance(result, (list, tuple)) else (result,)
 
 
 def tensors_in(value: Any, path: str = "") -> Iterator[tuple[str, torch.Tensor]]:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import fnmatch
-import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,9 +16,11 @@ from typing import Any
 
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
-from audits.errors import SettingsError, suggest
+from audits.errors import SettingsError, suggest, unknown_among
+from audits.globs import matches, matching
 from audits.outcomes import Outcome, ResultRow
 from audits.report import AuditReport
+from audits.short_digests import short_digest
 
 _REQUIRED = ("model", "check", "reason", "owner", "expires")
 
@@ -57,14 +57,14 @@ class Waiver:
             return SpecifierSet(f"=={text}" if text.isdigit() else text)
         except InvalidSpecifier as error:
             raise SettingsError(
-                f"versions {self.versions!r} is no range; write one number, or for example '>=3,<7'"
+                f"versions {self.versions!r} is not a range of versions; write one number, or for example '>=3,<7'"
             ) from error
 
     @cached_property
     def id(self) -> str:
         """A short digest of everything in it."""
         plain = json.dumps(dataclasses.asdict(self), sort_keys=True, default=str)
-        return hashlib.sha256(plain.encode()).hexdigest()[:12]
+        return short_digest(plain, 12)
 
     @property
     def text(self) -> str:
@@ -80,7 +80,7 @@ class Waiver:
 
     def covers(self, model: str, version: int) -> bool:
         """Whether it is about this version."""
-        return fnmatch.fnmatchcase(model, self.model) and self._range.contains(str(version))
+        return matches(model, self.model) and self._range.contains(str(version))
 
     def holds(self, today: datetime.date) -> bool:
         """Whether it is still in force on this day."""
@@ -88,11 +88,9 @@ class Waiver:
 
     def matches(self, row: ResultRow) -> bool:
         """Whether it is about this finding; only failures and warnings can be waived."""
-        if row.outcome not in (Outcome.FAIL, Outcome.WARN) or not fnmatch.fnmatchcase(row.check, self.check):
+        if row.outcome not in (Outcome.FAIL, Outcome.WARN) or not matches(row.check, self.check):
             return False
-        return self.parameter == "*" or (
-            row.parameter is not None and fnmatch.fnmatchcase(row.parameter, self.parameter)
-        )
+        return self.parameter == "*" or (row.parameter is not None and matches(row.parameter, self.parameter))
 
 
 def waived(report: AuditReport, waivers: Sequence[Waiver], today: datetime.date) -> AuditReport:
@@ -128,7 +126,7 @@ def standing(waivers: Iterable[Waiver], model: str, version: int, today: datetim
     A part of what makes a version due: a waiver that came, changed, went or expired has it audited again.
     """
     mine = sorted(f"{w.id} {w.holds(today)}" for w in waivers if w.covers(model, version))
-    return hashlib.sha256("\n".join(mine).encode()).hexdigest()[:16] if mine else ""
+    return short_digest("\n".join(mine)) if mine else ""
 
 
 def unmatched(
@@ -175,14 +173,13 @@ def _waiver(entry: Any, place: str) -> Waiver:
     known = [field.name for field in dataclasses.fields(Waiver)]
     if not isinstance(entry, Mapping):
         raise SettingsError(f"{place} must be a mapping with {', '.join(known)}")
-    for name in entry:
-        if name not in known:
-            raise SettingsError(f"{place}: unknown key {name!r}{suggest(str(name), known)}")
+    if unknown := unknown_among(entry, known):
+        raise SettingsError(f"{place}: unknown key {unknown}")
     missing = [name for name in _REQUIRED if entry.get(name) in (None, "")]
     if missing:
         raise SettingsError(f"{place} lacks {', '.join(missing)}")
     values: dict[str, Any] = {name: str(value).strip() for name, value in entry.items() if value is not None}
-    if not any(fnmatch.fnmatchcase(name, values["check"]) for name in CHECKS):
+    if not matching(CHECKS, values["check"]):
         raise SettingsError(f"{place}: there is no check {values['check']!r}{suggest(values['check'], CHECKS)}")
     try:
         values["expires"] = datetime.date.fromisoformat(values["expires"])

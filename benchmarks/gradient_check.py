@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from audits.gradients.methods.batched import vmap_holds
 from audits.gradients.methods.certify import Certifier
 from audits.gradients.methods.exact import check_exactly
-from audits.lanes import float64_lane
+from audits.lanes import lifted_loss
 from audits.lanes.evaluation import Point
 from audits.lanes.problem import Problem
 from audits.live.subject import open_subject
@@ -146,7 +146,7 @@ def bench(name: str, make: Callable[[], tuple[nn.Module, Any, Loss]], repeats: i
     torch.manual_seed(0)
     model, batch, loss = make()
     recipe = Recipe.capture(model, batch=batch, loss=loss, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
-    with open_subject(model, recipe, device="cpu") as subject, float64_lane(subject, subject.phases[0]) as problem:
+    with open_subject(model, recipe, device="cpu") as subject, lifted_loss(subject, subject.phases[0]) as problem:
         names = list(problem.tensors)
         elements = sum(t.numel() for t in problem.tensors.values())
 

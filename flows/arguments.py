@@ -42,7 +42,7 @@ def recipe_folder(folder: Path) -> Path:
         held = f", {folder.absolute().parent}" if folder.name == _RECIPE_FILE else ""
         raise RecipeError(f"the recipe {folder} is a file: give the folder that holds {_RECIPE_FILE}{held}")
     if not folder.is_dir():
-        raise RecipeError(f"the recipe {folder} is not there: there is no such folder{_near(folder)}")
+        raise RecipeError(f"the recipe's folder {folder} does not exist{_near(folder)}")
     if not (folder / _RECIPE_FILE).is_file():
         inner = next((f for f in (folder / place for place in _PLACES) if (f / _RECIPE_FILE).is_file()), None)
         hint = f"; did you mean {str(inner)!r}?" if inner else ""

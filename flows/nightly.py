@@ -20,7 +20,7 @@ from audits.results.compaction import compact
 from audits.results.store import ResultsStore
 from flows.audit_versions import audit_versions
 from flows.choosing.audit_summary import summaries_of
-from flows.choosing.due import Plan, choose_due, plan_night
+from flows.choosing.due import Plan, plan_night
 from flows.choosing.night_summary import NightSummary, committed_since, summarise_night
 from flows.choosing.progress import listener
 from flows.choosing.shards import cut, run_on_workers, workers_wait
@@ -28,7 +28,7 @@ from flows.one_audit.one_version import fresh_occasion
 from flows.settings.environment import GradauditSettings
 from registry_models.night_run import publish_night
 
-__all__ = ["choose_due", "nightly_audit"]
+__all__ = ["nightly_audit"]
 
 _log = logging.getLogger(__name__)
 

@@ -98,31 +98,29 @@ def log_model(
             write_recipe(shipment.recipe, Path(temporary))
         written = _serialization(model, name, recipe, factory is not None, mlflow_options)
         mlflow_options.pop("export_model", None)
+        pickled = written["serialization_format"] == "pickle"
         if reference is not None:
             # proven with the path it has here; stored under the one it has where the version is loaded
             here = Factory(str(reference.path), dict(factory_args or {}))
-            pickled = written["serialization_format"] == "pickle"
             write_factory(stored, here, folder, weights_too=pickled, stored_path=str(shipment.factory))
-        elif written["serialization_format"] == "pickle":
+        elif pickled:
             _log.warning("%s is pickled: its class must be importable where audits run; factory= avoids pickle", name)
-        extra = list(mlflow_options.pop("extra_files", None) or [])
-        if folder.exists():
-            extra.append(str(folder))
+        extra = [*(mlflow_options.pop("extra_files", None) or []), *([str(folder)] if folder.exists() else [])]
         options = {
             "name": re.sub(r"[/:.%\"']", "-", name),
             "registered_model_name": name,
             "pip_requirements": [f"torch=={_torch_version()}"],
             **mlflow_options,
             **written,
+            "extra_files": extra or None,
+            "code_paths": code_paths or None,
         }
-        if written["serialization_format"] == "pickle":
+        if pickled:
             with _pickling():
-                return mlflow.pytorch.log_model(
-                    model, extra_files=extra or None, code_paths=code_paths or None, **options
-                )
+                return mlflow.pytorch.log_model(model, **options)
         with in_eval_mode(stored), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch.export warns about its own internals
-            return mlflow.pytorch.log_model(stored, extra_files=extra or None, code_paths=code_paths or None, **options)
+            return mlflow.pytorch.log_model(stored, **options)
 
 
 @contextlib.contextmanager
@@ -155,7 +153,7 @@ def _serialization(
     asked = options.get("serialization_format") or ("pt2" if options.get("export_model") else None)
     if asked not in (None, *_FORMATS):
         raise ArtifactError(
-            f"serialization_format {asked!r} is none of {', '.join(_FORMATS)}{suggest(asked, _FORMATS)}"
+            f"serialization_format must be one of {', '.join(_FORMATS)}, not {asked!r}{suggest(asked, _FORMATS)}"
         )
     why = ""
     if asked == "pt2" or (asked is None and factory):
@@ -170,11 +168,11 @@ def _serialization(
             why = f"{error}"
         else:
             if isinstance(chosen["input_example"], tuple):
-                _log.warning("%s is logged without an input example: MLflow stores none of several tensors", name)
+                _log.warning("%s is logged without an input example: MLflow stores no example of several tensors", name)
             return chosen if options.get("signature") is None else {**chosen, "signature": options["signature"]}
     stored = None if example is None else example_for_mlflow(example)
     if example is not None and stored is None:
-        _log.warning("%s is logged without an input example: MLflow stores none of this kind", name)
+        _log.warning("%s is logged without an input example: MLflow stores no example of this kind", name)
     elif why and example is None:
         _log.warning("%s is logged without an input example, and not as pt2: %s", name, why)
     return {"serialization_format": asked or "pickle", "input_example": stored}

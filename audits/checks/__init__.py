@@ -6,12 +6,12 @@ read its thresholds there.
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Iterable
 
 from audits.checks import buffers, gradient, health, optimizer, registration, step, update, version
 from audits.checks.check import Check
 from audits.errors import InputError, SettingsError, suggest
+from audits.globs import matching
 
 _FAMILIES = (gradient, registration, step, update, optimizer, buffers, health, version)
 
@@ -37,5 +37,5 @@ def refuse_unknown_checks(globs: Iterable[str]) -> None:
         SettingsError: the text names the glob and the nearest check.
     """
     for glob in globs:
-        if not any(fnmatch.fnmatchcase(name, glob) for name in CHECKS):
+        if not matching(CHECKS, glob):
             raise SettingsError(f"there is no check {glob!r}{suggest(glob, CHECKS)} (`gradaudit checks` lists them)")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 from collections.abc import Iterable, Mapping
 
 from audits.errors import SettingsError, suggest
+from audits.globs import matches, matching
 from audits.outcomes import Outcome, ResultRow, Severity
 
 
@@ -26,7 +26,7 @@ def with_severities(rows: Iterable[ResultRow], severities: Mapping[str, str]) ->
     result = []
     for row in rows:
         if row.check not in chosen:
-            matching = [value for glob, value in severities.items() if fnmatch.fnmatchcase(row.check, glob)]
+            matching = [value for glob, value in severities.items() if matches(row.check, glob)]
             chosen[row.check] = Severity(matching[-1]) if matching else None
         severity = chosen[row.check]
         result.append(row if severity is None else _under(severity, row))
@@ -53,7 +53,7 @@ def refuse_unknown(severities: Mapping[str, str]) -> None:
     for glob, value in severities.items():
         if value not in tuple(Severity):
             raise SettingsError(f"severity of {glob!r}: {value!r} is neither 'fail' nor 'warn'")
-        if not any(fnmatch.fnmatchcase(name, glob) for name in CHECKS):
+        if not matching(CHECKS, glob):
             raise SettingsError(
                 f"severity of {glob!r}: no check has this name{suggest(glob, CHECKS)} (`gradaudit checks` lists them)"
             )

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from audits.globs import matches
 from audits.outcomes import Outcome, ResultRow
 
 #: How advice begins. A message that holds one of them, in any case, says what to do.
@@ -32,7 +32,7 @@ class _Advice:
     cause: str = ""
 
     def fits(self, row: ResultRow) -> bool:
-        same = row.outcome is self.outcome and fnmatch.fnmatchcase(row.check, self.check)
+        same = row.outcome is self.outcome and matches(row.check, self.check)
         return same and (row.cause or "").startswith(self.cause)
 
 

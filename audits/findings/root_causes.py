@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from audits.causes import Cause
 from audits.checks import CHECKS
 from audits.outcomes import WORST_FIRST, Outcome, ResultRow
+from audits.wording import plural
 
 #: Rows about the batch's own tensors name them like this: they are no parameters.
 BATCH_PREFIX = "<batch "
@@ -169,7 +170,7 @@ def _rounded(cause: str | None) -> str | None:
     return cause and _NUMBER.sub(lambda found: f"{float(found[0]):.3g}", cause)
 
 
-def told(findings: Sequence[RootFinding], limit: int = 3) -> str:
+def in_one_line(findings: Sequence[RootFinding], limit: int = 3) -> str:
     """Return the findings in one line, each with its checks in brackets, the first few in full.
 
     Args:
@@ -179,7 +180,7 @@ def told(findings: Sequence[RootFinding], limit: int = 3) -> str:
     texts = [
         f"{one.text} ({', '.join([*one.checks, *(['waived'] if one.waived else [])])})" for one in findings[:limit]
     ]
-    more = len(findings) - limit
-    if more > 0:
-        texts.append(f"and {more} more finding{'' if more == 1 else 's'}")
+    hidden = len(findings) - limit
+    if hidden > 0:
+        texts.append(f"and {plural(hidden, 'more finding')}")
     return "; ".join(texts)

@@ -20,7 +20,7 @@ from audits.gradients.native.native import check_native
 from audits.gradients.verdict_rows import parameter_row, skipped_row
 from audits.gradients.verdicts import Verdict
 from audits.lanes.evaluation import Point
-from audits.lanes.float64 import float64_lane
+from audits.lanes.lifted_loss import lifted_loss
 from audits.lanes.problem import Problem
 from audits.live.ownership import surely_foreign
 from audits.live.subject import LivePhase, Subject
@@ -67,7 +67,7 @@ def _finite_differences(subject: Subject, phase: LivePhase) -> list[ResultRow]:
     if judged:
         for lane in (Lane.FLOAT64, Lane.FLOAT32):
             try:
-                with float64_lane(subject, phase, lane=lane) as problem:
+                with lifted_loss(subject, phase, precision=lane) as problem:
                     verdicts, point = judge(subject, problem, judged)
                     ours = subject.settings.method != "gradcheck"
                     if ours:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import fnmatch
 from dataclasses import replace
 
 import torch
 
 from audits.causes import Cause
 from audits.checks.gradient import INPUT
+from audits.globs import matches
 from audits.gradients.causes.explain import explain
 from audits.gradients.methods.certify import Certifier
 from audits.gradients.verdicts import Verdict, describe
 from audits.lanes.arithmetic import norm
 from audits.lanes.evaluation import Point
-from audits.lanes.float64 import float64_lane
+from audits.lanes.lifted_loss import lifted_loss
 from audits.lanes.problem import Problem
 from audits.live.subject import LivePhase, Subject
 from audits.outcomes import Lane, Outcome, ResultRow, Severity, finite
@@ -47,7 +47,7 @@ def check_inputs(subject: Subject, phase: LivePhase) -> list[ResultRow]:
         return [ResultRow(check=INPUT.name, outcome=Outcome.SKIPPED, severity=INPUT.severity, phase=phase.name,
                           cause=Cause.LARGE_MODEL, message=message, seed=subject.seed)]  # fmt: skip
     try:
-        with float64_lane(subject, phase, inputs=True) as problem:
+        with lifted_loss(subject, phase, inputs=True) as problem:
             names = [n for n, t in problem.tensors.items() if t.numel() and subject.settings.wants_parameter(n)]
             if not names:
                 return []
@@ -80,10 +80,9 @@ def _anybody_asks(subject: Subject) -> bool:
 def _asked(subject: Subject, problem: Problem, names: list[str]) -> set[str]:
     """Return the tensors whose gradient somebody wants: marked in the batch, or declared."""
     declared = subject.recipe.expect.get("input_gradients", ())
-    globs = [declared] if isinstance(declared, str) else list(declared)
     return {
         name for name in names
-        if name in problem.asked or any(fnmatch.fnmatchcase(problem.paths[name], glob) for glob in globs)
+        if name in problem.asked or matches(problem.paths[name], declared)
     }  # fmt: skip
 
 
@@ -110,8 +109,7 @@ def _row(subject: Subject, phase: LivePhase, name: str, verdict: Verdict, point:
         check=INPUT.name, outcome=verdict.outcome, severity=INPUT.severity if asked else Severity.WARN,
         phase=phase.name, lane=point.problem.lane,
         parameter=name, numel=point.theta(name).numel(), dtype=point.problem.dtypes.get(name),
-        measured=finite(verdict.measured), expected=finite(verdict.expected), error=finite(verdict.error),
-        threshold=finite(verdict.threshold), detection_limit=finite(verdict.limit),
+        **verdict.numbers,
         parameter_norm=finite(norm(point.theta(name))), gradient_norm=finite(norm(point.gradients[name])),
         seed=subject.seed, cause=verdict.cause, message=verdict.message or describe(name, verdict),
         where_to_look=verdict.where_to_look,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from audits.causes import Cause
-from audits.outcomes import Outcome
+from audits.outcomes import Outcome, finite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,17 @@ class Verdict:
     cause: str | None = None
     message: str = ""
     where_to_look: str | None = None
+
+    @property
+    def numbers(self) -> dict[str, Any]:
+        """The numbers of a row; what is not finite is left out."""
+        return {
+            "measured": finite(self.measured),
+            "expected": finite(self.expected),
+            "error": finite(self.error),
+            "threshold": finite(self.threshold),
+            "detection_limit": finite(self.limit),
+        }
 
 
 def describe(name: str, verdict: Verdict) -> str:

@@ -13,6 +13,7 @@ from audits.checks.health import CHANCE, FLAT_END, LAYER_SHARE
 from audits.health.health_rows import health_row
 from audits.live.subject import LivePhase, Subject
 from audits.outcomes import ResultRow
+from audits.wording import module_label
 
 
 @dataclass
@@ -92,7 +93,7 @@ class Listener:
         for path, seen in self._found.items():
             share = sum(seen.counts) / len(seen.counts)
             what = "units are 0 for the whole batch" if seen.check == "health.dead-relu" else "outputs are at an end"
-            module = f"{type(self._subject.model.get_submodule(path)).__name__} ({path})"
+            module = module_label(type(self._subject.model.get_submodule(path)), path)
             bad = share > LAYER_SHARE.value and seen.by_chance < CHANCE.value
             yield health_row(self._subject, seen.check, bad, f"{path}: {share:.0%} of the {what}",
                        phase=phase.name, module=module, measured=share, threshold=LAYER_SHARE.value)  # fmt: skip

@@ -38,16 +38,27 @@ def gradient_rows(
         values = gradient.coalesce().values() if gradient.is_sparse else gradient
         size = float(torch.linalg.vector_norm(to_double(values).reshape(-1))) if values.numel() else 0.0
         norms[name] = size
-        limit = subject.settings.exploding_norm
-        bad = finite(size) is None or (size > limit and harms(phase, moves.get(name)))
-        message = f"{name}: gradient norm {size:.3g}"
-        if bad and finite(size) is not None:
-            message += f", and a step moves it by {moves[name].ratio:.1%} of itself"
-        yield health_row(subject, "health.exploding", bad, message, phase=phase.name,
-                   parameter=name, measured=finite(size), threshold=limit, gradient_norm=finite(size))  # fmt: skip
+        yield _exploding(subject, phase, name, size, moves.get(name))
         zero = bool(values.numel()) and not size
         yield health_row(subject, "health.all-zero", zero, f"{name}: gradient {'all zero' if zero else 'not all zero'}",
                    phase=phase.name, parameter=name, gradient_norm=finite(size))  # fmt: skip
+    yield from _vanishing(subject, phase, norms, order)
+
+
+def _exploding(subject: Subject, phase: LivePhase, name: str, size: float, move: Move | None) -> ResultRow:
+    limit = subject.settings.exploding_norm
+    bad = finite(size) is None or (size > limit and harms(phase, move))
+    message = f"{name}: gradient norm {size:.3g}"
+    if bad and finite(size) is not None and move is not None:
+        message += f", and a step moves it by {move.ratio:.1%} of itself"
+    return health_row(subject, "health.exploding", bad, message, phase=phase.name, parameter=name,
+                      measured=finite(size), threshold=limit, gradient_norm=finite(size))  # fmt: skip
+
+
+def _vanishing(
+    subject: Subject, phase: LivePhase, norms: dict[str, float], order: Iterable[str]
+) -> Iterator[ResultRow]:  # fmt: skip
+    """Yield the rows on gradients that vanish from the last weight to the first, or everywhere."""
     weights = [n for n in order if n in norms and subject.parameters[n].dim() > 1]
     if len(weights) > 1 and norms[weights[-1]]:
         first, last = weights[0], weights[-1]

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from audits.outcomes import Outcome, ResultRow
+from audits.outcomes import FINDINGS_FIRST, Outcome, ResultRow
 from audits.report import AuditReport
 
 
@@ -94,8 +94,7 @@ class Comparison:
 NOTHING_DIFFERS = "nothing that is recorded differs: an installed library, or chance"
 
 _ORDER = (Change.NEW, Change.UNJUDGED, Change.SAME, Change.FIXED, Change.GONE)
-_WORST = (Outcome.FAIL, Outcome.WARN, Outcome.INCONCLUSIVE, Outcome.PASS, Outcome.SKIPPED)
-_RANK = {outcome: rank for rank, outcome in enumerate(_WORST)}
+_RANK = {outcome: rank for rank, outcome in enumerate(FINDINGS_FIRST)}
 
 #: Part of an audit -> the cause it belongs to, and the words for it.
 _PARTS = {

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from audits.outcomes import Outcome
+from audits.outcomes import SUMMED_UP, Outcome
 from audits.results.queries import query
 from audits.results.store import ResultsStore
 
 
 @dataclass(frozen=True, kw_only=True)
-class Moment:
+class HistoryEntry:
     """One audit's word on one parameter: the worst of the checks that were asked for.
 
     Attributes:
@@ -46,43 +46,42 @@ class Moment:
 
 
 @dataclass(frozen=True)
-class Story:
+class ParameterHistory:
     """A parameter's history, oldest first.
 
     Attributes:
         parameter: the parameter; None for claims about the whole model or phase.
-        moments: one per audit.
+        entries: one per audit.
     """
 
     parameter: str | None
-    moments: tuple[Moment, ...]
+    entries: tuple[HistoryEntry, ...]
 
     @property
-    def failing_since(self) -> Moment | None:
+    def failing_since(self) -> HistoryEntry | None:
         """The audit with which the present failure began; None when the newest judgement is no failure.
 
         An audit that could not judge ends no failure and begins none.
         """
         began = None
-        for moment in self.moments:
-            if moment.outcome is Outcome.FAIL:
-                began = began or moment
-            elif moment.outcome.resolved:
+        for entry in self.entries:
+            if entry.outcome is Outcome.FAIL:
+                began = began or entry
+            elif entry.outcome.resolved:
                 began = None
         return began
 
     @property
-    def before_failing(self) -> Moment | None:
+    def before_failing(self) -> HistoryEntry | None:
         """The last audit that judged the parameter right before the present failure."""
         since = self.failing_since
         if since is None:
             return None
-        earlier = [m for m in self.moments if m.audited_at < since.audited_at and m.outcome.resolved]
+        earlier = [m for m in self.entries if m.audited_at < since.audited_at and m.outcome.resolved]
         return earlier[-1] if earlier else None
 
 
-#: Worst first; a claim that was skipped says less than one that passed.
-_WORST = "CASE {} WHEN 'fail' THEN 0 WHEN 'inconclusive' THEN 1 WHEN 'warn' THEN 2 WHEN 'pass' THEN 3 ELSE 4 END"
+_RANKS = " ".join(f"WHEN '{outcome}' THEN {rank}" for rank, outcome in enumerate(SUMMED_UP))
 _COUNTED = (
     "CASE WHEN r.outcome = 'fail' AND (r.severity = 'warn' OR r.waiver IS NOT NULL) THEN 'warn' ELSE r.outcome END"
 )
@@ -97,7 +96,7 @@ WITH said AS (
     WHERE {{parameter}} AND {{check}}
 ), ranked AS (
     SELECT *, count(*) OVER (PARTITION BY audit_id, parameter) AS checks,
-        row_number() OVER (PARTITION BY audit_id, parameter ORDER BY {_WORST.format("counted")}, "row") AS place
+        row_number() OVER (PARTITION BY audit_id, parameter ORDER BY CASE counted {_RANKS} END, "row") AS place
     FROM said
 )
 SELECT ranked.*, a.run_id FROM ranked
@@ -114,7 +113,7 @@ def history(
     parameter: str | None = None,
     check: str | None = None,
     since: datetime.date | None = None,
-) -> list[Moment]:
+) -> list[HistoryEntry]:
     """Return what every audit said of a model's parameters, oldest first.
 
     Args:
@@ -137,7 +136,7 @@ def history(
             conditions[name] = f'({exact} OR r."{name}" GLOB ${name})' if set(pattern) & set("*?[") else exact
     table = query(store, _SQL.format(**conditions), values, since=since)
     return [
-        Moment(
+        HistoryEntry(
             audited_at=line["audited_at"],
             audit_id=line["audit_id"],
             version=line["model_version"],
@@ -155,9 +154,9 @@ def history(
     ]
 
 
-def stories(moments: Sequence[Moment]) -> list[Story]:
+def by_parameter(entries: Sequence[HistoryEntry]) -> list[ParameterHistory]:
     """Return one story per parameter, in the order in which the newest audit names them."""
-    order = {moment.parameter: index for index, moment in enumerate(moments)}
-    chosen = sorted(moments, key=lambda moment: order[moment.parameter])
-    grouped = groupby(chosen, key=lambda moment: moment.parameter)
-    return [Story(name, tuple(sorted(each, key=lambda m: m.audited_at))) for name, each in grouped]
+    order = {entry.parameter: index for index, entry in enumerate(entries)}
+    chosen = sorted(entries, key=lambda entry: order[entry.parameter])
+    grouped = groupby(chosen, key=lambda entry: entry.parameter)
+    return [ParameterHistory(name, tuple(sorted(each, key=lambda m: m.audited_at))) for name, each in grouped]

@@ -22,10 +22,11 @@ from audits.report import AuditReport
 from audits.results.files import Layer, StoreFile, while_files_move
 from audits.results.format import IDENTITY_FIELDS, ROW_FIELDS, AuditIdentity
 from audits.results.store import ResultsStore
+from audits.wording import listed
 
 
 @dataclass(frozen=True)
-class Since:
+class EarlierComparisons:
     """What changed since earlier audits; each is None where there is no earlier one.
 
     Attributes:
@@ -37,7 +38,7 @@ class Since:
     version: Comparison | None
 
 
-def changes_since(store: ResultsStore, report: AuditReport) -> Since:
+def compare_with_earlier(store: ResultsStore, report: AuditReport) -> EarlierComparisons:
     """Hold an audit against the previous one of its version, and against the last audited version before it.
 
     The audit itself need not be stored yet; an earlier writing of the same audit is passed over.
@@ -52,7 +53,7 @@ def changes_since(store: ResultsStore, report: AuditReport) -> Since:
     identity = report.identity
     version = identity.model_version
     if version is None:
-        return Since(None, None)
+        return EarlierComparisons(None, None)
     earlier = [
         line
         for line in committed_audits(store, identity.model_name)
@@ -62,17 +63,7 @@ def changes_since(store: ResultsStore, report: AuditReport) -> Since:
     below = [line for line in earlier if (line["model_version"] or 0) < version and _judged(line)]
     last = max(below, key=lambda line: (line["model_version"], line["audited_at"]), default=None)
     audit, before = (None if line is None else compare(stored_report(store, line), report) for line in (same, last))
-    return Since(audit, before)
-
-
-def compare_versions(store: ResultsStore, before: tuple[str, int], now: tuple[str, int]) -> Comparison:
-    """Hold the newest audit of one version against the newest of another.
-
-    Raises:
-        InputError: a version has no stored audit.
-        InfrastructureError: the store cannot be read.
-    """
-    return compare(*(stored_report(store, newest_audit(store, *subject)) for subject in (before, now)))
+    return EarlierComparisons(audit, before)
 
 
 def committed_audits(store: ResultsStore, model: str) -> list[dict[str, Any]]:
@@ -125,7 +116,7 @@ def unknown_model(store: ResultsStore, model: str) -> InputError:
             "names another store"
         )
     hint = suggest(model, known)
-    return InputError(f"no audit of {model!r} in {store.root}{hint or '; it has ' + _some(sorted(known))}")
+    return InputError(f"no audit of {model!r} in {store.root}{hint or '; it has ' + listed(sorted(known), 5)}")
 
 
 def find_audit(store: ResultsStore, audit_id: str) -> dict[str, Any]:
@@ -218,7 +209,3 @@ def _those_of(model: str, store: ResultsStore, files: Sequence[StoreFile]) -> li
             _models.popitem(last=False)
     merged = [file for file in files if file.audit_id is None]
     return merged + [file for file, key in single.items() if _models.get(key, model) == model]
-
-
-def _some(names: Sequence[str], limit: int = 5) -> str:
-    return ", ".join(names[:limit]) + (f" and {len(names) - limit} more" if len(names) > limit else "")

@@ -20,6 +20,7 @@ from audits.lanes.kinks.branches import rule_for
 from audits.lanes.kinks.rule import COMPARISONS, Rule
 from audits.lanes.lifting import OperatorTraits, lift_call, lift_result, traits
 from audits.lanes.tape import Tape, TapeCursor, draws
+from audits.structures import any_tensor, map_tensors
 
 Action = Callable[[Any, tuple[Any, ...], dict[str, Any], TapeCursor], Any]
 
@@ -210,7 +211,7 @@ class ReplayResult:
     """Hand out the integers and masks of theta again."""
 
     def __init__(self, result: Any) -> None:
-        self._result = _cloned(result)
+        self._result = map_tensors(result, torch.clone)
 
     def __call__(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], cursor: TapeCursor) -> Any:
         """Return the result of theta."""
@@ -218,7 +219,7 @@ class ReplayResult:
             target = kwargs["out"] if "out" in kwargs else args[0]
             target.copy_(self._result)
             return target
-        return _cloned(self._result)
+        return map_tensors(self._result, torch.clone)
 
 
 class ReplayRule:
@@ -255,10 +256,10 @@ def takes_decision(known: OperatorTraits, args: tuple[Any, ...], kwargs: dict[st
     if known.is_view or known.base in _NO_DECISION:
         return False
     if known.written:
-        return known.base in COMPARISONS and _has(args, _is_floating)
-    if not _has(result, _is_discrete) or _has(result, _is_floating):
+        return known.base in COMPARISONS and any_tensor(args, _is_floating)
+    if not any_tensor(result, _is_discrete) or any_tensor(result, _is_floating):
         return False
-    return _has(args, _is_floating) or _has(tuple(kwargs.values()), _is_floating)
+    return any_tensor(args, _is_floating) or any_tensor(tuple(kwargs.values()), _is_floating)
 
 
 def _is_floating(tensor: torch.Tensor) -> bool:
@@ -267,19 +268,3 @@ def _is_floating(tensor: torch.Tensor) -> bool:
 
 def _is_discrete(tensor: torch.Tensor) -> bool:
     return not _is_floating(tensor)
-
-
-def _has(value: Any, test: Callable[[torch.Tensor], bool]) -> bool:
-    if isinstance(value, torch.Tensor):
-        return test(value)
-    if isinstance(value, (list, tuple)):
-        return any(_has(item, test) for item in value)
-    return False
-
-
-def _cloned(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.clone()
-    if isinstance(value, (list, tuple)):
-        return type(value)(_cloned(item) for item in value)
-    return value

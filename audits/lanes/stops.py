@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from audits.lanes.kinks.straight_through import SignedTerms
 from audits.lanes.watching import LOSS_PATH, FunctionDepth, ModuleStack
+from audits.structures import any_tensor
 
 _DETACH: frozenset[Any] = frozenset(
     {torch.Tensor.detach, torch.Tensor.detach_, torch.detach, torch.Tensor.data.__get__}  # type: ignore[attr-defined]
@@ -209,8 +210,7 @@ def _copied(value: Any) -> Any:
 
 
 def _requires_grad(value: Any) -> bool:
-    values = value if isinstance(value, (list, tuple)) else [value]
-    return any(isinstance(item, torch.Tensor) and item.requires_grad for item in values)
+    return any_tensor(value, lambda tensor: tensor.requires_grad)
 
 
 def caller(*watching: str) -> tuple[str, int]:

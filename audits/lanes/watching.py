@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torch.nn.modules import module as module_hooks
 
+from audits.wording import module_label
+
 #: How sites outside every module of the model are named: in the loss function itself.
 LOSS_PATH = "loss"
 
@@ -47,7 +49,7 @@ class ModuleStack:
         module = self._modules.get(path)
         if path == LOSS_PATH or module is None:
             return "the loss function"
-        return f"{type(module).__name__} ({path})" if path else type(module).__name__
+        return module_label(type(module), path)
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:

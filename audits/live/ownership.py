@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from fnmatch import fnmatchcase
 
+from audits.globs import matches
 from audits.live.subject import Subject
 
 
@@ -31,18 +31,15 @@ def surely_foreign(subject: Subject, phase: str) -> dict[str, tuple[str, ...]]:
     """
     if len(subject.phases) < 2 or "optimizer" in subject.recipe.assumed:
         return {}
-    if any(
-        fnmatchcase("update.isolation", glob) and value == "warn" for glob, value in subject.settings.severity.items()
-    ):
+    if any(matches("update.isolation", glob) and value == "warn" for glob, value in subject.settings.severity.items()):
         return {}
     held, declared = holders(subject), subject.recipe.expect.get("shared") or ()
-    globs = [declared] if isinstance(declared, str) else list(declared) if isinstance(declared, (list, tuple)) else []
     if declared is True or not has_exclusive(held, phase):
         return {}
     found = {}
     for name, phases in held.items():
         others = tuple(other for other in phases if other != phase)
-        if phase not in phases or not others or any(fnmatchcase(name, glob) for glob in globs):
+        if phase not in phases or not others or matches(name, declared):
             continue
         if not any(has_exclusive(held, other) for other in others):
             found[name] = others

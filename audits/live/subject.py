@@ -12,14 +12,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from audits.devices import choose_device, mixes_devices
-from audits.errors import DeviceError, RecipeError, suggest
+from audits.devices import choose_device
+from audits.errors import RecipeError, suggest
+from audits.live.fitting import FirstForward, compiled_here, match_names, set_modes, try_losses
 from audits.live.state import ModuleState, ParameterState, borrowed
 from audits.random_state import seed_everything
 from audits.recipe.callables import as_loss
 from audits.recipe.capture import canonical_names, unwrap
-from audits.recipe.compiled_parts import compiled_parts, eager, without_wrappers
-from audits.recipe.declared_names import check_functions, check_names, declares_functions
+from audits.recipe.compiled_parts import eager
+from audits.recipe.declared_names import check_names
 from audits.recipe.lone_optimizers import others_refused
 from audits.recipe.optimizers import build_optimizer, keeps_state_aside
 from audits.recipe.overlaps import Overlap, overlaps_of
@@ -27,6 +28,7 @@ from audits.recipe.phases import PhaseRecipe
 from audits.recipe.recipe import Recipe
 from audits.settings import AuditSettings
 from audits.structures import map_tensors, tensors_in
+from audits.wording import module_label
 
 #: Label value that torch's losses ignore.
 IGNORED_LABEL = -100
@@ -42,16 +44,7 @@ class Owner:
     @property
     def label(self) -> str:
         """``class at path``, for rows: ``ScaledGelu (blocks.1.act)``."""
-        name = type(self.module).__name__
-        return f"{name} ({self.path})" if self.path else name
-
-
-@dataclass(frozen=True)
-class FirstForward:
-    """What the first forward of a phase in this process gave: the loss, and fingerprints of the weights after it."""
-
-    loss: float
-    weights: dict[str, tuple[float, float]]
+        return module_label(type(self.module), self.path)
 
 
 class LivePhase:
@@ -71,6 +64,11 @@ class LivePhase:
     def call_loss(self, model: nn.Module, batch: Any) -> torch.Tensor:
         """Return the loss of one micro-batch; the loss gets containers of its own, so it may pop from them."""
         return self.loss_function(model, map_tensors(batch, lambda tensor: tensor))
+
+    def weighted_loss(self, model: nn.Module, batch: Any, weight: float) -> torch.Tensor:
+        """Return ``weight * loss(model, batch)``: a micro-batch's part in the loss of a step."""
+        loss = self.call_loss(model, batch)
+        return loss if weight == 1.0 else loss * weight
 
     def build_optimizer(self, *, with_state: bool = True) -> torch.optim.Optimizer:
         """Return a fresh optimizer as the recipe describes it, on the subject's parameters."""
@@ -109,11 +107,11 @@ class Subject:
         self.overlaps = tuple(dict.fromkeys((*overlaps, *recipe.overlaps)))
         self.seed = recipe.seed if settings.seed is None else settings.seed
         self.parameters: dict[str, nn.Parameter] = dict(model.named_parameters())
-        _match_names(recipe, self.parameters, model)
+        match_names(recipe, self.parameters, model)
         check_names(recipe, model)
         for record in recipe.parameters:
             self.parameters[record.name].requires_grad_(record.trainable)
-        _set_modes(model, recipe)
+        set_modes(model, recipe)
         self.trainable = tuple(name for name, p in self.parameters.items() if p.requires_grad)
         self._names = canonical_names(model)
         self._owners = _owners(model)
@@ -155,15 +153,18 @@ class Subject:
             raise RecipeError(f"normalize={self.recipe.normalize!r}: the batch has no target that counts")
         return [(count / sum(counts), batch) for count, batch in zip(counts, batches, strict=True)]
 
-    def loss(self, phase: LivePhase) -> torch.Tensor:
+    def loss(self, phase: LivePhase, batches: Sequence[tuple[float, Any]] | None = None) -> torch.Tensor:
         """Return the loss of a whole step of this phase; seeds nothing.
 
         ``L = sum_i w_i * l(model, batch_i)`` over the step's micro-batches, with the weights of `micro_batches`.
+
+        Args:
+            phase: whose.
+            batches: weights and micro-batches instead of the recipe's.
         """
         total: torch.Tensor | None = None
-        for weight, batch in self.micro_batches(phase):
-            value = phase.call_loss(self.model, batch)
-            value = value if weight == 1.0 else value * weight
+        for weight, batch in self.micro_batches(phase) if batches is None else batches:
+            value = phase.weighted_loss(self.model, batch, weight)
             total = value if total is None else total + value
         assert total is not None
         return total
@@ -185,11 +186,10 @@ class Subject:
         """Return the leaf tensors that the model keeps without registering them, as attributes or inside of them."""
         return self._module_state.leaves()
 
-    def reset(self, *, parameters: bool = True, seed: int | None = None) -> None:
+    def reset(self, *, seed: int | None = None) -> None:
         """Put the model back to the audit's start and seed the generators: the same evaluation again."""
         self._module_state.restore()
-        if parameters:
-            self._parameter_state.restore()
+        self._parameter_state.restore()
         seed_everything(self.seed if seed is None else seed)
 
 
@@ -210,83 +210,11 @@ def open_subject(
     overlaps = overlaps_of(model)
     with borrowed(model, chosen), torch.enable_grad(), warnings.catch_warnings(), eager():
         subject = Subject(model, recipe, settings or AuditSettings(), chosen, overlaps)
-        subject.compiled, subject.compiled_with = _compiled(wrapped, recipe)
-        _try_losses(subject)
+        subject.compiled, subject.compiled_with = compiled_here(wrapped, recipe)
+        try_losses(subject)
         subject.reset()
         with others_refused(subject._names):
             yield subject
-
-
-def _compiled(wrapped: nn.Module, recipe: Recipe) -> tuple[tuple[str, ...], Any]:
-    references = [(f"loss {phase.name}", phase.loss) for phase in recipe.phases]
-    if recipe.step is not None:
-        references.append(("step", recipe.step))
-    here = compiled_parts(wrapped, [(role, reference.resolve(role=role)) for role, reference in references])
-    return tuple(dict.fromkeys((*recipe.compiled, *here))), without_wrappers(wrapped)[1]
-
-
-def _try_losses(subject: Subject) -> None:
-    """Run every loss once, so that a recipe that cannot work is told from a model that is wrong."""
-    applied: list[torch.Tensor] = []
-    for phase in subject.phases:
-        subject.reset()
-        try:
-            with subject.autocast():
-                value = subject.loss(phase)
-        except RecipeError:
-            raise
-        except torch.OutOfMemoryError as error:
-            raise RecipeError(
-                f"out of memory in the loss of phase {phase.name!r}: use a smaller batch or device='cpu' "
-                f"({str(error).splitlines()[0]})"
-            ) from error
-        except Exception as error:
-            if subject.device.type != "cpu" and mixes_devices(error):
-                raise DeviceError(
-                    f"the loss of phase {phase.name!r} makes tensors on another device than {subject.device}, the "
-                    "batch's: give them device=..., or audit on the CPU with device='cpu' "
-                    f"({str(error).splitlines()[0]})"
-                ) from error
-            raise RecipeError(
-                f"the loss of phase {phase.name!r} ({phase.recipe.loss.describe()}) raised {type(error).__name__}: "
-                f"{error}; does the recipe's batch ({_describe(subject.recipe.batch)}) fit the model?"
-            ) from error
-        if not isinstance(value, torch.Tensor) or value.numel() != 1:
-            got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
-            raise RecipeError(f"the loss of phase {phase.name!r} must return one number, not {got}: add .mean()")
-        if not value.requires_grad:
-            raise RecipeError(f"the loss of phase {phase.name!r} depends on no trainable parameter: nothing to audit")
-        if declares_functions(subject.recipe):
-            applied.append(value)
-        subject.first_forwards[phase.name] = FirstForward(float(value.detach()), subject.fingerprints())
-    check_functions(subject.recipe, subject.model, applied)
-
-
-def _match_names(recipe: Recipe, parameters: Mapping[str, nn.Parameter], model: nn.Module) -> None:
-    wanted = {record.name: record.shape for record in recipe.parameters}
-    for phase in recipe.phases:
-        wanted.update({name: wanted.get(name, ()) for name in phase.optimizer.names})
-    known_shapes = {record.name for record in recipe.parameters}
-    aliases = dict(model.named_parameters(remove_duplicate=False))
-    for name, shape in wanted.items():
-        if name not in aliases:
-            raise RecipeError(
-                f"the recipe names the parameter {name!r}, which the model does not have{suggest(name, parameters)}"
-            )
-        if name not in parameters:
-            raise RecipeError(
-                f"the recipe names {name!r} as a parameter of its own; in the model it is tied to another"
-            )
-        if name in known_shapes and tuple(aliases[name].shape) != shape:
-            raise RecipeError(f"parameter {name!r} has shape {tuple(aliases[name].shape)}, the recipe says {shape}")
-
-
-def _set_modes(model: nn.Module, recipe: Recipe) -> None:
-    model.train(recipe.mode == "train")
-    modules = dict(model.named_modules())
-    for name, training in recipe.module_modes.items():
-        if name in modules:
-            modules[name].training = training
 
 
 def _owners(model: nn.Module) -> dict[str, Owner]:
@@ -321,7 +249,3 @@ def _count_tokens(batch: Any, key: str) -> int:
         raise RecipeError(f"normalize='tokens:{key}': the batch has no {key!r}{suggest(key, batch)}")
     targets = batch[key]
     return int((targets if targets.dtype == torch.bool else targets != IGNORED_LABEL).sum())
-
-
-def _describe(batch: Any) -> str:
-    return ", ".join(f"{path}: {tuple(t.shape)} {t.dtype}" for path, t in tensors_in(batch))

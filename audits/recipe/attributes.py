@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from audits.errors import RecipeError
+from audits.errors import RecipeError, unknown_among
 from audits.recipe.copying import attributes_of
 from audits.recipe.moulds import HOOKS, TORCHS_OWN, blank, callable_name
 from audits.recipe.plain_values import UnstorableError, decode, encode, made_alike
@@ -84,9 +84,8 @@ def from_plain(plain: Mapping[str, Any], cls: type[torch.optim.Optimizer]) -> to
         RecipeError: something in it cannot be imported, or is no description; the text names it.
     """
     known = (_ATTRIBUTES, _STEP, _STATE, CONSTRUCTED, *_HOOK_KEYS.values())
-    for key in plain:
-        if key not in known:
-            raise RecipeError(f"the optimizer's attributes have the unknown key {key!r}; they are {', '.join(known)}")
+    if unknown := unknown_among(plain, known):
+        raise RecipeError(f"the optimizer's attributes have the unknown key {unknown}; they are {', '.join(known)}")
     mould = blank(cls)
     for name, value in (plain.get(_ATTRIBUTES) or {}).items():
         object.__setattr__(mould, name, decode(value, mould))

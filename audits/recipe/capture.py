@@ -15,8 +15,9 @@ from audits.errors import RecipeError
 from audits.recipe.attributes import storable_option, to_plain
 from audits.recipe.callables import CallableReference
 from audits.recipe.compiled_parts import compiled_parts
+from audits.recipe.constructing import twin_of
 from audits.recipe.moulds import Kept, is_plain, mould_of, patched_step
-from audits.recipe.optimizers import build_optimizer, twin_of
+from audits.recipe.optimizers import build_optimizer
 from audits.recipe.overlaps import overlaps_of
 from audits.recipe.phases import (
     OptimizerRecipe,
@@ -94,16 +95,8 @@ def captured_fields(
     if phases is None:
         if loss is None or optimizer is None:
             raise RecipeError("capture needs loss= and optimizer=, or phases=[Phase(...), ...]")
-        phases = [
-            Phase(
-                "step",
-                loss=loss,
-                optimizer=optimizer,
-                clip_grad_norm=clip_grad_norm,
-                accumulate=accumulate,
-                scheduler=scheduler,
-            )
-        ]
+        only = {"clip_grad_norm": clip_grad_norm, "accumulate": accumulate, "scheduler": scheduler}
+        phases = [Phase("step", loss=loss, optimizer=optimizer, **only)]
     elif loss is not None or optimizer is not None or clip_grad_norm is not None or accumulate != 1 or scheduler:
         raise RecipeError("with phases=, give loss, optimizer, clip_grad_norm, accumulate and scheduler to each Phase")
     else:
@@ -115,15 +108,7 @@ def captured_fields(
     return dict(
         batch=map_tensors(batch, lambda t: t.detach().cpu().clone().requires_grad_(t.requires_grad)),
         phases=tuple(
-            PhaseRecipe(
-                name=phase.name,
-                loss=CallableReference.of(phase.loss, role=_place("loss", phase)),
-                optimizer=_captured(phase, live, parameters, orphans),
-                clip_grad_norm=phase.clip_grad_norm,
-                accumulate=phase.accumulate,
-                scheduler=None if phase.scheduler is None else _capture_scheduler(phase, live),
-            )
-            for phase, live in zip(phases, optimizers, strict=True)
+            _phase_recipe(phase, live, parameters, orphans) for phase, live in zip(phases, optimizers, strict=True)
         ),
         parameters=tuple(
             ParameterRecord(name, tuple(p.shape), str(p.dtype), p.requires_grad) for name, p in parameters.items()
@@ -136,6 +121,22 @@ def captured_fields(
         module_modes=_module_modes(model, mode),
         compiled=compiled_parts(wrapped, [("step", step), *((f"loss {p.name}", p.loss) for p in phases)]),
         **fields,
+    )
+
+
+def _phase_recipe(
+    phase: Phase,
+    live: torch.optim.Optimizer,
+    parameters: Mapping[str, nn.Parameter],
+    orphans: dict[str, nn.Parameter],
+) -> PhaseRecipe:
+    return PhaseRecipe(
+        name=phase.name,
+        loss=CallableReference.of(phase.loss, role=_place("loss", phase)),
+        optimizer=_captured(phase, live, parameters, orphans),
+        clip_grad_norm=phase.clip_grad_norm,
+        accumulate=phase.accumulate,
+        scheduler=None if phase.scheduler is None else _capture_scheduler(phase, live),
     )
 
 

@@ -15,6 +15,8 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from audits.wording import listed
+
 #: The whole model, in `Recipe.compiled`.
 MODEL = "model"
 
@@ -103,7 +105,7 @@ def _names_in(function: Any) -> Iterator[tuple[str, Any]]:
 def describe_parts(parts: Sequence[str]) -> str:
     """Return the parts for a sentence: ``the model, module block.0 and 2 more``."""
     texts = ["the model" if part == MODEL else f"the {part}" if part.startswith("loss ") else part for part in parts]
-    return ", ".join(texts[:3]) + (f" and {len(texts) - 3} more" if len(texts) > 3 else "")
+    return listed(texts)
 
 
 def eager() -> contextlib.AbstractContextManager[Any]:

@@ -5,8 +5,7 @@ A name that matches nothing would be a declaration that nobody checks, so it is 
 
 from __future__ import annotations
 
-import fnmatch
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,8 +13,9 @@ import torch.utils.checkpoint
 from torch import nn
 
 from audits.errors import RecipeError, SettingsError, suggest
+from audits.globs import globs_of, matching
+from audits.recipe.constructing import mould_of_recipe
 from audits.recipe.moulds import STEP_HOOKS, callable_name, declared_hook, hooks_of, own_step
-from audits.recipe.optimizers import mould_of_recipe
 from audits.structures import tensors_in
 
 if TYPE_CHECKING:
@@ -49,15 +49,15 @@ def check_names(recipe: Recipe, model: nn.Module) -> None:
         for path in recipe.stop_gradient:
             names.require_module(path)
     for key in _GLOBS:
-        for glob in _globs(recipe.expect.get(key)):
+        for glob in globs_of(recipe.expect.get(key)):
             names.require_parameter(glob, f"expect[{key!r}]")
     for key in _BY_GLOB:
         names.require_mapping(recipe.expect.get(key), f"expect[{key!r}]")
-    for glob in _globs(recipe.expect.get("step_hooks")):
+    for glob in globs_of(recipe.expect.get("step_hooks")):
         _require_hook(glob, recipe)
     inputs = _floating_inputs(recipe.batch)
-    for glob in _globs(recipe.expect.get("input_gradients")):
-        if not _matches(glob, inputs):
+    for glob in globs_of(recipe.expect.get("input_gradients")):
+        if not matching(inputs, glob):
             place = f"expect['input_gradients'] names {glob!r}, and the batch has no such floating tensor"
             raise RecipeError(place + (suggest(glob, inputs) or f"; it has {', '.join(inputs) or 'none'}"))
     optimizer = recipe.expect.get("optimizer")
@@ -84,8 +84,8 @@ def _require_hook(glob: str, recipe: Recipe) -> None:
         names += [callable_name(hook) for _, hook in hooks_of(mould, STEP_HOOKS)]
         names += [] if step is None else [callable_name(step)]
     if not any(declared_hook(name, {"step_hooks": [glob]}) for name in names):
-        found = f"; they are {', '.join(names)}" if names else ": no optimizer has any"
-        raise RecipeError(f"expect['step_hooks'] names {glob!r}, which is no step hook of an optimizer{found}")
+        found = f"; there are {', '.join(names)}" if names else ""
+        raise RecipeError(f"expect['step_hooks'] names {glob!r}, but no optimizer has a step hook of that name{found}")
 
 
 def check_asked_parameters(globs: Sequence[str], model: nn.Module) -> None:
@@ -98,7 +98,7 @@ def check_asked_parameters(globs: Sequence[str], model: nn.Module) -> None:
     """
     names = _Names(model, [])
     for glob in globs:
-        if not glob.startswith("<") and not _matches(glob, names.tensors):
+        if not glob.startswith("<") and not matching(names.tensors, glob):
             raise SettingsError(f"--parameter {glob!r} matches no parameter of the model{names.near(glob)}")
 
 
@@ -125,7 +125,7 @@ def check_functions(recipe: Recipe, model: nn.Module, losses: Sequence[torch.Ten
     Raises:
         RecipeError: a name is neither.
     """
-    declared = _globs(recipe.expect.get("custom_gradient"))
+    declared = globs_of(recipe.expect.get("custom_gradient"))
     if not declared or isinstance(model, torch.fx.GraphModule):  # an exported graph has lost its Functions
         return
     applied = set().union(*map(_functions_in, losses))
@@ -135,8 +135,8 @@ def check_functions(recipe: Recipe, model: nn.Module, losses: Sequence[torch.Ten
     for name in declared:
         if name not in known:
             raise RecipeError(
-                f"expect['custom_gradient'] names {name!r}, which is no autograd.Function that the losses apply and no "
-                f"module{suggest(name, sorted(known))}"
+                f"expect['custom_gradient'] names {name!r}, but the losses apply no Function of that name, and "
+                f"no module has it{suggest(name, sorted(known))}"
             )
 
 
@@ -189,9 +189,9 @@ class _Names:
         raise RecipeError(f"{place}, and the model has no such module{self._near(path, [*self._modules, LOSS])}")
 
     def require_parameter(self, glob: str, place: str) -> None:
-        if _matches(glob, self._parameters):
+        if matching(self._parameters, glob):
             return
-        for name in _matching(glob, self._tied):
+        for name in matching(self._tied, glob):
             raise RecipeError(f"{place} names {name!r}, which is tied to {self._tied[name]!r}: declare it by that name")
         raise RecipeError(f"{place}: {glob!r} matches no parameter of the model{self._near(glob, self._parameters)}")
 
@@ -220,17 +220,3 @@ class _Names:
         stems = [".".join(name.split(".")[:depth]) for name in names for depth in range(1, name.count(".") + 1)]
         found = suggest(stem, dict.fromkeys([*stems, *names]))
         return found or (f"; it has {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}" if names else "")
-
-
-def _globs(declared: Any) -> list[str]:
-    if isinstance(declared, str):
-        return [declared]
-    return [str(glob) for glob in declared] if isinstance(declared, (list, tuple, set, frozenset)) else []
-
-
-def _matching(glob: str, names: Iterable[str]) -> Iterator[str]:
-    return (name for name in names if fnmatch.fnmatchcase(name, glob))
-
-
-def _matches(glob: str, names: Iterable[str]) -> bool:
-    return any(True for _ in _matching(glob, names))

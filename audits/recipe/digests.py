@@ -17,6 +17,7 @@ from audits.errors import GradauditError
 from audits.recipe.callables import CallableReference
 from audits.recipe.plain_form import recipe_to_plain
 from audits.recipe.recipe import Recipe
+from audits.short_digests import short_digest, shortened
 
 #: What of a recipe is its loss and its optimizer; everything else but batch, state and step are options.
 _LOSS, _OPTIMIZER = ("loss",), ("optimizer", "scheduler")
@@ -29,7 +30,7 @@ def recipe_digest(recipe: Recipe) -> str:
     feed(hasher, recipe.batch)
     for phase in recipe.phases:
         feed(hasher, phase.optimizer.state)
-    return hasher.hexdigest()[:16]
+    return shortened(hasher)
 
 
 def parts_of(model: nn.Module, recipe: Recipe) -> dict[str, str]:
@@ -100,7 +101,7 @@ def _file_digest_of(thing: Any) -> str:
 @lru_cache(maxsize=256)
 def _file_digest(path: str) -> str:
     try:
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+        return short_digest(Path(path).read_bytes())
     except OSError:  # a notebook cell
         return ""
 
@@ -108,7 +109,7 @@ def _file_digest(path: str) -> str:
 def _digest(*values: Any) -> str:
     hasher = hashlib.sha256()
     feed(hasher, values)
-    return hasher.hexdigest()[:16]
+    return shortened(hasher)
 
 
 def feed(hasher: Any, value: Any) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import fnmatch
 import os.path
 import types
 from collections import OrderedDict, defaultdict, deque
@@ -19,6 +18,7 @@ from typing import Any, cast
 import torch
 import torch.optim.optimizer as torch_optimizer
 
+from audits.globs import globs_of, matches
 from audits.recipe.copying import GONE, SAME, Copier, alike, attributes_of
 
 #: Where torch's own code is.
@@ -150,10 +150,9 @@ def callable_name(function: Any) -> str:
 
 def declared_hook(hook: str, expect: Mapping[str, Any]) -> bool:
     """Whether ``expect["step_hooks"]`` names a hook, in full or from its module's or its own name on."""
-    globs = expect.get("step_hooks") or ()
-    patterns = (globs,) if isinstance(globs, str) else tuple(globs)
+    globs = [glob.replace(":", ".") for glob in globs_of(expect.get("step_hooks"))]
     names = {hook, hook.rpartition(".")[2], hook.replace(":", ".")}
-    return any(fnmatch.fnmatchcase(name, pattern.replace(":", ".")) for name in names for pattern in patterns)
+    return any(matches(name, globs) for name in names)
 
 
 def hooks_of(optimizer: torch.optim.Optimizer, kinds: Mapping[str, str] = HOOKS) -> Iterator[tuple[str, Any]]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
+import functools
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,9 +13,8 @@ from torch import nn
 
 from audits.errors import RecipeError
 from audits.random_state import random_state_kept
-from audits.recipe.attributes import CONSTRUCTED, from_plain
-from audits.recipe.callables import import_object
-from audits.recipe.copying import GONE, SAME, Copier, alike, attributes_of
+from audits.recipe.constructing import constructed, mould_of_recipe
+from audits.recipe.copying import GONE, alike, attributes_of
 from audits.recipe.lone_optimizers import OWN
 from audits.recipe.moulds import STEP_HOOKS, TORCHS_OWN, cast_from, changed_by, emptied, mould_of
 from audits.recipe.phases import OptimizerRecipe, UnknownTensor
@@ -23,18 +22,6 @@ from audits.structures import map_tensors
 
 #: Entries of a group that optimizers write themselves, at every step: no options.
 RUNNING = ("step", "k", "weight_sum", "lr_max", "scheduled_lr")
-
-
-def optimizer_class(recipe: OptimizerRecipe) -> type[torch.optim.Optimizer]:
-    """Return the optimizer's class.
-
-    Raises:
-        RecipeError: it cannot be imported, or is no optimizer.
-    """
-    found = recipe.live_class or import_object(recipe.class_path, role="optimizer class")
-    if not (isinstance(found, type) and issubclass(found, torch.optim.Optimizer)):
-        raise RecipeError(f"optimizer class {recipe.class_path!r} is no torch.optim.Optimizer")
-    return found
 
 
 def build_optimizer(
@@ -67,26 +54,13 @@ def build_optimizer(
         tensors[unknown.label] = stand_in(unknown, parameters)
     held = [[tensors[p if isinstance(p, str) else p.label] for p in group.parameters] for group in recipe.groups]
     mould = mould_of_recipe(recipe)
+    fresh = not with_state if fresh is None else fresh
     if mould is None:
         optimizer = constructed(recipe, held)
     else:
-        assert recipe.kept is not None
         device = next(iter(parameters.values())).device
-        fresh = not with_state if fresh is None else fresh
-        optimizer = cast_from(
-            mould, tensors, place=lambda t: _placed(t, device, dtype), hooks=hooks,
-            own=hooks or recipe.kept.replaced, with_state=not fresh,
-            instead=_first_values(recipe, mould) if fresh else {},
-        )  # fmt: skip
-        _set_up_inside(optimizer, recipe, held, fresh=fresh)
-        optimizer.defaults = dict(recipe.defaults)
-        if len(optimizer.param_groups) != len(held):
-            optimizer.param_groups[:] = [{"params": []} for _ in held]
-        for group, own in zip(optimizer.param_groups, held, strict=True):
-            group["params"][:] = own
-        _complete(optimizer, recipe, held)
-        if fresh:
-            _begin_state(optimizer, recipe, held)
+        place = functools.partial(_placed, device=device, dtype=dtype)
+        optimizer = _cast(recipe, mould, tensors, held, place, fresh=fresh, hooks=hooks)
     OWN.update(_and_inside(optimizer))
     for built, recorded in zip(optimizer.param_groups, recipe.groups, strict=True):
         for key in RUNNING if mould is not None and fresh else ():  # as the constructor leaves them
@@ -99,49 +73,32 @@ def build_optimizer(
     return optimizer
 
 
-def constructed(recipe: OptimizerRecipe, held: Sequence[Sequence[torch.Tensor]]) -> torch.optim.Optimizer:
-    """Return what the class's constructor makes of the recorded groups and defaults.
-
-    Raises:
-        RecipeError: the constructor refuses them.
-    """
-    cls = optimizer_class(recipe)
-    groups = [{**dict(g.options), "params": list(own)} for g, own in zip(recipe.groups, held, strict=True)]
-    try:
-        accepted = inspect.signature(cls.__init__).parameters
-        open_ended = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
-        arguments = {name: value for name, value in recipe.defaults.items() if open_ended or name in accepted}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns of duplicates; registration.duplicate judges them
-            return cls(groups, **arguments)
-    except Exception as error:  # the class is the user's: whatever it raises is its answer
-        raise RecipeError(
-            f"optimizer {recipe.class_path} cannot be rebuilt from its recorded options: {error}"
-        ) from error
-
-
-def mould_of_recipe(recipe: OptimizerRecipe) -> torch.optim.Optimizer | None:
-    """Return what the optimizer is cast from; None where class, options and state are all that is recorded.
-
-    Raises:
-        RecipeError: the class, a hook or another function cannot be imported.
-    """
-    kept = recipe.kept
-    if kept is None or (kept.mould is None and kept.attributes is None):
-        return None
-    if kept.mould is None:
-        assert kept.attributes is not None
-        kept.mould = from_plain(kept.attributes, optimizer_class(recipe))
-        names = kept.attributes.get(CONSTRUCTED) or ()
-        twin = twin_of(recipe) if names else None
-        if names and twin is None:
-            raise RecipeError(
-                f"optimizer {recipe.class_path}: its constructor is to make {', '.join(names)}, and fails"
-            )
-        for name in names:
-            value = Copier(lambda given: kept.mould if given is twin else SAME, torch.clone).value(getattr(twin, name))
-            object.__setattr__(kept.mould, name, value)
-    return kept.mould
+def _cast(
+    recipe: OptimizerRecipe,
+    mould: torch.optim.Optimizer,
+    tensors: Mapping[str, torch.Tensor],
+    held: Sequence[Sequence[torch.Tensor]],
+    place: Callable[[torch.Tensor], torch.Tensor],
+    *,
+    fresh: bool,
+    hooks: bool,
+) -> torch.optim.Optimizer:
+    """Return a copy of a mould that holds these tensors in the recorded groups."""
+    assert recipe.kept is not None
+    optimizer = cast_from(
+        mould, tensors, place=place, hooks=hooks, own=hooks or recipe.kept.replaced, with_state=not fresh,
+        instead=_first_values(recipe, mould) if fresh else {},
+    )  # fmt: skip
+    _set_up_inside(optimizer, recipe, held, fresh=fresh)
+    optimizer.defaults = dict(recipe.defaults)
+    if len(optimizer.param_groups) != len(held):
+        optimizer.param_groups[:] = [{"params": []} for _ in held]
+    for group, own in zip(optimizer.param_groups, held, strict=True):
+        group["params"][:] = own
+    _complete(optimizer, recipe, held)
+    if fresh:
+        _begin_state(optimizer, recipe, held)
+    return optimizer
 
 
 def _set_up_inside(
@@ -157,17 +114,6 @@ def _set_up_inside(
         for name, value in attributes_of(constructed(recipe, held)):
             if isinstance(value, torch.optim.Optimizer):
                 object.__setattr__(optimizer, name, value)
-
-
-def twin_of(recipe: OptimizerRecipe) -> torch.optim.Optimizer | None:
-    """Return what the constructor makes of the recorded options on small tensors, as a mould; None if it fails."""
-    small = [[nn.Parameter(torch.zeros(2)) for _ in group.parameters] for group in recipe.groups]
-    labels = {id(tensor): f"small.{i}" for i, tensor in enumerate(tensor for own in small for tensor in own)}
-    try:
-        with random_state_kept():
-            return mould_of(constructed(recipe, small), labels)
-    except RecipeError:
-        return None
 
 
 def _complete(

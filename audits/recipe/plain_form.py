@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from audits.errors import RecipeError, suggest
+from audits.errors import RecipeError
 from audits.recipe.attributes import option_from_plain, option_to_plain, storable_option
 from audits.recipe.callables import CallableReference
+from audits.recipe.keys import check_keys
 from audits.recipe.moulds import Kept
 from audits.recipe.overlaps import Overlap
 from audits.recipe.phases import (
@@ -102,7 +103,7 @@ def recipe_from_plain(plain: Mapping[str, Any], *, batch: Any, state: Mapping[st
     Raises:
         RecipeError: an unknown or missing key, named with its place and the nearest known one.
     """
-    _check_keys(plain, "recipe", _RECIPE_KEYS, required=("schema", "phases"))
+    check_keys(plain, "recipe", _RECIPE_KEYS, required=("schema", "phases"))
     if plain["schema"] != SCHEMA:
         raise RecipeError(f"recipe.schema is {plain['schema']!r}; this gradaudit reads {SCHEMA}")
     phases = plain["phases"]
@@ -156,18 +157,18 @@ def _phase_to_plain(phase: PhaseRecipe, storable: bool) -> dict[str, Any]:
 
 
 def _phase_from_plain(plain: Any, place: str, state: Mapping[str, Mapping[str, Any]]) -> PhaseRecipe:
-    _check_keys(plain, place, _PHASE_KEYS, required=("name", "loss", "optimizer"))
+    check_keys(plain, place, _PHASE_KEYS, required=("name", "loss", "optimizer"))
     optimizer = plain["optimizer"]
-    _check_keys(optimizer, f"{place}.optimizer", _OPTIMIZER_KEYS, required=("class", "groups"))
+    check_keys(optimizer, f"{place}.optimizer", _OPTIMIZER_KEYS, required=("class", "groups"))
     groups = []
     for index, group in enumerate(optimizer["groups"]):
         where = f"{place}.optimizer.groups[{index}]"
-        _check_keys(group, where, _GROUP_KEYS, required=("parameters",))
+        check_keys(group, where, _GROUP_KEYS, required=("parameters",))
         held = tuple(_held_from_plain(p, where) for p in group["parameters"])
         groups.append(ParameterGroup(_options_from_plain(group.get("options")), held))
     scheduler = plain.get("scheduler")
     if scheduler is not None:
-        _check_keys(scheduler, f"{place}.scheduler", ("class", "learning_rates"), required=("class", "learning_rates"))
+        check_keys(scheduler, f"{place}.scheduler", ("class", "learning_rates"), required=("class", "learning_rates"))
         rates = tuple(tuple(float(rate) for rate in step) for step in scheduler["learning_rates"])
         scheduler = SchedulerRecipe(scheduler["class"], rates)
     return PhaseRecipe(
@@ -248,7 +249,7 @@ def _expect_to_plain(expect: Mapping[str, Any], storable: bool) -> Any:
 def _callable_from_plain(plain: Any, place: str) -> CallableReference:
     if isinstance(plain, str):
         return CallableReference(plain)
-    _check_keys(plain, place, ("module", "arguments"), required=("module",))
+    check_keys(plain, place, ("module", "arguments"), required=("module",))
     return CallableReference(plain["module"], _from_plain(plain.get("arguments") or {}))
 
 
@@ -261,29 +262,18 @@ def _held_to_plain(held: str | UnknownTensor) -> Any:
 def _held_from_plain(plain: Any, place: str) -> str | UnknownTensor:
     if isinstance(plain, str):
         return plain
-    _check_keys(plain, f"{place}.parameters", _STALE_KEYS, required=("stale", "shape", "dtype"))
+    check_keys(plain, f"{place}.parameters", _STALE_KEYS, required=("stale", "shape", "dtype"))
     return UnknownTensor(int(plain["stale"]), tuple(plain["shape"]), plain["dtype"], plain.get("likely"))
 
 
 def _parameter(plain: Any, place: str) -> ParameterRecord:
-    _check_keys(plain, place, _PARAMETER_KEYS, required=_PARAMETER_KEYS)
+    check_keys(plain, place, _PARAMETER_KEYS, required=_PARAMETER_KEYS)
     return ParameterRecord(plain["name"], tuple(plain["shape"]), plain["dtype"], bool(plain["trainable"]))
 
 
 def _overlap(plain: Any, place: str) -> Overlap:
-    _check_keys(plain, place, _OVERLAP_KEYS, required=_OVERLAP_KEYS)
+    check_keys(plain, place, _OVERLAP_KEYS, required=_OVERLAP_KEYS)
     return Overlap(str(plain["first"]), str(plain["second"]), int(plain["elements"]))
-
-
-def _check_keys(plain: Any, place: str, known: tuple[str, ...], *, required: tuple[str, ...]) -> None:
-    if not isinstance(plain, Mapping):
-        raise RecipeError(f"{place} must be a mapping, not {type(plain).__name__}")
-    for key in plain:
-        if key not in known:
-            raise RecipeError(f"{place} has unknown key {key!r}{suggest(str(key), known)}")
-    for key in required:
-        if key not in plain:
-            raise RecipeError(f"{place} lacks the key {key!r}")
 
 
 def _plain(value: Any) -> Any:

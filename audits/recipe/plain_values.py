@@ -180,7 +180,7 @@ def _pairs(plain: Iterable[Any], decode: Callable[[Any], Any]) -> dict[Any, Any]
 def _torchs(name: str, kind: type) -> Any:
     found = getattr(torch, name.removeprefix("torch."), None)
     if not isinstance(found, kind):
-        raise RecipeError(f"the optimizer's attributes name {name!r}, which is no {kind.__name__} of torch's")
+        raise RecipeError(f"the optimizer's attributes name {name!r}, but torch has no {kind.__name__} of that name")
     return found
 
 

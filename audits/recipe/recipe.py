@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from audits.errors import RecipeError, suggest
+from audits.errors import RecipeError, suggest, unknown_among
 from audits.recipe.callables import CallableReference
 from audits.recipe.capture import captured_fields, unwrap
 from audits.recipe.compiled_parts import compiled_parts
@@ -83,7 +83,8 @@ class Recipe:
             raise RecipeError(f"phase names must differ, not {names}")
         if self.precision not in PRECISIONS:
             raise RecipeError(
-                f"precision {self.precision!r} is none of {', '.join(PRECISIONS)}{suggest(self.precision, PRECISIONS)}"
+                f"precision must be one of {', '.join(PRECISIONS)}, not {self.precision!r}"
+                f"{suggest(self.precision, PRECISIONS)}"
             )
         if self.mode not in ("train", "eval"):
             raise RecipeError(f"mode must be 'train' or 'eval', not {self.mode!r}")
@@ -94,9 +95,8 @@ class Recipe:
                 raise RecipeError(f"accumulate must be at least 1, not {phase.accumulate}")
             if phase.clip_grad_norm is not None and not phase.clip_grad_norm > 0:
                 raise RecipeError(f"clip_grad_norm must be positive, not {phase.clip_grad_norm}")
-        for key in self.expect:
-            if key not in EXPECTATIONS:
-                raise RecipeError(f"expect has unknown key {key!r}{suggest(key, EXPECTATIONS)}")
+        if unknown := unknown_among(self.expect, EXPECTATIONS):
+            raise RecipeError(f"expect has unknown key {unknown}")
 
     @classmethod
     def capture(

@@ -204,13 +204,13 @@ def _no_optimizer(given: Any) -> str:
                     "as scheduler=")  # fmt: skip
         return _wraps(given, *inner)
     lacks = "" if hasattr(given, "param_groups") else " and has no param_groups"
-    return (f"is {_named(given)}, which is no torch.optim.Optimizer{lacks}: pass the torch.optim.Optimizer that trains "
-            "the model")  # fmt: skip
+    return (f"is {_named(given)}, which is not a torch.optim.Optimizer{lacks}: pass the torch.optim.Optimizer that "
+            "trains the model")  # fmt: skip
 
 
 def _wraps(given: Any, attribute: str, inner: torch.optim.Optimizer) -> str:
     name, rule = type(given).__name__, type(inner).__name__
-    own = "" if isinstance(given, torch.optim.Optimizer) else " and is no torch.optim.Optimizer itself"
+    own = "" if isinstance(given, torch.optim.Optimizer) else " and is not a torch.optim.Optimizer itself"
     return (f"is {name}, which wraps {rule} in .{attribute}{own}: it cannot be rebuilt for an audit; pass "
             f"optimizer={name.lower()}.{attribute} and no step=, which audits the loss's gradients and {rule}'s own "
             f"rule; what {name} adds is then not audited")  # fmt: skip

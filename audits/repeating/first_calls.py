@@ -11,7 +11,7 @@ import torch
 from audits.causes import Cause
 from audits.findings.confirming import REPEATS, Rows, failing, fails, key_of, opened
 from audits.lanes.evaluation import Point
-from audits.lanes.float64 import float64_lane
+from audits.lanes.lifted_loss import lifted_loss
 from audits.lanes.problem import differentiate
 from audits.live.subject import LivePhase, Subject
 from audits.outcomes import Lane, Outcome, ResultRow
@@ -99,7 +99,7 @@ def check_first_calls(subject: Subject) -> Rows:
 
 def _gradient_norms(subject: Subject, phase: LivePhase) -> dict[str, float] | None:
     try:
-        with float64_lane(subject, phase) as problem:
+        with lifted_loss(subject, phase) as problem:
             point = Point(problem)
             point.restore()
             return dict(point.gradient_norms)
@@ -188,7 +188,7 @@ def _apart(one: _Evaluation, other: _Evaluation, limit: float) -> dict[str | Non
     apart: dict[str | None, str] = {}
     for name, written in one.weights.items():
         if written != other.weights[name]:
-            apart[name] = f"the process's first forward wrote {name} otherwise than a later one does"
+            apart[name] = f"the process's first forward wrote other values into {name} than a later one does"
     whole = sum(g[0] ** 2 for g in other.gradients.values()) ** 0.5
     for name, (norm, total) in one.gradients.items():
         then = other.gradients.get(name, (0.0, 0.0))

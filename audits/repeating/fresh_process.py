@@ -40,7 +40,7 @@ def audited_afresh(
         seconds: how long it took in this process.
 
     Returns:
-        The report, or None and why there is none: something cannot be pickled, or the process came to no end.
+        The report, or None and why there is none: something cannot be pickled, or the process did not end by itself.
     """
     with tempfile.TemporaryDirectory(prefix="gradaudit-") as name:
         folder = Path(name)
@@ -48,7 +48,7 @@ def audited_afresh(
             carried = {"model": model, "recipe": recipe, "settings": settings, "device": device}
             torch.save(carried, folder / CARRIED)
         except Exception as error:  # pickle calls what the user's classes define
-            return None, f"it cannot be carried there: {' '.join(str(error).split())[:200]}"
+            return None, f"the model cannot be sent to it: {' '.join(str(error).split())[:200]}"
         main = _main_file(folder / CARRIED)
         if isinstance(main, Refusal):
             return None, main.why
@@ -58,7 +58,7 @@ def audited_afresh(
         try:
             ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=limit, check=False)
         except (OSError, subprocess.TimeoutExpired) as error:
-            return None, f"it came to no end: {error}"
+            return None, f"it did not end by itself: {error}"
         if ended.returncode or not (folder / ANSWER).is_file():
             said = ended.stderr.strip().splitlines() or [f"exit code {ended.returncode}"]
             return None, f"it stopped: {said[-1][:200]}"

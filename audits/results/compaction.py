@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import hashlib
 import logging
 import os
 import re
@@ -30,6 +29,7 @@ from filelock import FileLock, Timeout
 from audits.errors import InfrastructureError, InputError
 from audits.results.files import Layer, StoreFile
 from audits.results.store import ResultsStore, newest, writing_atomically
+from audits.short_digests import short_digest
 
 _log = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ def compact_months(store: ResultsStore, months: Sequence[str], *, before: dateti
     """
     for month in months:
         if not _MONTH.fullmatch(month):
-            raise InputError(f"{month!r} is no month: write it as 2026-10")
+            raise InputError(f"{month!r} is not a month: write it as 2026-10")
     return _compact(store, Layer.MONTH, months, before - datetime.timedelta(1))
 
 
@@ -127,7 +127,7 @@ def _merge(store: ResultsStore, dataset: str, files: Sequence[StoreFile], folder
     paths = [Path(file.path) for file in files]
     states = {path: _state(path) for path in paths}
     source = store.dataset(dataset, [file.path for file in files])
-    name = hashlib.sha256("\0".join(file.path for file in files).encode()).hexdigest()[:16]
+    name = short_digest("\0".join(file.path for file in files))
     target = folder / f"merged-{name}.parquet"
     with writing_atomically(target, source.schema) as writer:
         for part in _parts(paths):

@@ -13,18 +13,21 @@ from audits.findings.confirming import confirmed, key_of
 from audits.live.subject import LivePhase, Subject
 from audits.outcomes import WORST_FIRST, Family, Outcome, ResultRow
 from audits.updates.findings.buffers import batch_norm_rows
-from audits.updates.findings.isolation_checks import conduct_rows
+from audits.updates.findings.isolation_checks import isolation_rows
 from audits.updates.findings.registration import registration_rows, tied_rows
 from audits.updates.findings.shadow_buffers import shadow_buffer_rows
 from audits.updates.findings.shadows import ema_rows
-from audits.updates.findings.step_function_checks import handling_rows, skipped_handling_rows
+from audits.updates.findings.step_function_checks import (
+    skipped_step_function_rows,
+    step_function_rows,
+)
 from audits.updates.judge.apply_rule import is_lbfgs, rule_for
 from audits.updates.judge.closures import ClosureJudge, closure_probe_rows
 from audits.updates.judge.fresh_state import FreshState
 from audits.updates.judge.optimizer_probe import probe_rows
 from audits.updates.judge.optimizer_whole import without_false_verdicts
 from audits.updates.judge.rule_check import RuleJudge
-from audits.updates.received.cut_graph import cut_rows
+from audits.updates.received.cut_graph import cut_graph_rows
 from audits.updates.received.gradient_rows import gradient_rows
 from audits.updates.record.calls import snapshot
 from audits.updates.record.shadow_modules import shadows_of
@@ -140,22 +143,22 @@ def run_once(subject: Subject, seed: int) -> list[ResultRow]:
         if step.error is not None:  # an optimizer step that ended is judged; the rest of it is half a training step
             rows.append(_raised(subject, step))
             break
-        rows += conduct_rows(subject, step, start)
+        rows += isolation_rows(subject, step, start)
         own = subject.recipe.step is not None
         if own:
-            rows += handling_rows(subject, step)
+            rows += step_function_rows(subject, step)
         assert step.buffers is not None
         rows += batch_norm_rows(subject, step.buffers, step.number, step.reference_forwards if own else None)
         if own and step.before:
             rows += ema_rows(subject, step.before, step.number)
             rows += shadow_buffer_rows(subject, step.before, step.buffers, step.number)
     rows += gradient_rows(subject, steps)
-    rows = list(cut_rows(subject, rows, seed))
+    rows = list(cut_graph_rows(subject, rows, seed))
     raised = any(step.error is not None for step in steps)
     if subject.recipe.ties and subject.settings.wants_check("registration.tied") and not raised:
         rows += [r for r in tied_rows(subject, "after the training steps") if r.outcome is Outcome.FAIL]
     if subject.recipe.step is None:
-        rows += skipped_handling_rows(subject)
+        rows += skipped_step_function_rows(subject)
         if shadows_of(subject):
             rows.append(row(subject, "buffers.ema", Outcome.SKIPPED, "the canonical step updates no EMA",
                             cause=Cause.CANONICAL_STEP))  # fmt: skip
@@ -166,9 +169,7 @@ def _raised(subject: Subject, step: TrainingStep) -> ResultRow:
     error = step.error
     message = f"training step {step.number} raised {type(error).__name__}: {error}".rstrip(": ")
     if isinstance(error, NotImplementedError) and not str(error):
-        message += (
-            ": an optimizer whose step() is not there (LOMO's works inside the backward) needs the real training "
-        )
+        message += ": an optimizer without a step() (LOMO works inside the backward) needs the real training "
         message += "step: Recipe.capture(..., step=FUNCTION)"
     return row(subject, "update.rule", Outcome.INCONCLUSIVE, message, step=step.number, cause=Cause.STEP_RAISED)
 

@@ -10,7 +10,7 @@ import torch
 from audits.live.subject import LivePhase, Subject
 from audits.updates.judge.apply_rule import is_lbfgs, rule_for
 from audits.updates.record.context import StepContext
-from audits.updates.relations import way_to_step
+from audits.updates.relations import working_request
 from audits.updates.relations.bench import PLAIN
 
 
@@ -18,9 +18,9 @@ def canonical_step(subject: Subject, context: StepContext) -> None:
     """Do for each phase: zero_grad, forward and backward per micro-batch, unscale, clip, step, scheduler."""
     for phase in subject.phases:
         optimizer, scaler = context.optimizers[phase.name], context.scaler
-        way = way_to_step(subject, phase) if not is_lbfgs(phase) and rule_for(subject, phase) is None else PLAIN
-        evaluate = functools.partial(_evaluate, subject, context, phase, graph=way.graph)
-        if way.closure or needs_closure(optimizer):
+        request = working_request(subject, phase) if not is_lbfgs(phase) and rule_for(subject, phase) is None else PLAIN
+        evaluate = functools.partial(_evaluate, subject, context, phase, graph=request.graph)
+        if request.closure or needs_closure(optimizer):
             optimizer.step(evaluate)  # type: ignore[arg-type]  # torch takes tensors too
         else:
             evaluate()
@@ -39,8 +39,7 @@ def _evaluate(subject: Subject, context: StepContext, phase: LivePhase, *, graph
     total: torch.Tensor | None = None
     for weight, batch in subject.micro_batches(phase):
         with torch.enable_grad(), subject.autocast():  # some optimizers call their closure under no_grad
-            loss = phase.call_loss(subject.model, batch)
-        loss = loss if weight == 1.0 else loss * weight
+            loss = phase.weighted_loss(subject.model, batch, weight)
         context.scaler.scale(loss).backward(create_graph=graph)  # type: ignore[no-untyped-call]
         total = loss.detach() if total is None else total + loss.detach()
     assert total is not None

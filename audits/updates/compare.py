@@ -139,16 +139,17 @@ def deviation(
 
 
 @dataclass(frozen=True)
-class Judged:
-    """A deviation with the thresholds that hold for its rule and dtype."""
+class Judgement:
+    """A deviation's error beside the threshold that holds for its rule and dtype, in one unit."""
 
-    deviation: Deviation
     error: float
     threshold: float
     met: bool
 
 
-def judge(found: Deviation, rule: Rule, dtype: torch.dtype, options: Mapping[str, Any], noise: float = 0.0) -> Judged:
+def judge(
+    found: Deviation, rule: Rule, dtype: torch.dtype, options: Mapping[str, Any], noise: float = 0.0
+) -> Judgement:
     """Apply the threshold of a rule in a dtype; ``error`` and ``threshold`` of the result share a unit.
 
     Args:
@@ -164,12 +165,12 @@ def judge(found: Deviation, rule: Rule, dtype: torch.dtype, options: Mapping[str
     error = max(found.l2, found.peak * l2 / peak)
     tolerance = relative_tolerance(rule, dtype, options, noise)
     if options.get(WEIGHT_SLACK) and found.l2 * torch.finfo(dtype).eps <= options[WEIGHT_SLACK]:
-        return Judged(found, min(error, l2), l2, True)
+        return Judgement(min(error, l2), l2, True)
     if tolerance is None or error <= l2:  # what the weights' own dtype cannot hold is no error of the rule
-        return Judged(found, error, l2, bool(error <= l2))
+        return Judgement(error, l2, bool(error <= l2))
     turned = rule.cosine is not None and found.cosine < min(rule.cosine, 1.0 - tolerance**2)
     error = max(found.relative, 2.0 * tolerance) if turned else found.relative
-    return Judged(found, error, tolerance, bool(error <= tolerance))
+    return Judgement(error, tolerance, bool(error <= tolerance))
 
 
 def relative_tolerance(rule: Rule, dtype: torch.dtype, options: Mapping[str, Any], noise: float = 0.0) -> float | None:

@@ -16,11 +16,11 @@ from audits.updates.received.observed import Observer
 from audits.updates.received.search import BeforeStep, ReferenceSearch
 from audits.updates.record.buffer_watch import BufferWatch
 from audits.updates.record.calls import Call, OutsideWrite
-from audits.updates.record.context import INITIAL_SCALE, StepContext, build_context, handed
+from audits.updates.record.context import INITIAL_SCALE, StepContext, build_context, in_training_wrappers
 from audits.updates.record.recorder import Recorder
 from audits.updates.record.renorms import Renorms
 from audits.updates.record.shadow_modules import shadows_of, tensors_of
-from audits.updates.record.step_listener import ClippingCall, Watch
+from audits.updates.record.step_listener import StepListener
 
 #: Training steps that are run: a missing zero_grad, momentum and a schedule show at the second.
 STEPS = 2
@@ -37,7 +37,6 @@ class TrainingStep:
         number: from 1.
         calls: the optimizer steps in order.
         outside: parameters written outside of them.
-        clipping: calls of torch's norm clipping, by the phase whose optimizer stepped next.
         buffers: what BatchNorms were fed.
         reference_forwards: train-mode forwards of each BatchNorm in the declared losses alone.
         before: parameters and buffers before the step, where shadows are declared.
@@ -50,7 +49,6 @@ class TrainingStep:
     number: int
     calls: list[Call] = field(default_factory=list)
     outside: list[OutsideWrite] = field(default_factory=list)
-    clipping: dict[str, list[ClippingCall]] = field(default_factory=dict)
     modes: dict[str, bool] = field(default_factory=dict)
     overflowed: bool = False
     error: Exception | None = None
@@ -70,9 +68,7 @@ class TrainingStep:
         return all(not isinstance(note, BeforeStep) or note.reference is None or note.agreed for note in notes)
 
 
-def training_steps(
-    subject: Subject, *, seed: int | None = None, with_state: bool = True, reference: bool = True
-) -> Iterator[TrainingStep]:
+def training_steps(subject: Subject, *, seed: int | None = None) -> Iterator[TrainingStep]:
     """Run `STEPS` training steps from the audit's start and yield what each did, before the next begins.
 
     The model is left where the last step brought it; `Subject.reset` puts it back. An fp16 step that the loss scaler
@@ -82,28 +78,28 @@ def training_steps(
 
     def begin() -> StepContext:
         subject.reset(seed=seed)
-        return build_context(subject, with_state=with_state, scale=scale)
+        return build_context(subject, scale=scale)
 
     if subject.recipe.precision != "fp16-autocast":
-        yield from _run(subject, begin, reference)
+        yield from _run(subject, begin)
         return
     for attempt in range(OVERFLOW_TRIES):
-        steps = list(_run(subject, begin, reference))
+        steps = list(_run(subject, begin))
         if not any(step.overflowed for step in steps) or attempt == OVERFLOW_TRIES - 1:
             yield from steps
             return
         scale /= 16.0
 
 
-def _run(subject: Subject, begin: Callable[[], StepContext], reference: bool) -> Iterator[TrainingStep]:
+def _run(subject: Subject, begin: Callable[[], StepContext]) -> Iterator[TrainingStep]:
     """Run the steps; where one received a gradient that no usual starting point explains, again under an `Observer`.
 
     What raises only while it is observed is taken as it ran by itself.
     """
-    may_observe = reference and subject.recipe.step is not None
+    may_observe = subject.recipe.step is not None
     observe, yielded = False, 0
     while True:
-        runner = _Runner(subject, begin(), reference, Observer(subject) if observe else None)
+        runner = _Runner(subject, begin(), Observer(subject) if observe else None)
         again = False
         with runner.recorder.attached():
             for number in range(1, STEPS + 1):
@@ -127,19 +123,18 @@ def _run(subject: Subject, begin: Callable[[], StepContext], reference: bool) ->
 class _Runner:
     """Runs training steps under the recorder and the watch."""
 
-    def __init__(self, subject: Subject, context: StepContext, reference: bool, observer: Observer | None) -> None:
+    def __init__(self, subject: Subject, context: StepContext, observer: Observer | None) -> None:
         self.subject = subject
         self.context = context
-        self._handed = handed(subject, context)
-        self._reference = reference
-        self._watch = Watch(subject)
+        self._step_context = in_training_wrappers(subject, context)
+        self._listener = StepListener(subject)
         self._buffers = BufferWatch(subject)
         self._observer = observer
         self._step_function = None if subject.recipe.step is None else subject.recipe.step.resolve(role="step")
         self.recorder = Recorder(subject, context.optimizers, self._before_step)
         self._renorms = Renorms(subject, self.recorder)
         self._search = ReferenceSearch(
-            subject, self.recorder, self._watch, self._buffers, own_step=self._step_function is not None,
+            subject, self.recorder, self._listener, self._buffers, own_step=self._step_function is not None,
             observer=observer,
         )  # fmt: skip
 
@@ -150,12 +145,12 @@ class _Runner:
         scale = self.context.scaler.get_scale()
         step.before = tensors_of(self.subject.model) if shadows_of(self.subject) else {}
         observed = contextlib.nullcontext() if self._observer is None else self._observer.listening()
-        with self._watch.listening(), self._buffers.listening(), self._renorms.listening(), torch.enable_grad():
+        with self._listener.listening(), self._buffers.listening(), self._renorms.listening(), torch.enable_grad():
             try:
                 if self._step_function is not None:
                     batch = self._batch()
                     with observed:
-                        self._step_function(self.subject.model, batch, self._handed)
+                        self._step_function(self.subject.model, batch, self._step_context)
                 else:
                     canonical_step(self.subject, self.context)
             except Exception as error:
@@ -163,8 +158,7 @@ class _Runner:
         self.recorder.end()
         step.calls, step.outside = self.recorder.calls, self.recorder.outside
         step.renormed = frozenset(self._renorms.found)
-        step.modes = dict(self._watch.wrong_modes)
-        step.clipping = self._watch.clipping
+        step.modes = dict(self._listener.wrong_modes)
         step.buffers, step.reference_forwards = self._buffers, self._buffers.declared
         step.overflowed = self.context.scaler.get_scale() < scale
         return step
@@ -176,12 +170,12 @@ class _Runner:
 
     def _before_step(self, call: Call) -> BeforeStep:
         """Compute the reference gradient of the phase whose optimizer is about to step."""
-        clipping = self._watch.take_clipping(call.phase.name)
+        clipping = self._listener.take_clipping()
         # The audit's own step does nothing at its second time that it did not do at its first.
-        if not self._reference or (self._step_function is None and call.step > 1 and not call.writes):
+        if self._step_function is None and call.step > 1 and not call.writes:
             return BeforeStep(None, None, clipping)
         not_observed = contextlib.nullcontext() if self._observer is None else self._observer.paused()
-        with self._watch.paused(), self._buffers.counting(), self._renorms.paused(), not_observed:
+        with self._listener.paused(), self._buffers.counting(), self._renorms.paused(), not_observed:
             found = self._search.at(call, clipping, self.context.scaler.get_scale())
             self._search.stepped()
         return found

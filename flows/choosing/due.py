@@ -135,17 +135,6 @@ def plan_night(
     return Plan(tuple(due), len(found), present, now, outdated=outdated, known=committed.ids, unready=unready)
 
 
-def choose_due(
-    client: MlflowClient, settings: GradauditSettings, *, models: Sequence[str] = (), force: bool = False
-) -> tuple[list[Version], int]:
-    """Return the versions never audited as they now are, oldest first, and the number of versions looked at.
-
-    Only the results store is asked, never tags: copying a version copies them. Age and environment play no part.
-    """
-    versions = sorted(list_versions(client, models), key=lambda v: (v.created, v.name, v.version))
-    return versions if force else [version for version, _ in without_result(versions, settings)], len(versions)
-
-
 def without_result(versions: Iterable[Version], settings: GradauditSettings) -> list[tuple[Version, str]]:
     """Return, with their due keys, the versions that have no committed audit as they now are.
 

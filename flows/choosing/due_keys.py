@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from functools import cache
 from importlib import metadata
@@ -10,6 +9,7 @@ from pathlib import Path
 
 from audits.errors import RecipeError
 from audits.settings import AuditSettings
+from audits.short_digests import short_digest
 from audits.waivers import Waiver, standing
 from flows.settings.environment import GradauditSettings
 from flows.team_policy import today, waivers_of
@@ -75,4 +75,4 @@ def trusted_digest(settings: GradauditSettings, model_name: str) -> str:
 
 def digest(*parts: object) -> str:
     """Return a short digest of the parts."""
-    return hashlib.sha256("\0".join(str(part) for part in parts).encode()).hexdigest()[:24]
+    return short_digest("\0".join(map(str, parts)), 24)

@@ -11,6 +11,7 @@ from audits.naming import label_of, reference_to, visible
 from audits.outcomes import WORST_FIRST
 from audits.results.committed import CommittedAudit, CommittedAudits
 from audits.waivers import unmatched
+from audits.wording import and_more
 from flows.choosing.audit_summary import AuditSummary, summaries_of
 from flows.choosing.due import Plan, Reason
 from flows.settings.environment import GradauditSettings
@@ -92,7 +93,8 @@ class NightSummary:
             if members:
                 lines += [f"### {title}", ""]
                 lines += [f"- {escape_markdown(_sentence(s))}" for s in members[:_NAMED]]
-                lines += [f"- ... and {len(members) - _NAMED} more"] if len(members) > _NAMED else []
+                more = and_more(len(members) - _NAMED)
+                lines += [f"- ... {more}"] if more else []
                 lines.append("")
         if self.not_audited:
             lines += ["### Not audited: due again next time", ""]

@@ -17,6 +17,7 @@ from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 
 from audits.naming import label_of_reference
+from audits.wording import listed
 from flows.choosing.due import Due
 from flows.choosing.due_keys import digest
 from flows.settings.environment import GradauditSettings
@@ -48,8 +49,7 @@ class Shard:
     @property
     def label(self) -> str:
         """The first version and how many follow."""
-        more = f" and {len(self.versions) - 1} more" if len(self.versions) > 1 else ""
-        return label_of_reference(self.versions[0]) + more
+        return listed(map(label_of_reference, self.versions), 1)
 
     @property
     def identity(self) -> str:

@@ -51,7 +51,7 @@ class NotTriedError(InfrastructureError):
     """A version that was not tried, because services had failed several times before it."""
 
 
-class Room:
+class DiskBudget:
     """Bytes of downloads on disk at a time; one download always fits."""
 
     def __init__(self, limit: int) -> None:
@@ -93,11 +93,11 @@ class Sweep:
     keeping: threading.Lock = dataclasses.field(default_factory=threading.Lock)
     failures: dict[str, str] = dataclasses.field(default_factory=dict)
     committed: CommittedAudits = dataclasses.field(init=False)
-    room: Room = dataclasses.field(init=False)
+    disk_budget: DiskBudget = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "committed", CommittedAudits(ResultsStore(self.settings.results)))
-        object.__setattr__(self, "room", Room(int(self.settings.ahead_limit * _GIB)))
+        object.__setattr__(self, "disk_budget", DiskBudget(int(self.settings.ahead_limit * _GIB)))
 
     @contextlib.contextmanager
     def counting_failures(self, label: str) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -52,49 +53,65 @@ def audit_target(
     if recipe is not None:
         recipe = recipe_folder(recipe)
     remove_stale()
-    not_published, told = "", list[str]()
     if target.startswith("models:"):
-        reference = VersionReference.parse(target)
-        with stages(f"looking up {visible(target)}") as tell:
-            client = connect(settings.tracking_uri)
-            version = registered(reference.resolve(client), client)
-            audit_settings = settings.for_model(version.name, narrowing)
-            write = mark and not audit_settings.narrowed and recipe is None
-            if write:
-                if made := new_folder(settings):
-                    log_line(made)
-                ResultsStore(settings.results).prove_writable()
-            try:
-                report = audit_version(
-                    Target(version, fresh_occasion()),
-                    client,
-                    settings,
-                    audit_settings=audit_settings,
-                    write=write,
-                    recipe=recipe,
-                    on_stage=lambda stage: tell(f"{stage} {version.label}"),
-                )
-                told = kept_in(report, settings, client) if write else [_why_not_kept(audit_settings, recipe)]
-            except NotKeptError as error:  # the verdict stands all the same
-                report, not_published = error.report, f"{error.why}"
-                if isinstance(error.why, SetupError):
-                    not_published += "; or use --no-mark, which stores, publishes and marks nothing"
-        rerun = rerun_command(version, settings.tracking_uri)
+        shown = _audit_version(target, settings, narrowing, recipe=recipe, mark=mark)
     elif Path(target).is_dir():
         audit_settings = settings.for_model(Path(target).resolve().name, narrowing)
         with stages(f"auditing {target}"):
             report = audit_directory(Path(target), settings, audit_settings=audit_settings, recipe=recipe)
-        rerun, told = rerun_of(target), ["nothing was stored or published: a directory is no registered version"]
+        why = "nothing was stored or published: a directory is not a registered version"
+        shown = _Shown(report, rerun_of(target), [why])
     else:
         raise ArtifactError(f"{target!r} is neither models:/NAME/VERSION, models:/NAME@ALIAS nor a model directory")
-    _print(report, rerun, not_published, as_json=as_json)
+    _print(shown.report, shown.rerun, shown.not_published, as_json=as_json)
     if junit is not None:
-        junit.write_text(junit_xml(report), encoding="utf-8")
+        junit.write_text(junit_xml(shown.report), encoding="utf-8")
     if html is not None:
-        html.write_text(render_html(report, rerun=rerun), encoding="utf-8")
-    for line in told:
+        html.write_text(render_html(shown.report, rerun=shown.rerun), encoding="utf-8")
+    for line in shown.lines:
         log_line(line)
-    return EXIT_CODES[report.outcome]
+    return EXIT_CODES[shown.report.outcome]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shown:
+    """What is shown of an audit: the report, the command that repeats it, lines on where it went or why nowhere."""
+
+    report: AuditReport
+    rerun: str
+    lines: list[str]
+    not_published: str = ""
+
+
+def _audit_version(
+    target: str, settings: GradauditSettings, narrowing: dict[str, Any], *, recipe: Path | None, mark: bool
+) -> _Shown:
+    reference = VersionReference.parse(target)
+    with stages(f"looking up {visible(target)}") as tell:
+        client = connect(settings.tracking_uri)
+        version = registered(reference.resolve(client), client)
+        audit_settings = settings.for_model(version.name, narrowing)
+        write = mark and not audit_settings.narrowed and recipe is None
+        if write:
+            if made := new_folder(settings):
+                log_line(made)
+            ResultsStore(settings.results).prove_writable()
+        rerun = rerun_command(version, settings.tracking_uri)
+        try:
+            report = audit_version(
+                Target(version, fresh_occasion()),
+                client,
+                settings,
+                audit_settings=audit_settings,
+                write=write,
+                recipe=recipe,
+                on_stage=lambda stage: tell(f"{stage} {version.label}"),
+            )
+            lines = kept_in(report, settings, client) if write else [_why_not_kept(audit_settings, recipe)]
+            return _Shown(report, rerun, lines)
+        except NotKeptError as error:  # the verdict stands all the same
+            cure = "; or use --no-mark, which stores, publishes and marks nothing"
+            return _Shown(error.report, rerun, [], f"{error.why}{cure if isinstance(error.why, SetupError) else ''}")
 
 
 def _why_not_kept(settings: AuditSettings, recipe: Path | None) -> str:

@@ -18,14 +18,15 @@ from audits.findings.skipped import not_checked
 from audits.naming import label_of, visible
 from audits.outcomes import Outcome
 from audits.report import AuditReport
+from audits.signs import SIGNS
+from audits.wording import and_more, plural
 from flows.choosing.audit_summary import AuditSummary
 from flows.choosing.progress import Listener
 from flows.output import console, log_console
-from registry_models.report.text import one_line, plural, shortened
+from registry_models.report.text import one_line, shortened
 from registry_models.untrusted_text import clean
 
 _STYLES = {"pass": "green", "warn": "yellow", "fail": "bold red", "inconclusive": "magenta", "skipped": "dim"}
-_MARKS = {"pass": "✓", "warn": "!", "fail": "✗", "inconclusive": "?", "skipped": "–"}
 
 #: Characters of the reason that stands beside a verdict: three lines or so.
 WHY = 240
@@ -45,7 +46,7 @@ SHOWN_FINDINGS = 12
 
 def outcome_text(outcome: str) -> Text:
     """Return the outcome with its mark; colour is never the only sign."""
-    return Text(f"{_MARKS[outcome]} {outcome}", style=_STYLES[outcome])
+    return Text(f"{SIGNS[Outcome(outcome)]} {outcome}", style=_STYLES[outcome])
 
 
 def verdicts_table(summaries: Iterable[AuditSummary], title: str) -> Table:
@@ -102,8 +103,8 @@ def _findings_table(findings: Sequence[RootFinding]) -> Table:
     for finding in findings:
         row = finding.rows[0]
         names = [shown(name) for name in (finding.parameters or [row.parameter or ""]) if name]
-        more = [f"and {len(names) - SHOWN_NAMES} more"] if len(names) > SHOWN_NAMES else []
-        where = "\n".join([*finding.checks, *(f"  {name}" for name in [*names[:SHOWN_NAMES], *more])])
+        more = and_more(len(names) - SHOWN_NAMES)
+        where = "\n".join([*finding.checks, *(f"  {name}" for name in [*names[:SHOWN_NAMES], more] if name)])
         cause = finding.cause if clean(finding.cause) not in clean(row.message) else ""
         seen = [f"{cause}." if cause else "", row.message]
         seen += [row.where_to_look] if row.where_to_look and row.counted is Outcome.FAIL else []

@@ -11,15 +11,15 @@ from rich.console import Group
 from rich.text import Text
 
 from audits.errors import InputError
-from audits.history.parameter_history import Moment, Story, history, stories
+from audits.history.parameter_history import HistoryEntry, ParameterHistory, by_parameter, history
 from audits.history.reading import committed_audits, unknown_model
 from audits.outcomes import Outcome, finite
 from audits.results.store import ResultsStore
+from audits.wording import plural
 from flows.cli.display import add_names, outcome_text, shown, simple_table
 from flows.cli.plain_tables import print_csv
 from flows.output import console, print_json
 from flows.settings.environment import GradauditSettings
-from registry_models.report.text import plural
 
 #: Columns from which threshold and detection limit have room, and the threshold alone.
 _WIDE, _MEDIUM = 110, 100
@@ -42,50 +42,50 @@ def show_history(
         InfrastructureError: the store cannot be read.
     """
     store = ResultsStore(settings.results)
-    moments = history(store, model, parameter=parameter, check=check, since=since)
-    if not moments:
+    entries = history(store, model, parameter=parameter, check=check, since=since)
+    if not entries:
         raise _nothing(store, model, parameter, check, since)
     if as_json:
-        print_json([_plain(moment) for moment in moments], allow_nan=False)
+        print_json([_plain(entry) for entry in entries], allow_nan=False)
     elif as_csv:
-        print_csv([_plain(moment) for moment in moments])
+        print_csv([_plain(entry) for entry in entries])
     else:
-        console.print(history_view(model, stories(moments), every=parameter is not None))
+        console.print(history_view(model, by_parameter(entries), every=parameter is not None))
     return 0
 
 
-def history_view(model: str, told: Sequence[Story], *, every: bool) -> Group:
-    """Return the stories for the terminal.
+def history_view(model: str, histories: Sequence[ParameterHistory], *, every: bool) -> Group:
+    """Return the histories for the terminal.
 
     Args:
         model: the model's name.
-        told: one story a parameter.
+        histories: one a parameter.
         every: show parameters that passed every time too, rather than their number.
     """
-    eventful = [s for s in told if every or any(_finding(m) for m in s.moments)]
-    quiet = len(told) - len(eventful)
-    parts: list[Any] = [Text(line) for story in eventful if (line := sentence(story))]
+    eventful = [s for s in histories if every or any(_finding(m) for m in s.entries)]
+    quiet = len(histories) - len(eventful)
+    parts: list[Any] = [Text(line) for one in eventful if (line := sentence(one))]
     if eventful:
         figures_shown = 3 if console.width >= _WIDE else 2 if console.width >= _MEDIUM else 1
         table = simple_table()
         for column in ("audited (UTC)", "v", "outcome"):
             table.add_column(column, no_wrap=True)
-        checks = {moment.check for story in eventful for moment in story.moments if _finding(moment)}
+        checks = {entry.check for one in eventful for entry in one.entries if _finding(entry)}
         add_names(table, "parameter, check", checks, indent=2)
         for column in ("error", "threshold", "detectable")[:figures_shown]:
             table.add_column(column, justify="right", no_wrap=True)
-        for story in eventful:
-            for moment in story.moments:
-                figures = (moment.error, moment.threshold, moment.detection_limit)[:figures_shown]
-                where = Text(f"{_name(story)}\n  {moment.check}" if _finding(moment) else _name(story))
+        for one in eventful:
+            for entry in one.entries:
+                figures = (entry.error, entry.threshold, entry.detection_limit)[:figures_shown]
+                where = Text(f"{_name(one)}\n  {entry.check}" if _finding(entry) else _name(one))
                 cells = [Text("" if f is None else f"{f:.2g}") for f in figures]
-                version = "" if moment.version is None else str(moment.version)
-                at = f"{moment.audited_at:%Y-%m-%d %H:%M}"
-                table.add_row(at, version, outcome_text(str(moment.outcome)), where, *cells)
+                version = "" if entry.version is None else str(entry.version)
+                at = f"{entry.audited_at:%Y-%m-%d %H:%M}"
+                table.add_row(at, version, outcome_text(str(entry.outcome)), where, *cells)
             table.add_section()
         parts.append(table)
     if quiet:
-        audits = len({moment.audit_id for story in told for moment in story.moments})
+        audits = len({entry.audit_id for one in histories for entry in one.entries})
         counted = f"{plural(quiet, 'parameter')}, {plural(audits, 'audit')}"
         also = "Every other" if eventful else "Every"
         what = f"{also} claim of {shown(model)} held in every audit that judged it"
@@ -93,29 +93,29 @@ def history_view(model: str, told: Sequence[Story], *, every: bool) -> Group:
     return Group(*parts)
 
 
-def sentence(story: Story) -> str:
+def sentence(one: ParameterHistory) -> str:
     """Say since when the parameter fails; an empty text when it does not fail now."""
-    since, before = story.failing_since, story.before_failing
+    since, before = one.failing_since, one.before_failing
     if since is None:
         return ""
-    began = f"{_name(story)} fails {since.check} since v{since.version}, {since.audited_at:%Y-%m-%d %H:%M} UTC"
+    began = f"{_name(one)} fails {since.check} since v{since.version}, {since.audited_at:%Y-%m-%d %H:%M} UTC"
     if before is None:
         return f"{began}: never judged right before."
     return f"{began}; last right in v{before.version}, {before.audited_at:%Y-%m-%d %H:%M} UTC."
 
 
-def _name(story: Story) -> str:
-    return "whole model" if story.parameter is None else shown(story.parameter)
+def _name(one: ParameterHistory) -> str:
+    return "whole model" if one.parameter is None else shown(one.parameter)
 
 
-def _finding(moment: Moment) -> bool:
-    return moment.outcome in (Outcome.FAIL, Outcome.WARN, Outcome.INCONCLUSIVE)
+def _finding(entry: HistoryEntry) -> bool:
+    return entry.outcome in (Outcome.FAIL, Outcome.WARN, Outcome.INCONCLUSIVE)
 
 
-def _plain(moment: Moment) -> dict[str, Any]:
-    plain = dataclasses.asdict(moment)
-    plain["audited_at"] = moment.audited_at.isoformat()
-    plain["outcome"] = str(moment.outcome)
+def _plain(entry: HistoryEntry) -> dict[str, Any]:
+    plain = dataclasses.asdict(entry)
+    plain["audited_at"] = entry.audited_at.isoformat()
+    plain["outcome"] = str(entry.outcome)
     for name in ("error", "threshold", "detection_limit"):
         plain[name] = finite(plain[name])
     return plain

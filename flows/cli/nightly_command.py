@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from audits.errors import InfrastructureError
 from audits.naming import label_of_reference, visible
 from audits.results.store import ResultsStore
+from audits.wording import listed
 from flows.arguments import refuse_device, refuse_settings
 from flows.choosing.progress import listening
 from flows.cli.display import ProgressBar, verdicts_table
@@ -78,8 +79,7 @@ def changes(result: dict[str, Any]) -> list[str]:
     for title, mark in (("newly_failed", "Failed newly"), ("fixed", "Fixed")):
         names = [label_of_reference(reference) for reference in result[title]]
         if names:
-            more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-            lines.append(f"{mark}: {', '.join(names[:NAMED])}{more}")
+            lines.append(f"{mark}: {listed(names, NAMED)}")
     again = result["again"]
     if again:
         whose = "1 unchanged version was" if again == 1 else f"{again} unchanged versions were"

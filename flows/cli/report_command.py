@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.text import Text
 
-from audits.history.reading import changes_since
+from audits.history.reading import compare_with_earlier
 from audits.naming import label_of, visible
 from audits.results.store import ResultsStore
 from flows.arguments import refuse_output
@@ -45,6 +45,6 @@ def show_report(
         junit.write_text(junit_xml(report), encoding="utf-8")
     if html is not None:
         html.write_text(
-            render_html(report, rerun=rerun, changes=changes_of(changes_since(store, report))), encoding="utf-8"
+            render_html(report, rerun=rerun, changes=changes_of(compare_with_earlier(store, report))), encoding="utf-8"
         )
     return EXIT_CODES[report.outcome]

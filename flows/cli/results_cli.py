@@ -2,25 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from flows.cli.options import AsCsv, AsJson, Html, Junit, Results, Since, TrackingUri
 from flows.settings.environment import GradauditSettings
-
-TrackingUri = Annotated[
-    str | None, typer.Option("--tracking-uri", help="MLflow server or store; MLFLOW_TRACKING_URI otherwise.")
-]
-Results = Annotated[
-    str | None, typer.Option("--results", help="Results store: a folder or an object-store URI. (default: results)")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-AsCsv = Annotated[bool, typer.Option("--csv", help="Print the result as CSV.")]
-Junit = Annotated[Path | None, typer.Option(help="Write a JUnit XML file.")]
-Html = Annotated[Path | None, typer.Option(help="Write the report as one HTML file.")]
-Since = Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Only audits from this UTC day on.")]
 
 
 def report(
@@ -108,7 +96,7 @@ def attach(
     raise typer.Exit(attach_folder(version, recipe, GradauditSettings.load(tracking_uri=tracking_uri), as_json=as_json))
 
 
-def add_commands(app: typer.Typer) -> None:
+def add_result_commands(app: typer.Typer) -> None:
     """Add them to the command line, in the order of its help."""
     for command in (report, history, diff, sql, compact, attach):
         app.command()(command)

@@ -10,6 +10,7 @@ from typing import Any
 from rich.text import Text
 
 from audits.errors import SettingsError
+from audits.globs import matches
 from flows.cli.display import shown, simple_table
 from flows.output import console, print_json
 from flows.sandbox import reached_level
@@ -28,7 +29,7 @@ def show_settings(settings: GradauditSettings, model: str | None, *, as_json: bo
     Raises:
         SettingsError: one of them cannot be, or the waivers file is broken.
     """
-    waivers = [w for w in waivers_of(settings) if model is None or _could_cover(w.model, model)]
+    waivers = [w for w in waivers_of(settings) if model is None or matches(model, w.model)]
     audit = settings.audit_origins(model or "")
     isolation, told = _isolation(settings)
     general = [o for o in settings.origins() if o.name not in ("audit", "severity", *(["models"] if model else []))]
@@ -66,12 +67,6 @@ def _isolation(settings: GradauditSettings) -> tuple[str | None, str]:
     except SettingsError as error:
         return None, str(error)
     return str(level), NOT_GIVEN[level]
-
-
-def _could_cover(glob: str, model: str) -> bool:
-    import fnmatch
-
-    return fnmatch.fnmatchcase(model, glob)
 
 
 def _add(table: Any, origins: Iterable[Origin]) -> None:

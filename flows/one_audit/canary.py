@@ -21,9 +21,9 @@ from audits.settings import AuditSettings
 from flows.choosing.due_keys import digest, environment
 from flows.choosing.progress import listener
 from flows.choosing.sweeping import state_folder
-from flows.one_audit.fallback import Way
+from flows.one_audit.fallback import MemoryPlan
 from flows.one_audit.gpu import chosen_gpu, held
-from flows.one_audit.one_snapshot import run_way
+from flows.one_audit.one_snapshot import run_plan
 from flows.sandbox.private_folders import private_folder
 from flows.settings.environment import GradauditSettings
 from registry_models.artifacts.snapshot import read_snapshot
@@ -44,8 +44,8 @@ def prove_environment(settings: GradauditSettings, *, stopping: threading.Event 
     stopping = stopping or threading.Event()
     with private_folder() as temporary, held(settings.device, settings, stopping):
         snapshot = read_snapshot(write_reference(Path(temporary) / "reference"))
-        way = Way(settings.device, AuditSettings(), settings.device)
-        report = run_way(snapshot, Path(temporary) / "way", settings, way, stopping=stopping)
+        plan = MemoryPlan(settings.device, AuditSettings(), settings.device)
+        report = run_plan(snapshot, Path(temporary) / "way", settings, plan, stopping=stopping)
     difference = differs(report)
     if difference:
         raise InfrastructureError(

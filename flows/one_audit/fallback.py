@@ -19,12 +19,12 @@ _GIB = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
-class Way:
-    """One way of auditing a snapshot.
+class MemoryPlan:
+    """One way of auditing a snapshot, which needs less memory than the one before it.
 
     Attributes:
-        device: as the child is told.
-        settings: as the child is told.
+        device: the child's.
+        settings: the child's.
         name: for the report.
     """
 
@@ -33,36 +33,36 @@ class Way:
     name: str
 
 
-def ways(snapshot: Snapshot, device: str, settings: AuditSettings) -> Iterator[tuple[Way, str]]:
-    """Yield the ways to audit a snapshot, best first, each with the reason why the one before was not taken."""
+def memory_plans(snapshot: Snapshot, device: str, settings: AuditSettings) -> Iterator[tuple[MemoryPlan, str]]:
+    """Yield the plans to audit a snapshot, best first, each with the reason why the one before was not taken."""
     gpu = chosen_gpu(device)
     reason = ""
     if gpu is not None:
         needed, there = needed_bytes(snapshot), gpu.memory_bytes
         if there is None or needed <= there:
-            yield Way(device, settings, f"the GPU ({device})"), ""
+            yield MemoryPlan(device, settings, f"the GPU ({device})"), ""
             reason = f"memory ran out on the GPU ({device})"
         else:
             reason = f"it needs about {needed / _GIB:.1f} GiB, the GPU has {there / _GIB:.1f} GiB"
-    yield Way("cpu" if gpu is not None else device, settings, "the CPU"), reason
+    yield MemoryPlan("cpu" if gpu is not None else device, settings, "the CPU"), reason
     smaller = dataclasses.replace(settings, method="probe", input_gradient_limit=0)
     if smaller != settings:
         yield (
-            Way("cpu" if gpu is not None else device, smaller, "the CPU with a smaller probe"),
+            MemoryPlan("cpu" if gpu is not None else device, smaller, "the CPU with a smaller probe"),
             "memory ran out on the CPU",
         )
 
 
-def ran_out(report: AuditReport) -> bool:
+def out_of_memory(report: AuditReport) -> bool:
     """Whether the audit, or a part of it, ended for want of memory."""
     return any(row.cause in OUT_OF_MEMORY for row in report.rows)
 
 
-def told(report: AuditReport, way: Way, reasons: list[str]) -> AuditReport:
+def with_fallback_note(report: AuditReport, plan: MemoryPlan, reasons: list[str]) -> AuditReport:
     """Return the report with what was not possible and what was done instead."""
     if not reasons:
         return report
-    text = f"audited on {way.name}: {', then '.join(reasons)}"
+    text = f"audited on {plan.name}: {', then '.join(reasons)}"
     row = ResultRow(check="audit.completed", outcome=Outcome.SKIPPED, cause=Cause.LESS_MEMORY, message=text)
     return dataclasses.replace(
         report, rows=(row, *report.rows), limits=(*report.limits, f"{text[0].upper()}{text[1:]}.")

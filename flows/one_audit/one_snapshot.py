@@ -13,7 +13,7 @@ from audits.repeating.settling import settled, suspected
 from audits.report import AuditReport
 from audits.run import refused
 from audits.settings import AuditSettings
-from flows.one_audit.fallback import Way, ran_out, told, ways
+from flows.one_audit.fallback import MemoryPlan, memory_plans, out_of_memory, with_fallback_note
 from flows.one_audit.gpu import held
 from flows.sandbox import Level, reached_level
 from flows.sandbox.artifact import rewritten, shown
@@ -51,22 +51,22 @@ def audit_snapshot(
     reasons: list[str] = []
     stopping = stopping or threading.Event()
     report = refused("no way to audit it was found", cause=Cause.OUT_OF_MEMORY)
-    for number, (way, reason) in enumerate(ways(snapshot, settings.device, audit_settings)):
+    for number, (plan, reason) in enumerate(memory_plans(snapshot, settings.device, audit_settings)):
         reasons += [reason] if reason else []
-        with held(way.device, settings, stopping):
-            report = run_way(snapshot, folder / f"way-{number}", settings, way, stopping=stopping)
+        with held(plan.device, settings, stopping):
+            report = run_plan(snapshot, folder / f"plan-{number}", settings, plan, stopping=stopping)
             if suspected(report):  # of the first call: a second child's first call tells
-                fresh = run_way(snapshot, folder / f"way-{number}-afresh", settings, way, stopping=stopping)
+                fresh = run_plan(snapshot, folder / f"plan-{number}-afresh", settings, plan, stopping=stopping)
                 report = settled(report, fresh)
-        report = told(report, way, reasons)
-        if not ran_out(report):
+        report = with_fallback_note(report, plan, reasons)
+        if not out_of_memory(report):
             break
     judged = under_severities(report, audit_settings)
     return dataclasses.replace(judged, narrowed=audit_settings.narrowed)
 
 
-def run_way(
-    snapshot: Snapshot, folder: Path, settings: GradauditSettings, way: Way, *, stopping: threading.Event
+def run_plan(
+    snapshot: Snapshot, folder: Path, settings: GradauditSettings, plan: MemoryPlan, *, stopping: threading.Event
 ) -> AuditReport:
     """Run the child on a snapshot and read its answer; a child that dies again and again is inconclusive.
 
@@ -82,8 +82,8 @@ def run_way(
         place.mkdir(parents=True)
         request = {
             **snapshot.request(),
-            "settings": way.settings.to_mapping(),
-            "device": way.device,
+            "settings": plan.settings.to_mapping(),
+            "device": plan.device,
         }
         end = run_child(
             request,

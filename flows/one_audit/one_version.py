@@ -24,7 +24,7 @@ from flows.choosing.due_keys import digest, due_key, environment, trusted_digest
 from flows.choosing.sweeping import Sweep
 from flows.one_audit.fetching import fetch
 from flows.one_audit.one_snapshot import audit_snapshot
-from flows.one_audit.storing import keep
+from flows.one_audit.storing import store_publish_mark_commit
 from flows.rerunning import rerun_of
 from flows.sandbox import reached_level
 from flows.sandbox.private_folders import private_folder
@@ -98,61 +98,36 @@ def audit_version(
     version = target.version
     audit_settings = audit_settings or settings.for_model(version.name)
     sweep = sweep or Sweep(settings, client, target.occasion, None)
-    with contextlib.ExitStack() as stack:
-        on_stage("downloading")
-        folder = Path(stack.enter_context(private_folder()))
-        fetched = fetch(
-            version,
-            client,
-            folder,
-            recipes=settings.recipes_folder,
-            making_room=lambda size: stack.enter_context(sweep.room.for_bytes(size, sweep.stopping)),
-        )
-        snapshot, key = fetched.snapshot, DUE_AGAIN if fetched.again else None
-        if snapshot is None:
-            report = refused(fetched.refusal)
-        elif recipe is not None:
-            snapshot = dataclasses.replace(snapshot, recipe_folder=recipe.resolve(), recipe_source=str(recipe))
-        if snapshot is not None:
-            with sweep.alone(sweep.auditing):
-                on_stage("auditing")
-                try:
-                    report = audit_snapshot(snapshot, folder, settings, audit_settings, stopping=sweep.stopping)
-                except (InfrastructureError, SettingsError):
-                    raise
-                except GradauditError as error:
-                    report = refused(clean(str(error)))
-                except Exception as error:
-                    report, key = own_error(error, version), DUE_AGAIN
-        recipe_yaml = _recipe_text(snapshot)
+    made = _download_and_audit(version, client, settings, audit_settings, recipe, sweep, on_stage)
+    model_digest = made.snapshot.digest if made.snapshot else ""
     fingerprint = digest(
         version.name,
         version.version,
-        snapshot.digest if snapshot else "",
-        report.identity.recipe_digest,
+        model_digest,
+        made.report.identity.recipe_digest,
         audit_settings.digest(),
         trusted_digest(settings, version.name),
         standing_waivers(settings, version.name, version.version),
         environment(settings),
     )
     report = with_identity(
-        report,
+        made.report,
         audit_id=digest(fingerprint, target.occasion),
         audited_at=datetime.datetime.now(datetime.UTC),
         model_name=version.name,
         model_version=version.version,
-        model_digest=snapshot.digest if snapshot else "",
+        model_digest=model_digest,
         settings_digest=audit_settings.digest(),
-        artifact_kind=snapshot.artifact_kind if snapshot else "unknown",
+        artifact_kind=made.snapshot.artifact_kind if made.snapshot else "unknown",
         isolation=str(level),
     )
-    if snapshot is not None:
-        report = _with_parts(report, snapshot)
+    if made.snapshot is not None:
+        report = _with_parts(report, made.snapshot)
     report = under_waivers(report, settings)
     if not write:
         return report
     keeping = functools.partial(
-        keep,
+        store_publish_mark_commit,
         version=version,
         client=client,
         settings=settings,
@@ -162,14 +137,61 @@ def audit_version(
     )
     with sweep.alone(sweep.keeping):
         on_stage("publishing")
-        key = due_key(version, settings, audit_settings) if key is None else key
+        key = made.key or due_key(version, settings, audit_settings)
         try:
-            return keeping(report, key=key, recipe_yaml=recipe_yaml)
+            return keeping(report, key=key, recipe_yaml=made.recipe_yaml)
         except GradauditError:
             raise
         except Exception as error:  # what the answer or the files hold cannot be shown or stored: this is said instead
             instead = dataclasses.replace(own_error(error, version), identity=report.identity)
             return keeping(instead, key=DUE_AGAIN, recipe_yaml=None)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Audited:
+    """What came of a version's files; ``key`` where it is not to be due by its own, ``recipe_yaml`` for the report."""
+
+    report: AuditReport
+    snapshot: Snapshot | None
+    key: str | None
+    recipe_yaml: str | None
+
+
+def _download_and_audit(
+    version: Version,
+    client: MlflowClient,
+    settings: GradauditSettings,
+    audit_settings: AuditSettings,
+    recipe: Path | None,
+    sweep: Sweep,
+    on_stage: Callable[[str], None],
+) -> _Audited:
+    with contextlib.ExitStack() as stack:
+        on_stage("downloading")
+        folder = Path(stack.enter_context(private_folder()))
+        fetched = fetch(
+            version,
+            client,
+            folder,
+            recipes=settings.recipes_folder,
+            making_room=lambda size: stack.enter_context(sweep.disk_budget.for_bytes(size, sweep.stopping)),
+        )
+        snapshot, key = fetched.snapshot, DUE_AGAIN if fetched.again else None
+        if snapshot is None:
+            return _Audited(refused(fetched.refusal), None, key, None)
+        if recipe is not None:
+            snapshot = dataclasses.replace(snapshot, recipe_folder=recipe.resolve(), recipe_source=str(recipe))
+        with sweep.alone(sweep.auditing):
+            on_stage("auditing")
+            try:
+                report = audit_snapshot(snapshot, folder, settings, audit_settings, stopping=sweep.stopping)
+            except (InfrastructureError, SettingsError):
+                raise
+            except GradauditError as error:
+                report = refused(clean(str(error)))
+            except Exception as error:
+                report, key = own_error(error, version), DUE_AGAIN
+        return _Audited(report, snapshot, key, _recipe_text(snapshot))
 
 
 def own_error(error: Exception, version: Version) -> AuditReport:
@@ -218,8 +240,8 @@ def rerun_command(version: Version, tracking_uri: str) -> str:
     return rerun_of(version.uri, tracking_uri)
 
 
-def _recipe_text(snapshot: Snapshot | None) -> str | None:
-    if snapshot is None or snapshot.recipe_folder is None:
+def _recipe_text(snapshot: Snapshot) -> str | None:
+    if snapshot.recipe_folder is None:
         return None
     path = snapshot.recipe_folder / RECIPE_FILE
     if not path.is_file():

@@ -10,7 +10,7 @@ import pyarrow as pa
 from mlflow.tracking import MlflowClient
 
 from audits.errors import GradauditError, InfrastructureError
-from audits.history.reading import changes_since
+from audits.history.reading import compare_with_earlier
 from audits.report import AuditReport
 from audits.results.format import AuditIdentity, answer_table, audits_table, rows_table
 from audits.results.store import ResultsStore
@@ -35,7 +35,7 @@ class NotKeptError(InfrastructureError):
         self.report, self.why = report, why
 
 
-def keep(
+def store_publish_mark_commit(
     report: AuditReport,
     *,
     version: Version,
@@ -55,9 +55,9 @@ def keep(
     identity = report.identity
     store = ResultsStore(settings.results)
     date = identity.audited_at.date()
-    with _telling(report, store):
+    with _with_the_report(report, store):
         store.write("rows", rows_table(answer_table(report.rows), identity), date=date, audit_id=identity.audit_id)
-        changes = changes_of(changes_since(store, report))
+        changes = changes_of(compare_with_earlier(store, report))
         run_id = publish(
             client,
             report,
@@ -78,7 +78,7 @@ def keep(
             fingerprint=fingerprint,
         )
     # From here on the version is marked: should the last write fail, its rows stay, and it is due again.
-    with _telling(report):
+    with _with_the_report(report):
         store.write(
             "audits",
             _commit_line(published, identity, settings, fingerprint, key, occasion),
@@ -89,7 +89,7 @@ def keep(
 
 
 @contextlib.contextmanager
-def _telling(report: AuditReport, store: ResultsStore | None = None) -> Iterator[None]:
+def _with_the_report(report: AuditReport, store: ResultsStore | None = None) -> Iterator[None]:
     """Turn trouble into one that carries the report; of ``store``, take its rows back whatever happened.
 
     Raises:

@@ -14,7 +14,7 @@ KEPT_LOG = 4_000
 _PART = 1 << 16
 
 
-class Printed:
+class PrintedEnd:
     """What a child prints: its end kept, never written to a disk."""
 
     def __init__(self, pipe: IO[bytes], limit: int) -> None:
@@ -40,7 +40,7 @@ class Printed:
         self.pipe.close()
 
 
-class Answered:
+class AnswerFile:
     """A child's answer: written into a file as it comes, up to a limit; where there is no file, nowhere."""
 
     def __init__(self, pipe: IO[bytes], file: Path | None, limit: int) -> None:
@@ -67,10 +67,10 @@ class Answered:
             self._file.close()
 
 
-class Coming:
+class ChildOutput:
     """Both of them, read as they come: a child never waits for its parent."""
 
-    def __init__(self, printed: Printed, answered: Answered) -> None:
+    def __init__(self, printed: PrintedEnd, answered: AnswerFile) -> None:
         self.printed, self.answered = printed, answered
         self._selector = selectors.DefaultSelector()
         for end in (printed, answered):

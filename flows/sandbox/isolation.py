@@ -20,7 +20,7 @@ from audits.errors import InfrastructureError
 from flows.choosing.sweeping import Stopped
 from flows.processes import die_with_parent
 from flows.sandbox import Confinement, Level, Limits, confine
-from flows.sandbox.child_output import KEPT_LOG, Answered, Coming, Printed
+from flows.sandbox.child_output import KEPT_LOG, AnswerFile, ChildOutput, PrintedEnd
 from flows.sandbox.limits import excess_on_disk, machine_memory
 from flows.sandbox.memory_group import MemoryGroup, memory_group
 from flows.sandbox.process_tree import ProcessTree
@@ -132,9 +132,9 @@ def run_child(
         (folder / "home").mkdir()
         process = _started(confinement, request_file, folder / "home", its_end, group)
         assert process.stdout is not None
-        printed = Printed(process.stdout, limits.log_bytes)
-        answered = Answered(pipe, answer, min(limits.answer_bytes, MAXIMUM_BYTES))
-        tree, output = ProcessTree(process.pid), Coming(printed, answered)
+        printed = PrintedEnd(process.stdout, limits.log_bytes)
+        answered = AnswerFile(pipe, answer, min(limits.answer_bytes, MAXIMUM_BYTES))
+        tree, output = ProcessTree(process.pid), ChildOutput(printed, answered)
         try:
             cause, message = _wait(process, tree, output, limits, group, folder, began, stopping or threading.Event())
         finally:
@@ -206,7 +206,7 @@ def _environment(confinement: Confinement) -> dict[str, str]:
 def _wait(
     process: subprocess.Popen[bytes],
     tree: ProcessTree,
-    output: Coming,
+    output: ChildOutput,
     limits: Limits,
     group: MemoryGroup | None,
     folder: Path,

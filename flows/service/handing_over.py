@@ -47,7 +47,7 @@ TIMEOUT = 8.0
 _AT_ONCE = 200 // ATTEMPTS
 
 
-class Handed(enum.StrEnum):
+class Handover(enum.StrEnum):
     """What became of a version."""
 
     NOW = "handed over"
@@ -58,7 +58,7 @@ class Handed(enum.StrEnum):
     FULL = "enough flow runs wait already; it is handed over when some have ended"
 
 
-def hand_over(wanted: Sequence[tuple[Version, str]], *, now: datetime.datetime | None = None) -> list[Handed]:
+def hand_over(wanted: Sequence[tuple[Version, str]], *, now: datetime.datetime | None = None) -> list[Handover]:
     """Have Prefect audit versions, each unless a flow run is at it.
 
     Args:
@@ -66,7 +66,7 @@ def hand_over(wanted: Sequence[tuple[Version, str]], *, now: datetime.datetime |
         now: the present; the clock's otherwise.
 
     Returns:
-        What became of each, in order. After `Handed.NOW` the work is durably Prefect's.
+        What became of each, in order. After `Handover.NOW` the work is durably Prefect's.
 
     Raises:
         InfrastructureError: Prefect does not answer, or has no such deployment.
@@ -77,7 +77,7 @@ def hand_over(wanted: Sequence[tuple[Version, str]], *, now: datetime.datetime |
 
     configured_api()
     now = now or datetime.datetime.now(datetime.UTC)
-    results: list[Handed] = []
+    results: list[Handover] = []
     try:
         with get_client(sync_client=True, httpx_settings={"timeout": TIMEOUT}) as client:
             deployment = client.read_deployment_by_name(DEPLOYMENT)
@@ -85,13 +85,13 @@ def hand_over(wanted: Sequence[tuple[Version, str]], *, now: datetime.datetime |
             for start in range(0, len(wanted), _AT_ONCE):
                 part = wanted[start : start + _AT_ONCE]
                 if start and room <= 0:  # nothing of the rest could be handed over: Prefect is not asked about it
-                    return results + [Handed.FULL] * (len(wanted) - start)
+                    return results + [Handover.FULL] * (len(wanted) - start)
                 runs = _runs(client, [_key(*one, attempt) for one in part for attempt in range(1, ATTEMPTS + 1)])
                 for version, due_key in part:
                     attempt, state = _next_attempt(version, due_key, runs, now)
-                    if state is Handed.NOW and room <= 0:
-                        state = Handed.FULL
-                    if state is Handed.NOW:
+                    if state is Handover.NOW and room <= 0:
+                        state = Handover.FULL
+                    if state is Handover.NOW:
                         room -= 1
                         client.create_flow_run_from_deployment(
                             deployment.id,
@@ -148,26 +148,26 @@ def _runs(client: SyncPrefectClient, keys: Iterable[str]) -> dict[str, FlowRun]:
 
 def _next_attempt(
     version: Version, due_key: str, runs: dict[str, FlowRun], now: datetime.datetime
-) -> tuple[int, Handed]:
+) -> tuple[int, Handover]:
     """Return the attempt to make and whether to make it now."""
     for attempt in range(1, ATTEMPTS + 1):
         run = runs.get(_key(version, due_key, attempt))
         if run is None:
-            return attempt, Handed.NOW
+            return attempt, Handover.NOW
         if run.state is None or not run.state.is_final():
-            return attempt, Handed.UNDER_WAY
+            return attempt, Handover.UNDER_WAY
         if run.state.is_completed():
-            return attempt, Handed.ELSEWHERE  # again would come to the same
+            return attempt, Handover.ELSEWHERE  # again would come to the same
         ended = run.end_time or run.state.timestamp
         last = runs.get(_key(version, due_key, attempt + 1)) is None
         if last and attempt < ATTEMPTS and (now - ended).total_seconds() < FIRST_REST * 2 ** (attempt - 1):
-            return attempt, Handed.RESTING
-    return ATTEMPTS, Handed.GIVEN_UP
+            return attempt, Handover.RESTING
+    return ATTEMPTS, Handover.GIVEN_UP
 
 
-def tally(handed: Iterable[Handed]) -> str:
+def tally(handed: Iterable[Handover]) -> str:
     """Return the counts in words."""
-    counts: dict[Handed, int] = defaultdict(int)
+    counts: dict[Handover, int] = defaultdict(int)
     for one in handed:
         counts[one] += 1
     return ", ".join(f"{number} {state}" for state, number in counts.items())

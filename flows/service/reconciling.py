@@ -16,7 +16,7 @@ from mlflow.tracking import MlflowClient
 
 from audits.errors import GradauditError
 from flows.choosing.due import without_result
-from flows.service.handing_over import Handed, hand_over, tally
+from flows.service.handing_over import Handover, hand_over, tally
 from flows.settings.environment import GradauditSettings
 from registry_models.registry.arrivals import Arrivals
 
@@ -69,7 +69,7 @@ class Reconciler:
                 self._trouble(f"{type(error).__name__}: {error}")
             stop.wait(self.interval)
 
-    def look(self, *, now: datetime.datetime | None = None) -> list[Handed]:
+    def look(self, *, now: datetime.datetime | None = None) -> list[Handover]:
         """Look once and hand over what is due; return what became of it.
 
         Raises:
@@ -79,12 +79,12 @@ class Reconciler:
         due = without_result(self._arrivals.look(now), self.settings)
         handed = hand_over(due, now=now)
         for (version, key), state in zip(due, handed, strict=True):
-            if state is Handed.NOW:
+            if state is Handover.NOW:
                 _log.info("%s: %s", version.label, state)
-            elif state in (Handed.GIVEN_UP, Handed.ELSEWHERE) and (version.uri, key) not in self._given_up:
+            elif state in (Handover.GIVEN_UP, Handover.ELSEWHERE) and (version.uri, key) not in self._given_up:
                 self._given_up.add((version.uri, key))
                 _log.warning("%s: %s", version.label, state)
-        new = sum(state is Handed.NOW for state in handed)
+        new = sum(state is Handover.NOW for state in handed)
         if self.last.trouble:
             _log.warning("answering again: %s", tally(handed) or "nothing was missed")
         self.last = LastLook(at=now, handed_over=self.last.handed_over + new)

@@ -57,7 +57,7 @@ def verify(secret: str, headers: Mapping[str, str], body: bytes, *, now: float |
     if not hmac.compare_digest(sign(secret, delivery, timestamp, body).encode(), signature.encode("utf-8", "replace")):
         raise RefusedError("its signature is wrong: the webhook in MLflow has another secret")
     if not _SECONDS.fullmatch(timestamp):
-        raise RefusedError("its time is no number of seconds")
+        raise RefusedError("its time is not a number of seconds")
     off = abs((time.time() if now is None else now) - int(timestamp))
     if not off <= TOLERANCE:
         raise RefusedError(f"it was signed {off:.0f} s away from now, {TOLERANCE:.0f} are allowed; compare the clocks")

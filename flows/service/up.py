@@ -77,17 +77,17 @@ def run_up(options: UpOptions, environment: Mapping[str, str]) -> int:
                 _start(supervisor, plan, stop)
             if not stop.is_set():
                 console.print(_places(plan, time.monotonic() - began), markup=False, highlight=False, soft_wrap=True)
-            silence = Silence(f"{plan.prefect_url}/api")
+            offline = OfflineWorkers(f"{plan.prefect_url}/api")
             while not stop.wait(0.5):
                 supervisor.look()
-                for worker in silence.look():
+                for worker in offline.look():
                     supervisor.replace(f"worker-{worker}", "it no longer asks Prefect for work")
             log_console.print("stopping ...")
     log_console.print("stopped: nothing is left running, the data is kept")
     return 0
 
 
-class Silence:
+class OfflineWorkers:
     """Notices workers that live and ask for no work: Prefect's can spin for ever once its server has been away.
 
     Args:

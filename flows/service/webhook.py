@@ -29,8 +29,8 @@ from starlette.requests import ClientDisconnect
 from audits.errors import ArtifactError, InfrastructureError, SettingsError
 from audits.naming import reference_to, visible
 from flows.choosing.due import without_result
-from flows.service.handing_over import Handed, hand_over, prefect_answers
-from flows.service.reconciling import INTERVAL, SINCE_HOURS, Reconciler
+from flows.service.handing_over import Handover, hand_over, prefect_answers
+from flows.service.reconciling import INTERVAL, SINCE_HOURS, LastLook, Reconciler
 from flows.service.registering import register_webhook
 from flows.service.setup import configured_api
 from flows.service.signatures import DELIVERY, Deliveries, RefusedError, verify
@@ -160,21 +160,13 @@ def make_app(settings: GradauditSettings, reconciler: Reconciler, options: Webho
 
     @app.post(PATH)
     async def receive(request: Request) -> Response:
-        body = bytearray()
-        try:
-            async with asyncio.timeout(BODY_SECONDS):
-                async for piece in request.stream():
-                    body += piece
-                    if len(body) > BODY_LIMIT:
-                        return _answer(413, f"an event of more than {BODY_LIMIT} bytes is none of MLflow's")
-        except TimeoutError:
-            return _answer(408, f"the event did not come within {BODY_SECONDS:g} s", headers={"Connection": "close"})
-        except ClientDisconnect:  # nobody is there to be answered
-            return Response(status_code=400)
+        body = await _body_of(request)
+        if isinstance(body, Response):
+            return body
         try:
             if not options.insecure:
-                verify(secret, request.headers, bytes(body))
-            wanted = wanted_version(bytes(body))
+                verify(secret, request.headers, body)
+            wanted = wanted_version(body)
         except RefusedError as error:
             _log.warning("refused an event: %s", error)
             return _answer(401, str(error))
@@ -198,21 +190,40 @@ def make_app(settings: GradauditSettings, reconciler: Reconciler, options: Webho
 
     @app.get("/health")
     def health() -> Response:
-        last = reconciler.last
-        late = last.at is None or (datetime.datetime.now(datetime.UTC) - last.at).total_seconds() > MISSED_LOOKS * max(
-            options.interval, 10.0
-        )
-        state: dict[str, Any] = {
-            "registry": "ok" if answers(client) else "does not answer",
-            "prefect": "ok" if prefect_answers() else "does not answer",
-            "last_reconciled": last.at.isoformat(timespec="seconds") if last.at else None,
-            "handed_over_by_reconciling": last.handed_over,
-            "trouble": last.trouble or None,
-        }
-        well = state["registry"] == state["prefect"] == "ok" and not late
-        return JSONResponse({"status": "ok" if well else "degraded", **state}, status_code=200 if well else 503)
+        return _health(client, reconciler.last, options.interval)
 
     return app
+
+
+async def _body_of(request: Request) -> bytes | Response:
+    """Return an event's body, or the answer to one that is too large, too slow or gone."""
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            async for piece in request.stream():
+                body += piece
+                if len(body) > BODY_LIMIT:
+                    return _answer(413, f"an event of more than {BODY_LIMIT} bytes does not come from MLflow")
+    except TimeoutError:
+        return _answer(408, f"the event did not come within {BODY_SECONDS:g} s", headers={"Connection": "close"})
+    except ClientDisconnect:  # nobody is there to be answered
+        return Response(status_code=400)
+    return bytes(body)
+
+
+def _health(client: MlflowClient, last: LastLook, interval: float) -> Response:
+    """Return the state of both services and of the reconciling loop; 503 where one of them is not well."""
+    now = datetime.datetime.now(datetime.UTC)
+    late = last.at is None or (now - last.at).total_seconds() > MISSED_LOOKS * max(interval, 10.0)
+    state: dict[str, Any] = {
+        "registry": "ok" if answers(client) else "does not answer",
+        "prefect": "ok" if prefect_answers() else "does not answer",
+        "last_reconciled": last.at.isoformat(timespec="seconds") if last.at else None,
+        "handed_over_by_reconciling": last.handed_over,
+        "trouble": last.trouble or None,
+    }
+    well = state["registry"] == state["prefect"] == "ok" and not late
+    return JSONResponse({"status": "ok" if well else "degraded", **state}, status_code=200 if well else 503)
 
 
 def wanted_version(body: bytes) -> str | None:
@@ -225,7 +236,7 @@ def wanted_version(body: bytes) -> str | None:
         event = json.loads(body)
         entity, action, data = event["entity"], event["action"], event["data"]
     except (ValueError, TypeError, KeyError, RecursionError):
-        raise ValueError("the body is no event of MLflow's: JSON with entity, action and data") from None
+        raise ValueError("the body is not an event of MLflow's, which is JSON with entity, action and data") from None
     asked = (entity, action) == ("model_version", "created") or (
         (entity, action) == ("model_version_tag", "set") and isinstance(data, dict) and data.get("key") == RECIPE_TAG
     )
@@ -254,7 +265,7 @@ def _hand_over(reference: str, client: MlflowClient, settings: GradauditSettings
         (handed,) = hand_over(due)
     finally:
         turn.release()
-    if handed is Handed.FULL:
+    if handed is Handover.FULL:
         raise InfrastructureError(str(handed))
     return str(handed)
 

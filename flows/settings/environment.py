@@ -5,7 +5,6 @@ The command line wins over the environment, the environment over the settings fi
 
 from __future__ import annotations
 
-import fnmatch
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -22,6 +21,7 @@ from pydantic_settings import (
 from pydantic_settings import SettingsError as UnreadableError
 
 from audits.errors import SettingsError, suggest
+from audits.globs import matches
 from audits.settings import AuditSettings
 from flows.settings.settings_files import SettingsFile, find_settings_file
 from flows.settings.settings_values import ModelSettings, Origin, inner, typed
@@ -179,7 +179,7 @@ class GradauditSettings(BaseSettings):
         return typed(self._audit(self._matching(name), narrowing))
 
     def _matching(self, name: str) -> tuple[ModelSettings, ...]:
-        return tuple(model for model in self.models if fnmatch.fnmatchcase(name, model.match))
+        return tuple(model for model in self.models if matches(name, model.match))
 
     def origins(self) -> list[Origin]:
         """Return every setting in force with where it comes from; secrets only as set or not."""

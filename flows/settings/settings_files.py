@@ -73,7 +73,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path.name} is no TOML: {error}") from error
+        raise SettingsError(f"{path.name} is not TOML: {error}") from error
     except OSError as error:
         raise SettingsError(f"{path.name} cannot be read: {error}") from error
 

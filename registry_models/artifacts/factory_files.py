@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from audits.errors import ArtifactError, RecipeError, suggest
+from audits.errors import ArtifactError, RecipeError, unknown_among
 from audits.recipe.callables import import_object
 from registry_models.artifacts.pt2_weights import read_pt2_weights
 from registry_models.recipes.recipe_files import load_yaml
@@ -82,9 +82,8 @@ def read_factory(folder: Path) -> nn.Module:
         raise ArtifactError(str(error)) from error
     if not isinstance(plain, dict) or not isinstance(plain.get("factory"), str):
         raise ArtifactError(f"{FACTORY_FILE} must name its 'factory' as 'package.module:function'")
-    for key in plain:
-        if key not in ("factory", "arguments"):
-            raise ArtifactError(f"{FACTORY_FILE} has unknown key {key!r}{suggest(key, ('factory', 'arguments'))}")
+    if unknown := unknown_among(plain, ("factory", "arguments")):
+        raise ArtifactError(f"{FACTORY_FILE} has unknown key {unknown}")
     archive = folder.parent.parent / "data" / "model.pt2"
     if archive.is_file() and not (folder / WEIGHTS_FILE).exists():
         weights = read_pt2_weights(archive)
@@ -137,7 +136,7 @@ def _unique_state(model: nn.Module) -> dict[str, torch.Tensor]:
     state = model.state_dict()
     for name, tensor in state.items():
         if not isinstance(tensor, torch.Tensor):
-            raise ArtifactError(f"the state dict's {name!r} is no tensor: modules with get_extra_state need pickle")
+            raise ArtifactError(f"the state dict's {name!r} is not a tensor: modules with get_extra_state need pickle")
     return {name: tensor for name, tensor in state.items() if name not in repeated}
 
 

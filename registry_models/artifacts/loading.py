@@ -97,11 +97,6 @@ def _flavors(folder: Path) -> tuple[str, ...]:
     return tuple(flavors) if isinstance(flavors, dict) else ()
 
 
-def load_module(folder: Path, artifact_kind: str, code_folder: Path | None) -> nn.Module:
-    """Return the version's module alone; see `load_model`."""
-    return load_model(folder, artifact_kind, () if code_folder is None else (code_folder,)).module
-
-
 def refuse_shadowing(code_folder: Path) -> None:
     """Refuse code that would replace a library the audit itself runs on.
 

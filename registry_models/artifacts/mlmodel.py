@@ -55,7 +55,7 @@ def _made(loader: Any, node: yaml.Node) -> Any:
     if isinstance(node, yaml.SequenceNode):
         return [loader.construct_object(item, deep=True) for item in node.value]
     if not all(isinstance(key, yaml.ScalarNode) for key, _ in node.value):
-        raise yaml.constructor.ConstructorError(None, None, "a key that is no text", node.start_mark)
+        raise yaml.constructor.ConstructorError(None, None, "a key that is not text", node.start_mark)
     return {key.value: loader.construct_object(item, deep=True) for key, item in node.value}
 
 

@@ -43,7 +43,7 @@ def read_pt2_weights(path: Path) -> dict[str, torch.Tensor]:
         with zipfile.ZipFile(path) as archive:
             root = next((n.removesuffix(_CONFIG) for n in archive.namelist() if n.endswith(_CONFIG)), None)
             if root is None:
-                raise ArtifactError(f"{path.name} is no pt2 archive with weights in it")
+                raise ArtifactError(f"{path.name} is not a pt2 archive with weights in it")
             config = json.loads(archive.read(root + _CONFIG))["config"]
             folder = f"{root}data/weights/"
             return {name: _tensor(entry, archive, folder) for name, entry in config.items()}

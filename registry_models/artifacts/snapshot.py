@@ -15,6 +15,7 @@ from mlflow.tracking import MlflowClient
 
 from audits.errors import ArtifactError, RecipeError
 from audits.naming import visible
+from audits.short_digests import short_digest
 from registry_models.artifacts.factory_files import FACTORY_FILE
 from registry_models.artifacts.files_below import files_in
 from registry_models.artifacts.mlmodel import read_mlmodel
@@ -185,7 +186,7 @@ def read_snapshot(folder: Path, *, overlay: Path | None = None, overlay_source: 
         ArtifactError: it is no MLflow model directory, or holds symbolic links.
     """
     if not (folder / "MLmodel").is_file():
-        raise ArtifactError(f"{folder} is no MLflow model directory: it has no MLmodel file")
+        raise ArtifactError(f"{folder} is not an MLflow model directory: it has no MLmodel file")
     files = _files(folder)
     try:
         described = read_mlmodel(folder)
@@ -226,7 +227,7 @@ def _check_complete(folder: Path, version: Version, artifacts: Artifacts) -> Non
             f"{version.label} holds weights alone ({', '.join(weights[:3])}, at {where}), and weights name no module: "
             "register the model with registry_models.log_model(model, name, recipe=..., factory=...)"
         )
-    raise ArtifactError(f"{version.label} is no MLflow model: at {where} there is no MLmodel file")
+    raise ArtifactError(f"{version.label} is not an MLflow model: at {where} there is no MLmodel file")
 
 
 def _check_model(folder: Path, version: Version, client: MlflowClient) -> None:
@@ -265,7 +266,7 @@ def _code_folder(folder: Path, flavors: Mapping[str, Any]) -> Path | None:
         code = flavor.get("code") if isinstance(flavor, Mapping) else None
         if isinstance(code, str) and code:
             if "\0" in code or len(code) > MAXIMUM_NAME:
-                raise ArtifactError("MLmodel's code path is no path: the file is damaged")
+                raise ArtifactError("MLmodel names a code path that cannot be a path: the file is damaged")
             path = (folder / code).resolve()
             if not path.is_relative_to(folder.resolve()):
                 raise ArtifactError(f"MLmodel's code path {code!r} leaves the model's folder")
@@ -292,7 +293,4 @@ def _contents(files: list[Path]) -> list[tuple[Path, str]]:
 
 
 def _digest(folder: Path, contents: list[tuple[Path, str]]) -> str:
-    hasher = hashlib.sha256()
-    for path, content in contents:
-        hasher.update(f"{path.relative_to(folder).as_posix()}\0{content}\n".encode())
-    return hasher.hexdigest()[:32]
+    return short_digest((f"{path.relative_to(folder).as_posix()}\0{content}\n" for path, content in contents), 32)

@@ -7,6 +7,7 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from audits.short_digests import shortened
 from registry_models.artifacts.archives import opened_archive
 from registry_models.artifacts.factory_files import FACTORY_FILE
 from registry_models.recipes.recipe_files import FOLDER
@@ -58,7 +59,7 @@ def version_parts(folder: Path, files: Sequence[tuple[Path, str]], code_folder: 
             continue
         elif not built:
             code.update(f"{name}\0{digest}\n".encode())
-    return {"weights": weights.hexdigest()[:16], "files": code.hexdigest()[:16]}
+    return {"weights": shortened(weights), "files": shortened(code)}
 
 
 def _members(path: Path) -> list[tuple[str, str, bool]] | None:

@@ -112,7 +112,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
                 raise ArtifactError("the audit's answer is incomplete")
             values = json.loads(line)
             if not isinstance(values, dict):
-                raise ArtifactError("a line of the audit's answer is no object")
+                raise ArtifactError("a line of the audit's answer is not an object")
             yield values
 
 
@@ -162,7 +162,7 @@ def _row(values: dict[str, Any]) -> ResultRow:
         raise ArtifactError(f"a row of the audit has an unknown field {clean(sorted(unknown)[0], 50)!r}")
     row = ResultRow(**{name: _value(name, value) for name, value in values.items()})
     if row.check not in CHECKS:
-        raise ArtifactError(f"the audit speaks of a check that there is not, {clean(row.check, 50)!r}")
+        raise ArtifactError(f"the audit names a check that does not exist, {clean(row.check, 50)!r}")
     return row
 
 
@@ -213,5 +213,5 @@ def _texts(values: Any, key: int, text: int) -> dict[str, str]:
 def _share(value: Any) -> float:
     share = _number(value)
     if not 0.0 <= share <= 1.0:
-        raise ArtifactError(f"the audit's coverage is {share}, no share")
+        raise ArtifactError(f"the audit's coverage is {share}, not a share from 0 to 1")
     return share

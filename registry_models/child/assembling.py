@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
 from audits.errors import RecipeError
+from audits.globs import matching
 from audits.recipe.capture import unwrap
 from audits.recipe.recipe import Recipe
 from registry_models.artifacts.loading import LoadedModel
@@ -115,10 +114,5 @@ def _lowered(source: RecipeSource, tagged: Recipe, final: Recipe, model: nn.Modu
     for key in _LENIENT:
         if key in tagged.expect and final.expect.get(key) == tagged.expect[key]:
             fields.append(f"expect.{key}={tagged.expect[key]!r}")
-            excused.update(dict.fromkeys(_matched(tagged.expect[key], live)))
+            excused.update(dict.fromkeys(matching(live, tagged.expect[key])))
     return Lowered(source.label, tuple(fields), tuple(excused)) if fields else None
-
-
-def _matched(declared: Any, live: Mapping[str, object]) -> list[str]:
-    globs = [declared] if isinstance(declared, str) else list(declared) if isinstance(declared, (list, tuple)) else []
-    return [name for name in live if any(isinstance(glob, str) and fnmatchcase(name, glob) for glob in globs)]

@@ -42,7 +42,7 @@ def with_limits(report: AuditReport, loaded: LoadedModel, assembled: Assembled, 
         added.append(_declared(assumed, provenance))
     elif "batch" in assumed:
         told = provenance.get("batch", "assumed")
-        text = f"the batch is {told}: nothing is said about the data it is really trained on"
+        text = f"the batch is {told}: this audit says nothing about the data of the real training"
         added.append(ResultRow(check=RECIPE_DECLARED.name, outcome=Outcome.SKIPPED, cause=Cause.ASSUMED, message=text))
     if loaded.exported is not None:
         rows = [_said(row, NOT_VISIBLE) if row.family == "gradient" else row for row in rows]

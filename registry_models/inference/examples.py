@@ -43,20 +43,20 @@ class Example:
     keywords: Mapping[str, Any] = field(default_factory=dict)
     texts: tuple[str, ...] = ()
 
-    def widened(self, rows: int = ROWS) -> Example:
+    def widened(self) -> Example:
         """Return a batch of several rows made from a single one: floats vary a little, whole numbers repeat."""
         generator = torch.Generator().manual_seed(_SEED)
 
         def widen(tensor: torch.Tensor) -> torch.Tensor:
             if not tensor.dim() or tensor.shape[0] != 1:
                 return tensor
-            repeated = tensor.repeat(rows, *[1] * (tensor.dim() - 1))
+            repeated = tensor.repeat(ROWS, *[1] * (tensor.dim() - 1))
             if repeated.is_floating_point():
                 repeated = repeated * (1 + 0.1 * torch.randn(repeated.shape, generator=generator, dtype=repeated.dtype))
             return repeated
 
         return Example(
-            f"{self.source}, repeated to {rows} rows",
+            f"{self.source}, repeated to {ROWS} rows",
             tuple(map_tensors(a, widen) for a in self.arguments),
             {k: map_tensors(v, widen) for k, v in self.keywords.items()},
         )

@@ -31,52 +31,77 @@ def is_transformers(module: nn.Module) -> bool:
 
 def labelled_batches(model: Any, inputs: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Yield batches that make the model compute its own loss, the most fitting first."""
-    accepted = inspect.signature(model.forward).parameters
-    name = type(model).__name__
-    generator = torch.Generator().manual_seed(_SEED)
-    rows = next(v.shape[0] for v in inputs.values() if isinstance(v, torch.Tensor))
-    classes = int(getattr(model.config, "num_labels", 2) or 2)
-    ids = inputs.get("input_ids")
-    words = ids if ids is None or inputs.get("attention_mask") is None else _unpadded(ids, inputs["attention_mask"])
-    length = ids.shape[-1] if ids is not None else _TOKENS
-
-    def draw(high: int, *shape: int) -> torch.Tensor:
-        return torch.randint(0, high, shape, generator=generator)
-
-    if "start_positions" in accepted:
-        yield {**inputs, "start_positions": draw(length, rows), "end_positions": draw(length, rows)}
-    if "labels" in accepted:
-        if "MultipleChoice" in name:
-            choices = {k: v.unsqueeze(1).repeat(1, 2, *[1] * (v.dim() - 1)) for k, v in inputs.items()}
-            yield {**choices, "labels": draw(2, rows)}
-        elif "TokenClassification" in name or "FrameClassification" in name:
-            yield {**inputs, "labels": draw(classes, rows, length)}
-        elif name.endswith("Classification") or "NextSentence" in name:
-            yield {**inputs, "labels": draw(classes, rows) if classes > 1 else torch.rand(rows, generator=generator)}
-        elif "SemanticSegmentation" in name and "pixel_values" in inputs:
-            yield {**inputs, "labels": draw(classes, rows, *inputs["pixel_values"].shape[-2:])}
-        elif "CTC" in name:
-            vocabulary = int(getattr(model.config, "vocab_size", 8))
-            yield {**inputs, "labels": 1 + draw(vocabulary - 1, rows, 2)}
-        if ids is not None and words is not None:
-            if "next_sentence_label" in accepted:
-                yield {**inputs, "labels": words.clone(), "next_sentence_label": draw(2, rows)}
-            if "sentence_order_label" in accepted:
-                yield {**inputs, "labels": words.clone(), "sentence_order_label": draw(2, rows)}
-            if "Electra" in name and "PreTraining" in name:
-                yield {**inputs, "labels": draw(2, *ids.shape)}
-            yield {**inputs, "labels": words.clone()}
-        vocabulary = _vocabulary(model)
-        yield {**inputs, "labels": draw(vocabulary, rows, 4)}
-        yield {**inputs, "labels": draw(classes, rows)}
-    if "bool_masked_pos" in accepted and "pixel_values" in inputs:
+    labels = _Labels(model, inputs)
+    if "start_positions" in labels.accepted:
+        length, rows = labels.length, labels.rows
+        yield {
+            **inputs,
+            "start_positions": labels.draw(length, rows),
+            "end_positions": labels.draw(length, rows),
+        }
+    if "labels" in labels.accepted:
+        yield from labels.of_the_head()
+        yield from labels.of_the_words()
+        yield {**inputs, "labels": labels.draw(_vocabulary(model), labels.rows, 4)}
+        yield {**inputs, "labels": labels.draw(labels.classes, labels.rows)}
+    if "bool_masked_pos" in labels.accepted and "pixel_values" in inputs:
         patch = int(getattr(model.config, "patch_size", 16))
         patches = (inputs["pixel_values"].shape[-1] // patch) ** 2
-        yield {**inputs, "bool_masked_pos": draw(2, rows, patches).bool()}
-    if "return_loss" in accepted:
+        yield {**inputs, "bool_masked_pos": labels.draw(2, labels.rows, patches).bool()}
+    if "return_loss" in labels.accepted:
         yield {**inputs, "return_loss": True}
-    if "pixel_values" in inputs and "PreTraining" in name:
+    if "pixel_values" in inputs and "PreTraining" in type(model).__name__:
         yield dict(inputs)
+
+
+class _Labels:
+    """Labels made up for a model and its inputs."""
+
+    def __init__(self, model: Any, inputs: Mapping[str, Any]) -> None:
+        self.accepted = inspect.signature(model.forward).parameters
+        self.rows: int = next(v.shape[0] for v in inputs.values() if isinstance(v, torch.Tensor))
+        self.classes = int(getattr(model.config, "num_labels", 2) or 2)
+        self._model, self._inputs, self._name = model, inputs, type(model).__name__
+        self._ids = inputs.get("input_ids")
+        self.length: int = self._ids.shape[-1] if self._ids is not None else _TOKENS
+        self._generator = torch.Generator().manual_seed(_SEED)
+
+    def draw(self, high: int, *shape: int) -> torch.Tensor:
+        """Return random whole numbers below ``high``."""
+        return torch.randint(0, high, shape, generator=self._generator)
+
+    def of_the_head(self) -> Iterator[dict[str, Any]]:
+        """Yield the batch that fits what the head is for, as its class says."""
+        name, inputs, rows = self._name, self._inputs, self.rows
+        if "MultipleChoice" in name:
+            choices = {k: v.unsqueeze(1).repeat(1, 2, *[1] * (v.dim() - 1)) for k, v in inputs.items()}
+            yield {**choices, "labels": self.draw(2, rows)}
+        elif "TokenClassification" in name or "FrameClassification" in name:
+            yield {**inputs, "labels": self.draw(self.classes, rows, self.length)}
+        elif name.endswith("Classification") or "NextSentence" in name:
+            some = self.classes > 1
+            yield {
+                **inputs,
+                "labels": self.draw(self.classes, rows) if some else torch.rand(rows, generator=self._generator),
+            }
+        elif "SemanticSegmentation" in name and "pixel_values" in inputs:
+            yield {**inputs, "labels": self.draw(self.classes, rows, *inputs["pixel_values"].shape[-2:])}
+        elif "CTC" in name:
+            vocabulary = int(getattr(self._model.config, "vocab_size", 8))
+            yield {**inputs, "labels": 1 + self.draw(vocabulary - 1, rows, 2)}
+
+    def of_the_words(self) -> Iterator[dict[str, Any]]:
+        """Yield batches whose labels are the words themselves, padding left out of the loss."""
+        ids, inputs = self._ids, self._inputs
+        if ids is None:
+            return
+        words = ids if inputs.get("attention_mask") is None else _unpadded(ids, inputs["attention_mask"])
+        for other in ("next_sentence_label", "sentence_order_label"):
+            if other in self.accepted:
+                yield {**inputs, "labels": words.clone(), other: self.draw(2, self.rows)}
+        if "Electra" in self._name and "PreTraining" in self._name:
+            yield {**inputs, "labels": self.draw(2, *ids.shape)}
+        yield {**inputs, "labels": words.clone()}
 
 
 def _unpadded(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

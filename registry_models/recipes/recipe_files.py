@@ -171,7 +171,7 @@ def _encode(value: Any, path: str, tensors: dict[str, torch.Tensor]) -> Any:
         return {"tensor": path, **marks, **({"requires_grad": True} if value.requires_grad else {})}
     if isinstance(value, Mapping):
         if not all(isinstance(key, str) for key in value):
-            raise RecipeError(f"{path} has a key that is no string: {list(value)}")
+            raise RecipeError(f"{path} has a key that is not a string: {list(value)}")
         return {key: _encode(item, f"{path}.{key}", tensors) for key, item in value.items()}
     if isinstance(value, tuple):
         return {"tuple": [_encode(item, f"{path}.{i}", tensors) for i, item in enumerate(value)]}

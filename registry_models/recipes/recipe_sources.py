@@ -8,16 +8,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from audits.errors import RecipeError
+from audits.globs import matches
+from audits.short_digests import short_digest
 from registry_models.recipes.recipe_files import CODE_FOLDER, load_yaml
 
 
@@ -67,7 +67,7 @@ def matching_recipes(folder: Path, model_name: str) -> list[Path]:
         RecipeError: a file that is no recipe; one broken file must not be passed over silently.
     """
     if not folder.is_dir():
-        raise RecipeError(f"the recipe repository {folder} is no folder")
+        raise RecipeError(f"the recipe repository {folder} is not a folder")
     found = []
     for path in sorted([*folder.glob("*.yaml"), *folder.glob("*.yml")]):
         plain = load_yaml(path)
@@ -76,7 +76,7 @@ def matching_recipes(folder: Path, model_name: str) -> list[Path]:
             globs = [globs]
         if not isinstance(globs, list) or not all(isinstance(glob, str) for glob in globs):
             raise RecipeError(f"recipe file {path.name} must list its model names: models: ['team-a/*']")
-        if any(fnmatchcase(model_name, glob) for glob in globs):
+        if matches(model_name, globs):
             found.append(path)
     return found
 
@@ -87,10 +87,8 @@ def matching_digest(folder: Path, model_name: str) -> str:
     Raises:
         RecipeError: as `matching_recipes`.
     """
-    hasher = hashlib.sha256()
-    for path in matching_recipes(folder, model_name):
-        hasher.update(f"{path.name}\0".encode() + path.read_bytes() + b"\0")
-    return hasher.hexdigest()[:16]
+    files = matching_recipes(folder, model_name)
+    return short_digest(part for path in files for part in (path.name, "\0", path.read_bytes(), "\0"))
 
 
 def copy_matching(folder: Path, model_name: str, target: Path) -> list[RecipeSource]:

@@ -18,15 +18,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from audits.errors import RecipeError, suggest
+from audits.errors import RecipeError
+from audits.globs import matching
 from audits.recipe.callables import CallableReference, import_object
+from audits.recipe.keys import check_keys
 from audits.recipe.moulds import Kept
 from audits.recipe.phases import OptimizerRecipe, ParameterGroup
 from audits.recipe.recipe import Recipe
@@ -46,9 +47,7 @@ def read_trusted(path: Path) -> dict[str, Any]:
         RecipeError: an unknown key; the text names it and the nearest known one.
     """
     plain = load_yaml(path)
-    if not isinstance(plain, dict):
-        raise RecipeError(f"{path.name} must be a mapping")
-    _known(plain, path.name, ("models", *_WHOLE, *_PHASE))
+    check_keys(plain, path.name, ("models", *_WHOLE, *_PHASE))
     return {key: value for key, value in plain.items() if key != "models"}
 
 
@@ -91,7 +90,7 @@ def _callable(value: Any) -> CallableReference:
 
 def _optimizer(plain: Any, model: nn.Module, label: str) -> OptimizerRecipe:
     where = f"{label}: optimizer"
-    _known(plain, where, _OPTIMIZER)
+    check_keys(plain, where, _OPTIMIZER)
     if not isinstance(plain.get("class"), str):
         raise RecipeError(f"{where} must name its class, such as torch.optim.AdamW")
     path = plain["class"] if any(c in plain["class"] for c in ".:") else f"torch.optim.{plain['class']}"
@@ -99,9 +98,9 @@ def _optimizer(plain: Any, model: nn.Module, label: str) -> OptimizerRecipe:
     trainable = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     groups, left = [], dict.fromkeys(trainable)
     for index, group in enumerate(plain.get("groups") or [{"parameters": ["*"]}]):
-        _known(group, f"{where}.groups[{index}]", _GROUP)
+        check_keys(group, f"{where}.groups[{index}]", _GROUP)
         globs = group.get("parameters") or []
-        held = tuple(name for name in left if any(fnmatchcase(name, glob) for glob in globs))
+        held = tuple(matching(left, globs))
         if not held:
             raise RecipeError(f"{where}.groups[{index}]: {globs} match no trainable parameter that is left")
         for name in held:
@@ -125,11 +124,3 @@ def _optimizer(plain: Any, model: nn.Module, label: str) -> OptimizerRecipe:
 
 def _options(plain: Any) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in (plain or {}).items()}
-
-
-def _known(plain: Any, place: str, known: tuple[str, ...]) -> None:
-    if not isinstance(plain, Mapping):
-        raise RecipeError(f"{place} must be a mapping, not {type(plain).__name__}")
-    for key in plain:
-        if key not in known:
-            raise RecipeError(f"{place} has unknown key {key!r}{suggest(str(key), known)}")

@@ -207,7 +207,7 @@ def _in_store(place: str, client: MlflowClient) -> Artifacts:
     except MlflowException as error:
         if "Could not find a registered artifact repository" not in str(error):
             raise
-        raise ArtifactError(f"{visible(place)!r} is no place of files: MLflow knows no such scheme") from error
+        raise ArtifactError(f"{visible(place)!r} is not a place of files: MLflow has no such scheme") from error
 
 
 def _literal(place: str, scheme: str) -> None:

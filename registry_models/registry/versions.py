@@ -7,13 +7,13 @@ import glob
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from audits.errors import ArtifactError, InfrastructureError, suggest
+from audits.globs import matches, matching
 from audits.naming import label_of, no_reference, read_reference, reference_to, visible
 from registry_models.registry.troubles import trouble
 
@@ -78,7 +78,7 @@ class VersionReference:
         except ArtifactError as error:
             raise ArtifactError(f"{f'{error}'.rstrip('.')}{_what_there_is(self, client)}") from error
         if found.name != self.name or self.version not in (None, found.version):
-            raise ArtifactError(f"{self}: the registry answers with {visible(found.uri)}; refused, for it is another")
+            raise ArtifactError(f"{self}: the registry answers with another version, {visible(found.uri)}: refused")
         return found
 
 
@@ -181,7 +181,7 @@ def refuse_models(globs: Sequence[str], client: MlflowClient) -> None:
             if not token:
                 break
     for glob_ in globs if names else ():
-        if not any(fnmatchcase(name, glob_) for name in names):
+        if not matching(names, glob_):
             raise ArtifactError(f"no registered model matches {glob_!r}{suggest(glob_, names) or _some(names)}")
 
 
@@ -202,7 +202,7 @@ def list_versions(client: MlflowClient, globs: Sequence[str] = ()) -> list[Versi
             page = client.search_model_versions(
                 max_results=1000, order_by=["creation_timestamp DESC"], page_token=token
             )
-            found += [Version.of(v) for v in page if not globs or any(fnmatchcase(v.name, glob) for glob in globs)]
+            found += [Version.of(v) for v in page if not globs or matches(v.name, globs)]
             token = page.token
             if not token:
                 return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from audits.history.comparison import Comparison
-from audits.history.reading import Since
+from audits.history.reading import EarlierComparisons
 
 #: Changes that a page lists; the others are counted.
 LISTED = 400
@@ -52,9 +52,9 @@ class Changes:
         return sum(number for _, number in self.counts) - len(self.listed)
 
 
-def changes_of(since: Since) -> Changes | None:
+def changes_of(earlier: EarlierComparisons) -> Changes | None:
     """Return the changes since the last audited version; of a first version, since its previous audit; else None."""
-    comparison = since.version or since.audit
+    comparison = earlier.version or earlier.audit
     return None if comparison is None else _changes(comparison)
 
 

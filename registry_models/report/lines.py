@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from audits.outcomes import GRADIENT_EVIDENCE, UPDATE_EVIDENCE, Outcome, ResultRow, finite
+from audits.outcomes import GRADIENT_EVIDENCE, SUMMED_UP, UPDATE_EVIDENCE, Outcome, ResultRow, finite
 
-#: Which outcome stands for several rows of one claim: the worst, and a judged one before one that was skipped.
-RANK = {
-    outcome: rank
-    for rank, outcome in enumerate((Outcome.FAIL, Outcome.INCONCLUSIVE, Outcome.WARN, Outcome.PASS, Outcome.SKIPPED))
-}
+#: The place of each outcome among those that sum a parameter up.
+RANK = {outcome: rank for rank, outcome in enumerate(SUMMED_UP)}
 
 _UPDATE_FAMILIES = ("update", "optimizer")
 

@@ -6,21 +6,14 @@ from collections.abc import Mapping
 
 from audits.findings.root_causes import RootFinding
 from audits.findings.skipped import not_checked
-from audits.outcomes import Outcome
 from audits.report import AuditReport
+from audits.signs import SIGNS
+from audits.wording import and_more, plural
 from registry_models.report.changes import Changes
-from registry_models.report.text import escape_markdown, one_line, plural, shortened
+from registry_models.report.text import escape_markdown, one_line, shortened
 
 #: Findings and reasons a note names; the report holds them all. MLflow cuts tags at 5,000 characters.
 NAMED, NAMED_REASONS, LONGEST = 8, 6, 260
-
-SYMBOLS = {
-    Outcome.PASS: "✓",
-    Outcome.WARN: "!",
-    Outcome.FAIL: "✕",
-    Outcome.INCONCLUSIVE: "?",
-    Outcome.SKIPPED: "–",
-}
 
 
 def render_markdown(report: AuditReport, *, links: Mapping[str, str], changes: Changes | None = None) -> str:
@@ -43,8 +36,8 @@ def render_markdown(report: AuditReport, *, links: Mapping[str, str], changes: C
     skipped = not_checked(report.rows)
     if skipped:
         reasons = [f"- {_short(', '.join(item.checks))}: {_short(item.reason)}" for item in skipped[:NAMED_REASONS]]
-        if len(skipped) > NAMED_REASONS:
-            reasons.append(f"- and {len(skipped) - NAMED_REASONS:,} more")
+        if more := and_more(len(skipped) - NAMED_REASONS):
+            reasons.append(f"- {more}")
         paragraphs.append("**Not checked**\n\n" + "\n".join(reasons))
     if links:
         paragraphs.append(" · ".join(f"[{escape_markdown(text)}]({_address(to)})" for text, to in links.items()))
@@ -56,7 +49,7 @@ def _bullet(finding: RootFinding) -> str:
     checks = escape_markdown(", ".join(finding.checks))
     waived = f" *Waived:* {_short(row.waiver)}" if row.waiver else ""
     seen = f" {_short(row.message)}" if row.message else ""
-    return f"- {SYMBOLS[finding.outcome]} **{finding.outcome}** {_short(finding.text)} ({checks}).{seen}{waived}"
+    return f"- {SIGNS[finding.outcome]} **{finding.outcome}** {_short(finding.text)} ({checks}).{seen}{waived}"
 
 
 def _since(changes: Changes) -> str:
@@ -69,10 +62,10 @@ def _since(changes: Changes) -> str:
     lines = []
     for (kind, check, cause), names in list(grouped.items())[:NAMED_REASONS]:
         named = f" {_short(names[0])}" if names[0] else ""
-        more = f" and {len(names) - 1:,} more" if len(names) > 1 else ""
-        lines.append(f"- **{kind}** {escape_markdown(check)}{named}{more}: {_short(cause)}")
-    if len(grouped) > NAMED_REASONS:
-        lines.append(f"- and {len(grouped) - NAMED_REASONS:,} more")
+        what = " ".join(filter(None, (escape_markdown(check) + named, and_more(len(names) - 1))))
+        lines.append(f"- **{kind}** {what}: {_short(cause)}")
+    if more := and_more(len(grouped) - NAMED_REASONS):
+        lines.append(f"- {more}")
     return f"{head}\n\n" + ("\n".join(lines) if lines else "No finding is new, and none has gone.")
 
 

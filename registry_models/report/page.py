@@ -10,10 +10,11 @@ from audits.findings.skipped import Unchecked, not_checked
 from audits.naming import visible
 from audits.outcomes import Outcome, ResultRow
 from audits.report import AuditReport
+from audits.wording import listed, plural
 from registry_models.report.changes import Changes
 from registry_models.report.findings import Finding, FindingGroup, finding_groups
 from registry_models.report.lines import RANK, ParameterLine, is_parameter, parameter_lines, shown_outcome
-from registry_models.report.text import duration, one_line, plural, shortened
+from registry_models.report.text import duration, one_line, shortened
 from registry_models.untrusted_text import clean
 
 #: Claims about the whole model that a page lists row by row.
@@ -176,7 +177,6 @@ def _parts(lines: Sequence[ParameterLine]) -> list[Group]:
 def _provenance(report: AuditReport) -> list[tuple[str, str]]:
     identity = report.identity
     seeds = sorted({row.seed for row in report.rows if row.seed is not None})
-    shown = ", ".join(str(seed) for seed in seeds[:8]) + (f" and {len(seeds) - 8} more" if len(seeds) > 8 else "")
     version = "" if identity.model_version is None else str(identity.model_version)
     named = [
         ("Model", visible(identity.model_name)),
@@ -188,7 +188,7 @@ def _provenance(report: AuditReport) -> list[tuple[str, str]]:
         ("CUDA", identity.driver),
         ("Artifact kind", identity.artifact_kind),
         ("Isolation", identity.isolation),
-        ("Seeds", shown),
+        ("Seeds", listed(map(str, seeds), 8)),
         ("Model digest", identity.model_digest),
         ("Recipe digest", identity.recipe_digest),
         ("Settings digest", identity.settings_digest),

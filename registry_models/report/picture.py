@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 from audits.outcomes import Outcome
+from audits.signs import SIGNS
+from audits.wording import and_more
 from registry_models.report.lines import ParameterLine
 from registry_models.report.scale import LogScale
 from registry_models.report.text import shortened
@@ -98,13 +100,13 @@ def _failures(lines: Sequence[ParameterLine], height: int) -> str:
     for position, line in enumerate(failed[:NAMED]):
         x, y = _x(line.index, len(lines)), 13 + 14 * (NAMED - 1 - position)
         end = x > LEFT + SPAN * 0.6
-        more = f" and {len(failed) - NAMED} more" if position == NAMED - 1 and len(failed) > NAMED else ""
+        more = and_more(len(failed) - NAMED) if position == NAMED - 1 else ""
         text = escape(shortened(clean(line.name), 48))
         if len(failed) <= LINED:
             parts.append(f'<path class="failing" d="M{x:.1f} {y + 4}V{TOP - 10}"/>')
         parts.append(
             f'<text class="named{" end" if end else ""}" '
-            f'x="{x + (-5 if end else 5):.1f}" y="{y + 4}">✕ {text}{more}</text>'
+            f'x="{x + (-5 if end else 5):.1f}" y="{y + 4}">{f"{SIGNS[Outcome.FAIL]} {text} {more}".rstrip()}</text>'
         )
     return "".join(parts)
 

@@ -69,16 +69,7 @@ def _plot(
         axes.set_ylim(floor / 10, 1.0)
     if limit is not None:
         _draw_limits(axes, limits, floor)
-    for kind, (colour, marker, name) in _MARKS.items():
-        at = [i for i, line in enumerate(lines) if values[i] is not None and (outcome(line) or Outcome.SKIPPED) is kind]
-        if at:
-            bad = kind is Outcome.FAIL
-            size = (12 if len(lines) > 400 else 26) * (2 if bad else 1)
-            width = 1.6 if bad else 0.5
-            heights = [values[i] or floor for i in at]
-            axes.scatter(
-                at, heights, s=size, c=colour, marker=marker, linewidths=width, label=name, zorder=3, clip_on=False
-            )
+    _draw_values(axes, values, [outcome(line) or Outcome.SKIPPED for line in lines], floor)
     if any(line.worst is Outcome.FAIL for line in lines):
         # Room for the names above the marks.
         bottom, top = axes.get_ylim()
@@ -92,6 +83,20 @@ def _plot(
     stream = io.BytesIO()
     figure.savefig(stream, format="png", metadata={"Software": None})
     return stream.getvalue()
+
+
+def _draw_values(axes: Any, values: Sequence[float | None], outcomes: Sequence[Outcome], floor: float) -> None:
+    """Draw every value at its tensor's place, by outcome; what is zero lies on the floor."""
+    for kind, (colour, marker, name) in _MARKS.items():
+        at = [i for i, value in enumerate(values) if value is not None and outcomes[i] is kind]
+        if at:
+            bad = kind is Outcome.FAIL
+            size = (12 if len(values) > 400 else 26) * (2 if bad else 1)
+            width = 1.6 if bad else 0.5
+            heights = [values[i] or floor for i in at]
+            axes.scatter(
+                at, heights, s=size, c=colour, marker=marker, linewidths=width, label=name, zorder=3, clip_on=False
+            )
 
 
 def _drawn(value: float | None) -> float | None:

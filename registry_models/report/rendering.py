@@ -14,10 +14,11 @@ from jinja2 import BaseLoader, Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from audits.report import AuditReport
+from audits.wording import plural
 from registry_models.report.changes import Changes
 from registry_models.report.page import page_of
 from registry_models.report.picture import picture
-from registry_models.report.text import MISSING, number, plural
+from registry_models.report.text import MISSING, number
 from registry_models.untrusted_text import clean
 
 #: Addresses a link may have: the web, or a place in the page or server that shows the report.

@@ -64,11 +64,6 @@ def times(error: float | None, threshold: float | None) -> str | None:
     return f"{number(abs(error) / threshold, 2)} times"
 
 
-def plural(count: int, noun: str, many: str | None = None) -> str:
-    """Return ``1 tensor``, ``2 tensors``, ``2,000 tensors``."""
-    return f"{count:,} {noun if count == 1 else many or noun + 's'}"
-
-
 def duration(seconds: float) -> str:
     """Return seconds as ``0.4 s``, ``41 s`` or ``3 min 20 s``."""
     if seconds < 10:

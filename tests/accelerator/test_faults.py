@@ -9,8 +9,8 @@ from audits.outcomes import Outcome
 from tests.accelerator import NAME
 from tests.audits.gradients.cases import Activation, ScaledSwish, Swish, audit, classes, net, outcomes
 from tests.audits.gradients.cases import failing as failing_gradients
-from tests.wrong_on_purpose.updates.catalogue import Fault
-from tests.wrong_on_purpose.updates.test_updates_caught import CATALOGUE, assert_caught
+from tests.wrong_on_purpose.updates.catalogue import CATALOGUE, Fault
+from tests.wrong_on_purpose.updates.test_updates_caught import assert_caught
 
 pytestmark = pytest.mark.accelerator
 

@@ -129,7 +129,7 @@ ENTRY = {"model": "m", "check": "update.rule", "reason": "known", "owner": "anna
         ({"ownr": "x"}, "unknown key 'ownr'; did you mean 'owner'?"),
         ({"check": "update.rul"}, "no check 'update.rul'; did you mean 'update.rule'?"),
         ({"expires": "soon"}, "expires must be a day such as 2027-01-31, not 'soon'"),
-        ({"versions": "3-5"}, "versions '3-5' is no range; write one number, or for example '>=3,<7'"),
+        ({"versions": "3-5"}, "versions '3-5' is not a range of versions; write one number, or for example '>=3,<7'"),
     ],
 )
 def test_an_impossible_waiver_is_refused_with_its_place_and_its_cure(change: dict[str, object], text: str) -> None:

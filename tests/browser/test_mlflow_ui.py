@@ -22,7 +22,7 @@ from tests.stores import register_linear
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.skipif(bool(MISSING), reason=MISSING)]
 
-FINDING = "the optimizer of phase 'step' is SGD, declared is Adam"
+FINDING = "the optimizer of phase 'step' is SGD, expect declares Adam"
 
 
 def test_a_person_finds_the_failing_version_its_finding_and_its_report(client: MlflowClient, tmp_path: Path) -> None:

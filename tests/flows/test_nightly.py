@@ -17,9 +17,9 @@ import yaml
 from mlflow.tracking import MlflowClient
 
 from audits.results.store import ResultsStore
+from flows.choosing.due import plan_night
 from flows.cli.main import main
 from flows.cli.nightly_command import SweepStoppedError
-from flows.nightly import choose_due
 from flows.settings.environment import GradauditSettings
 from tests.flows.choosing.committing import commit
 from tests.stores import register_linear
@@ -106,7 +106,7 @@ def test_what_is_due_is_read_from_the_store_and_never_from_tags(client: MlflowCl
     settings = settings_of(tmp_path)
 
     def due(**options: Any) -> list[str]:
-        return [v.label for v in choose_due(client, settings, models=options.pop("models", []), **options)[0]]
+        return [due.version.label for due in plan_night(client, settings, **options).due if not due.reason.unchanged]
 
     assert due() == ["a v1", "b v1"], "a tag is no result; oldest first"
     assert due(models=["b*"]) == ["b v1"]
@@ -119,7 +119,7 @@ def test_what_is_due_is_read_from_the_store_and_never_from_tags(client: MlflowCl
     client.copy_model_version("models:/a/1", "copy")
     assert "copy v1" in due(), "copied tags are no audit"
     changed = settings.model_copy(update={"audit": {"seed": 1}})
-    assert len(choose_due(client, changed, models=["a", "b"])[0]) == 2, "other settings make everything due"
+    assert len(plan_night(client, changed, models=["a", "b"]).due) == 2, "other settings make everything due"
 
 
 def test_every_deployment_fits_its_flow() -> None:

@@ -217,7 +217,7 @@ def test_control_run_directly_it_takes_semaphores() -> None:
 _PARENT = """
 import os, sys
 from pathlib import Path
-from flows import isolation
+from flows.sandbox import isolation
 from flows.sandbox import Level, Limits
 base = Path(sys.argv[1])
 isolation._own_root = lambda: base / "own"

@@ -51,7 +51,7 @@ def in_a_child(client: MlflowClient, reference: str, folder: Path) -> AuditRepor
     (folder / "request.json").write_text(json.dumps(request))
     root = str(Path(__file__).resolve().parents[2])
     code = (
-        f"import sys; sys.path[0] = {root!r}; from registry_models import child; child.main(sys.argv[1:]);"
+        f"import sys; sys.path[0] = {root!r}; from registry_models.child.__main__ import main; main(sys.argv[1:]);"
         "print([name for name in ('mlflow', 'prefect') if name in sys.modules])"
     )
     process = subprocess.Popen(

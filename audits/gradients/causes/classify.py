@@ -13,6 +13,7 @@ from audits.gradients.methods.probe import Prober
 from audits.gradients.methods.swapping import slots_of, swapped
 from audits.lanes.problem import Problem, Tensors, quiet
 from audits.lanes.program import BranchMismatchError, Free
+from audits.wording import module_label
 
 #: jvp and vjp of one graph agree to rounding; a wrong formula differs by far more.
 JVP_TOLERANCE = 1e-6
@@ -68,7 +69,7 @@ def single_wrong_element(prober: Prober, name: str, step: float) -> tuple[int, f
                 return None
             ramp = flat * ((places - low + 1) / (high - low))
             second = prober.along({name: ramp}, step)
-            error, moment = (p.estimate.value - p.expected for p in (first, second))
+            error, moment = (p.estimate.value - p.autograd for p in (first, second))
             ratio = moment / error
             doubt = (second.bound + abs(ratio) * first.bound) / abs(error)
             width = high - low
@@ -90,11 +91,11 @@ def single_wrong_element(prober: Prober, name: str, step: float) -> tuple[int, f
         one = prober.along({name: alone}, step)
     except BranchMismatchError:
         return None
-    rest = (whole.estimate.value - whole.expected) - (one.estimate.value - one.expected)
+    rest = (whole.estimate.value - whole.autograd) - (one.estimate.value - one.autograd)
     if not one.exceeds or abs(rest) > whole.bound + one.bound:
         return None
     weight = float(base.reshape(-1)[index])
-    return index, one.expected / weight, one.estimate.value / weight
+    return index, one.autograd / weight, one.estimate.value / weight
 
 
 def backward_hooks(model: nn.Module, problem: Problem) -> list[str]:
@@ -102,7 +103,7 @@ def backward_hooks(model: nn.Module, problem: Problem) -> list[str]:
     found = [f"a hook on {name!r}" for name, tensor in problem.tensors.items() if _hooks(tensor)]
     for path, module in model.named_modules():
         if module._backward_hooks or module._backward_pre_hooks:
-            found.append(f"a backward hook on {type(module).__name__} ({path})")
+            found.append(f"a backward hook on {module_label(type(module), path)}")
     return found
 
 

@@ -22,6 +22,7 @@ from audits.lanes.program import Free
 from audits.lanes.stops import FIRST_ORDER, StopGradients, StopSite
 from audits.live.subject import Subject
 from audits.outcomes import Outcome
+from audits.wording import listed
 
 #: Places a stop-gradient's cause is narrowed to one of, when there are no more than so many.
 NARROWED_PLACES = 8
@@ -43,49 +44,82 @@ def explain_stops(
         point: the point at theta, restored.
         failing: the verdicts to explain.
     """
-    scopes = tuple(subject.recipe.stop_gradient)
-    sites = _sites(subject, problem)
-    remaining = dict(failing)
-    explained: dict[str, Verdict] = {}
+    explaining = _Explaining(subject, problem, point, failing)
+    explaining.by_what_is_meant()
+    explaining.by_stops()
+    explaining.by_first_order_gradients()
+    return explaining.explained
 
-    def settle(found: Mapping[str, Verdict]) -> None:
-        explained.update(found)
-        for name in found:
-            del remaining[name]
 
-    def is_meant(site: StopSite) -> bool:
-        return site.built_in or site.straight or site.declared(scopes)
+class _Explaining:
+    """Explains failures one kind of held value after the other; what one kind explains is settled."""
 
-    meant = [site for site in sites if is_meant(site)]
-    if meant:
-        agreeing = _agreeing(subject, problem, list(remaining), is_meant)
-        kind = _kind(meant, scopes)
-        cancelled = cancellations(subject, problem, list(agreeing)) if agreeing and kind != BUILT_IN else []
-        settle(
-            {
-                name: _cancelled(name, remaining[name], cancelled, f"{kind} at {_places(meant)}")
-                if cancelled and any(name in c.tensors for c in cancelled)
-                else _meant(name, verdict, kind, meant, stopped=norm(point.gradients[name]) == 0)
-                for name, verdict in agreeing.items()
-            }
-        )
-    ordinary = [site for site in sites if not is_meant(site) and site.kind != FIRST_ORDER]
-    if remaining and ordinary:
-        agreeing = _agreeing(subject, problem, list(remaining), lambda site: site.kind != FIRST_ORDER)
-        if agreeing:
-            culprits = _narrowed(subject, problem, list(agreeing), ordinary, is_meant)
-            straight = [site for site in sites if site.straight]
-            advice = _advice(subject, problem, point, list(agreeing), [*culprits, *straight])
-            settle({name: _unmeant(name, remaining[name], culprits, advice) for name in agreeing})
-    first_order = [site for site in sites if site.kind == FIRST_ORDER]
-    if remaining and first_order:
-        agreeing = _agreeing(subject, problem, list(remaining), lambda site: site.kind == FIRST_ORDER or is_meant(site))
-        others = [name for name in remaining if name not in agreeing]
-        settle({name: _first_order(name, remaining[name], first_order) for name in agreeing})
-        if others and ordinary:
-            agreeing = _agreeing(subject, problem, others, lambda site: True)
-            settle({name: _first_order(name, remaining[name], first_order, ordinary) for name in agreeing})
-    return explained
+    def __init__(self, subject: Subject, problem: Problem, point: Point, failing: Mapping[str, Verdict]) -> None:
+        self.explained: dict[str, Verdict] = {}
+        self._subject, self._problem, self._point = subject, problem, point
+        self._scopes = tuple(subject.recipe.stop_gradient)
+        self._sites = _sites(subject, problem)
+        self._remaining = dict(failing)
+
+    def by_what_is_meant(self) -> None:
+        """Pass what the declared, built-in and straight-through stops explain, unless it cancels by mistake."""
+        meant = [site for site in self._sites if self._is_meant(site)]
+        if not meant:
+            return
+        agreeing = self._agreeing(list(self._remaining), self._is_meant)
+        kind, where = _kind(meant, self._scopes), _places(meant)
+        cancelled: list[Cancellation] = []
+        if agreeing and kind != BUILT_IN:
+            cancelled = cancellations(self._subject, self._problem, list(agreeing))
+        for name, verdict in agreeing.items():
+            if any(name in found.tensors for found in cancelled):
+                self._settle(name, _cancelled(name, self._remaining[name], cancelled, f"{kind} at {where}"))
+            else:
+                stopped = norm(self._point.gradients[name]) == 0
+                self._settle(name, _meant(name, verdict, kind, meant, stopped=stopped))
+
+    def by_stops(self) -> None:
+        """Name the stops that nobody meant."""
+        ordinary = self._ordinary
+        if not self._remaining or not ordinary:
+            return
+        agreeing = self._agreeing(list(self._remaining), lambda site: site.kind != FIRST_ORDER)
+        if not agreeing:
+            return
+        culprits = _narrowed(self._subject, self._problem, list(agreeing), ordinary, self._is_meant)
+        straight = [site for site in self._sites if site.straight]
+        advice = _advice(self._subject, self._problem, self._point, list(agreeing), [*culprits, *straight])
+        for name in agreeing:
+            self._settle(name, _unmeant(name, self._remaining[name], culprits, advice))
+
+    def by_first_order_gradients(self) -> None:
+        """Name the gradients that were taken without ``create_graph=True``, alone or beside other stops."""
+        first_order = [site for site in self._sites if site.kind == FIRST_ORDER]
+        if not self._remaining or not first_order:
+            return
+        agreeing = self._agreeing(
+            list(self._remaining), lambda site: site.kind == FIRST_ORDER or self._is_meant(site)
+        )  # fmt: skip
+        others = [name for name in self._remaining if name not in agreeing]
+        for name in agreeing:
+            self._settle(name, _first_order(name, self._remaining[name], first_order))
+        if others and self._ordinary:
+            for name in self._agreeing(others, lambda site: True):
+                self._settle(name, _first_order(name, self._remaining[name], first_order, self._ordinary))
+
+    @property
+    def _ordinary(self) -> list[StopSite]:
+        return [site for site in self._sites if not self._is_meant(site) and site.kind != FIRST_ORDER]
+
+    def _is_meant(self, site: StopSite) -> bool:
+        return site.built_in or site.straight or site.declared(self._scopes)
+
+    def _agreeing(self, names: list[str], frozen: Chosen) -> dict[str, Verdict]:
+        return _agreeing(self._subject, self._problem, names, frozen)
+
+    def _settle(self, name: str, verdict: Verdict) -> None:
+        self.explained[name] = verdict
+        del self._remaining[name]
 
 
 def _kind(meant: list[StopSite], scopes: tuple[str, ...]) -> str:
@@ -232,5 +266,4 @@ def _narrowed(
 
 
 def _places(sites: list[StopSite]) -> str:
-    labels = list(dict.fromkeys(site.label for site in sites))
-    return ", ".join(labels[:3]) + (f" and {len(labels) - 3} more" if len(labels) > 3 else "")
+    return listed(dict.fromkeys(site.label for site in sites))

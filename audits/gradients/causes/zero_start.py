@@ -11,6 +11,7 @@ from audits.causes import Cause
 from audits.lanes.backward import by_grad_or_backward, gradients_of
 from audits.live.subject import LivePhase, Subject
 from audits.outcomes import Outcome, ResultRow
+from audits.wording import listed
 
 #: The checks that notice an all-zero gradient, the one that says it first.
 _NOTICING = ("health.all-zero", "step.gradient-present", "health.vanishing")
@@ -41,12 +42,12 @@ def with_one_note(rows: Sequence[ResultRow], subject: Subject) -> list[ResultRow
     told = []
     for r in rows:
         if r is speaking:
-            text = f"{_listed(explained)}: gradient all zero only because {_listed(starting)} start at zero"
+            text = f"{listed(explained)}: gradient all zero only because {listed(starting)} start at zero"
             text += "; the first step ends that, nothing needs doing"
             skipped = dataclasses.replace(r, outcome=Outcome.SKIPPED, message=text)
             told.append(dataclasses.replace(skipped, cause=Cause.ZERO_START, where_to_look=None))
         elif r.check in _NOTICING and r.outcome is Outcome.WARN and r.parameter in explained:
-            text = f"{r.message}; that is because {_listed(starting)} start at zero, and ends with the first step"
+            text = f"{r.message}; that is because {listed(starting)} start at zero, and ends with the first step"
             silent = dataclasses.replace(
                 r, outcome=Outcome.SKIPPED, cause=Cause.ZERO_START, message=text, where_to_look=None
             )
@@ -110,8 +111,3 @@ def _differentiated(
         return gradients_of(loss, list(phase.parameters.values()), plain=plain)
 
     return dict(zip(phase.parameters, by_grad_or_backward(run), strict=True))
-
-
-def _listed(names: Sequence[str] | dict[str, None]) -> str:
-    names = list(names)
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -21,7 +21,7 @@ from audits.checks.gradient import COMPILED, NATIVE, NATIVE_LOW, NATIVE_PRODUCTS
 from audits.gradients.compiled.compiled_slope import CompiledLoss, Slope
 from audits.gradients.methods.probe import SMALLEST_RMS
 from audits.lanes.arithmetic import norm
-from audits.lanes.float64 import float64_lane, weighted_loss
+from audits.lanes.lifted_loss import lifted_loss, one_number
 from audits.lanes.precision import INSIDE_EPS, inside_products
 from audits.lanes.problem import as_real, differentiate, may_step
 from audits.lanes.program import TapeOnly
@@ -54,7 +54,9 @@ def check_compiled(subject: Subject) -> list[ResultRow]:
     rows: list[ResultRow] = []
     for phase in subject.phases:
         if not subject.settings.compiled:
-            message = f"{describe_parts(subject.compiled)}: compiled, and run eagerly; the setting compiled judges it"
+            message = (
+                f"compiled code in {describe_parts(subject.compiled)} ran eagerly; the setting compiled=true judges it"
+            )
             rows.append(_row(subject, phase, outcome=Outcome.SKIPPED, cause=Cause.NOT_RUN, message=message))
             continue
         try:
@@ -169,7 +171,7 @@ def _gradients(
             parameter.data.copy_(nudged(parameter.detach()))
     batches = [(weight, map_tensors(batch, nudged)) for weight, batch in subject.micro_batches(phase)]
     with torch.enable_grad(), subject.autocast(), _stance(compiled=compiled):
-        value = weighted_loss(subject, phase, batches)
+        value = one_number(subject.loss(phase, batches))
         found = differentiate(value, phase.parameters, hooked=may_step(subject.model))
     return {name: None if g is None else as_real(g.detach()).double() for name, g in found.items()}
 
@@ -188,7 +190,7 @@ def _distance(first: torch.Tensor | None, second: torch.Tensor | None) -> float:
 
 
 def _against_itself(subject: Subject, phase: LivePhase) -> list[ResultRow]:
-    with float64_lane(subject, phase) as problem:
+    with lifted_loss(subject, phase) as problem:
         joint: list[Slope] = []
         wrong: list[tuple[str | None, Slope]] = []
         for point in range(POINTS):

@@ -13,7 +13,7 @@ from audits.gradients.methods.noise import measure_noise
 from audits.gradients.methods.probe import SMALLEST_RMS
 from audits.gradients.methods.romberg import Estimate, romberg_at
 from audits.lanes.arithmetic import dot, norm, random_signs_and_sizes
-from audits.lanes.float64 import weighted_loss
+from audits.lanes.lifted_loss import one_number
 from audits.lanes.problem import UNIT_ROUNDOFF, Problem, as_real, differentiate
 from audits.live.subject import LivePhase, Subject
 from audits.outcomes import Lane
@@ -116,4 +116,4 @@ class CompiledLoss:
     def _loss(self) -> torch.Tensor:
         self._problem.before()
         with torch.enable_grad():
-            return weighted_loss(self._subject, self._phase, self._problem.batches)
+            return one_number(self._subject.loss(self._phase, self._problem.batches))

@@ -10,13 +10,14 @@ import torch
 
 from audits.devices import Draws
 from audits.gradients.methods.certify import Certifier
-from audits.gradients.methods.layouts import Layout, handed
+from audits.gradients.methods.layouts import Layout, cotangent_sum
 from audits.lanes.problem import LaneError, Problem, quiet
 from audits.lanes.program import BranchMismatchError, Free
 from audits.lanes.tape import Tape
 from audits.lanes.watching import FunctionDepth, ModuleStack
 from audits.live.subject import Subject
 from audits.outcomes import Outcome
+from audits.structures import outputs_of
 
 #: Calls judged per Function class: layers of one class share the formula, not always the branch.
 CALLS_PER_CLASS = 4
@@ -113,7 +114,7 @@ def _note(layouts: dict[int, Layout], position: int, gradient: torch.Tensor) -> 
 
 
 def _outputs(result: Any) -> list[torch.Tensor]:
-    return [o for o in (result if isinstance(result, (tuple, list)) else [result]) if _differentiable(o)]
+    return [o for o in outputs_of(result) if _differentiable(o)]
 
 
 def wrong_functions(problem: Problem, stack: ModuleStack, *, seed: int) -> list[WrongFunction]:
@@ -138,19 +139,19 @@ def _judge(call: FunctionCall, problem: Problem, seed: int) -> WrongFunction | N
         return None
     draws = Draws(seed + 41)
 
-    def outputs_of() -> list[torch.Tensor]:
+    def evaluated() -> list[torch.Tensor]:
         return _outputs(call.function.apply(*call.args))  # type: ignore[attr-defined]
 
     problem.before()
     try:
-        cotangents = [torch.randn(o.shape, **draws.on(o.device), dtype=torch.float64) for o in outputs_of()]
+        cotangents = [torch.randn(o.shape, **draws.on(o.device), dtype=torch.float64) for o in evaluated()]
     except (RuntimeError, TypeError, ValueError):
         return None
 
-    found = _certified(call, problem, tensors, outputs_of, cotangents, seed)
+    found = _certified(call, problem, tensors, evaluated, cotangents, seed)
     if found is None and call.layouts:
         laid = [call.layouts[i].lay_out(c) if i in call.layouts else c for i, c in enumerate(cotangents)]
-        found = _certified(call, problem, tensors, outputs_of, laid, seed)
+        found = _certified(call, problem, tensors, evaluated, laid, seed)
     return found
 
 
@@ -158,12 +159,12 @@ def _certified(
     call: FunctionCall,
     problem: Problem,
     tensors: dict[str, torch.Tensor],
-    outputs_of: Callable[[], list[torch.Tensor]],
+    evaluated: Callable[[], list[torch.Tensor]],
     cotangents: list[torch.Tensor],
     seed: int,
 ) -> WrongFunction | None:
     def loss() -> torch.Tensor:
-        total = sum(handed(o, c) for o, c in zip(outputs_of(), cotangents, strict=True))
+        total = sum(cotangent_sum(o, c) for o, c in zip(evaluated(), cotangents, strict=True))
         assert isinstance(total, torch.Tensor)
         return torch.real(total) if total.is_complex() else total
 

@@ -23,13 +23,15 @@ from audits.gradients.functions.function_record import RecordedCall, record_call
 from audits.gradients.graph import LossGraph
 from audits.gradients.methods.certify import Certifier
 from audits.gradients.methods.domains import domain_of, is_special, varied
-from audits.gradients.methods.layouts import Layout, handed
+from audits.gradients.methods.layouts import Layout, cotangent_sum
 from audits.gradients.methods.variation import off_special_case
 from audits.gradients.verdicts import Verdict, number
 from audits.lanes.problem import Problem
 from audits.lanes.tape import Tape
 from audits.live.subject import LivePhase, Subject
-from audits.outcomes import Outcome, ResultRow, finite
+from audits.outcomes import Outcome, ResultRow
+from audits.structures import outputs_of
+from audits.wording import listed
 
 #: Incoming gradients keep the loss's own sizes but for factors from this one to 1: a Function that clips the gradient
 #: (by value or by norm) clips no more than it does in training.
@@ -208,8 +210,8 @@ def _certified(
 
     def loss() -> torch.Tensor:
         result = call.function.apply(*(argument(i, a) for i, a in enumerate(call.args)))  # type: ignore[attr-defined]
-        outputs = result if isinstance(result, (tuple, list)) else [result]
-        parts = [handed(outputs[i], c.to(outputs[i].dtype)) for i, c in cotangents.items()]
+        outputs = outputs_of(result)
+        parts = [cotangent_sum(outputs[i], c.to(outputs[i].dtype)) for i, c in cotangents.items()]
         return torch.stack([torch.real(part) if part.is_complex() else part for part in parts]).sum()
 
     names = {str(i): leaf for i, leaf in leaves.items()}
@@ -252,8 +254,7 @@ def _row(subject: Subject, phase: LivePhase, problem: Problem, wrong: _Judged, c
     dtype = problem.dtypes.get(next(iter(problem.dtypes), ""))
     why = "its incoming gradient is special there"
     if wrong.varied:
-        few = ", ".join(wrong.varied[:3]) + (f" and {len(wrong.varied) - 3} more" if len(wrong.varied) > 3 else "")
-        why = f"what is uniform or zero there ({few}) was varied for this"
+        why = f"what is uniform or zero there ({listed(wrong.varied)}) was varied for this"
     return ResultRow(
         check=FINITE_DIFFERENCE.name,
         outcome=Outcome.FAIL,
@@ -262,11 +263,7 @@ def _row(subject: Subject, phase: LivePhase, problem: Problem, wrong: _Judged, c
         lane=problem.lane,
         module=call.label,
         dtype=dtype,
-        measured=finite(verdict.measured),
-        expected=finite(verdict.expected),
-        error=finite(verdict.error),
-        threshold=finite(verdict.threshold),
-        detection_limit=finite(verdict.limit),
+        **verdict.numbers,
         seed=subject.seed,
         cause=cause,
         message=f"the backward of the autograd.Function {name} in {call.label} is wrong by itself: for its argument "

@@ -14,6 +14,7 @@ from audits.lanes.problem import Problem, quiet
 from audits.lanes.program import Free
 from audits.lanes.watching import FunctionDepth, ModuleStack
 from audits.live.subject import Subject
+from audits.structures import outputs_of
 
 #: Elements of inputs copied in all (256 MiB in float64); calls beyond are not recorded.
 ELEMENTS = 2**25
@@ -51,48 +52,64 @@ def record_calls(subject: Subject, problem: Problem, skipped: set[str]) -> list[
         problem: the phase's loss at its tensors' present values.
         skipped: names of Functions to leave out.
     """
-    stack = ModuleStack(subject.model)
-    recorded: list[RecordedCall] = []
-    counts: Counter[type] = Counter()
-    elements = 0
-    pending: RecordedCall | None = None
+    noting = _Noting(ModuleStack(subject.model), {id(tensor) for tensor in problem.tensors.values()}, skipped)
+    problem.before()
+    cursor = problem.tape.cursor()
+    watching = FunctionDepth().watching(noting.called, noting.returned)
+    with quiet(), noting.stack.watching(), Free(cursor, lift=problem.lifts):
+        with watching:
+            loss = problem.loss()
+        if noting.recorded and loss.requires_grad:
+            cursor.by_state_only = True
+            torch.autograd.grad(loss, list(problem.tensors.values()), allow_unused=True)
+    return [made for made in noting.recorded if made.incoming]
 
-    def observe(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        nonlocal pending, elements
-        pending = None
-        size = sum(a.numel() for a in args if isinstance(a, torch.Tensor))
-        known = cls.__module__.startswith("torch.") or function_name(cls) in skipped or bool(kwargs)
-        wrapped = any(torch._C._functorch.is_functorch_wrapped_tensor(a) for a in args if isinstance(a, torch.Tensor))
-        if known or wrapped or counts[cls] >= CALLS_PER_CLASS or elements + size > ELEMENTS:
-            return
-        counts[cls] += 1
-        elements += size
-        copied = tuple(_copy(a) for a in args)
-        pending = RecordedCall(FunctionCall(cls, stack.path, stack.label(stack.path), copied))
 
-    def returned(result: Any) -> None:
-        if pending is None:
+class _Noting:
+    """Notes calls of Functions as they begin, and keeps those whose result a gradient will flow back through.
+
+    Args:
+        stack: which module is under way.
+        targets: ids of the tensors that gradients are taken at.
+        skipped: names of Functions to leave out.
+    """
+
+    def __init__(self, stack: ModuleStack, targets: set[int], skipped: set[str]) -> None:
+        self.stack = stack
+        self.recorded: list[RecordedCall] = []
+        self._targets, self._skipped = targets, skipped
+        self._counts: Counter[type] = Counter()
+        self._elements = 0
+        self._pending: RecordedCall | None = None
+
+    def called(self, cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Note a call as it begins."""
+        self._pending = None
+        tensors = [a for a in args if isinstance(a, torch.Tensor)]
+        size = sum(a.numel() for a in tensors)
+        if cls.__module__.startswith("torch.") or function_name(cls) in self._skipped or kwargs:
             return
-        made = pending
-        for position, output in enumerate(result if isinstance(result, (tuple, list)) else [result]):
+        if any(torch._C._functorch.is_functorch_wrapped_tensor(a) for a in tensors):
+            return
+        if self._counts[cls] >= CALLS_PER_CLASS or self._elements + size > ELEMENTS:
+            return
+        self._counts[cls] += 1
+        self._elements += size
+        path = self.stack.path
+        self._pending = RecordedCall(FunctionCall(cls, path, self.stack.label(path), tuple(map(_copy, args))))
+
+    def returned(self, result: Any) -> None:
+        """Keep the call if a target lies behind its result, and have the gradient that comes in noted."""
+        made = self._pending
+        if made is None:
+            return
+        for position, output in enumerate(outputs_of(result)):
             if isinstance(output, torch.Tensor) and output.requires_grad:
-                made.leading = made.leading or tuple(_leading(output.grad_fn, made.call, targets))
+                made.leading = made.leading or tuple(_leading(output.grad_fn, made.call, self._targets))
                 if made.leading:
                     output.register_hook(lambda g, position=position: made.incoming.update({position: g.detach()}))
         if made.leading:
-            recorded.append(made)
-
-    targets = {id(tensor) for tensor in problem.tensors.values()}
-    problem.before()
-    cursor = problem.tape.cursor()
-    watching = FunctionDepth().watching(observe, returned)
-    with quiet(), stack.watching(), Free(cursor, lift=problem.lifts):
-        with watching:
-            loss = problem.loss()
-        if recorded and loss.requires_grad:
-            cursor.by_state_only = True
-            torch.autograd.grad(loss, list(problem.tensors.values()), allow_unused=True)
-    return [made for made in recorded if made.incoming]
+            self.recorded.append(made)
 
 
 def _copy(value: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from audits.causes import Cause
@@ -68,159 +68,172 @@ def check_exactly(
         count = point.theta(name).numel()
         if alone is not None and count > max(alone, SMALLEST_BATCH) and batched_elements(point, name) is None:
             continue
-        quick = _Quick.of(point, name, detection_limit, prober.sigma)
+        tensor = _Tensor(point, name, detection_limit, prober.sigma)
         if alone is not None:
-            if quick.left > alone:
+            if tensor.left > alone:
                 continue
-            alone -= quick.left
-        verdicts[name] = _check_tensor(point, name, detection_limit, prober.sigma, quick)
+            alone -= tensor.left
+        verdicts[name] = tensor.verdict()
     return verdicts
 
 
 @dataclass(frozen=True)
-class _Quick:
-    """What batches say of a tensor's elements, and what an element must resolve."""
+class _Worst:
+    """The element that is furthest beyond its bound, or nearest to it."""
 
-    estimates: list[Estimate | None] | None
-    rms: float
-    slope: float
-    wanted: float
-    left: int
-
-    @classmethod
-    def of(cls, point: Point, name: str, detection_limit: float, sigma: float) -> _Quick:
-        gradient, theta = (None if name in point.rounded else point.gradients[name]), point.theta(name)
-        rms = max(norm(theta) / math.sqrt(theta.numel()), SMALLEST_RMS)
-        slope, count = norm(gradient), theta.numel()
-        # what an element must resolve for the stated limit to be the detection limit
-        wanted = detection_limit * slope / (CERTAIN * math.sqrt(count)) if slope > 0 else math.inf
-        found = _quickly(point, name, rms, sigma, slope, wanted)
-        return cls(found, rms, slope, wanted, sum(e is None for e in found) if found else count)
+    score: float = -1.0
+    index: int = 0
+    analytic: float = 0.0
+    estimate: Estimate | None = None
 
 
-def _check_tensor(point: Point, name: str, detection_limit: float, sigma: float, quick: _Quick) -> Verdict:
-    gradient, theta = (None if name in point.rounded else point.gradients[name]), point.theta(name)
-    flat = None if gradient is None else gradient.reshape(-1).tolist()
-    rms, slope, wanted, count = quick.rms, quick.slope, quick.wanted, theta.numel()
-    worst: tuple[float, float, Estimate | None, int] = (-1.0, 0.0, None, 0)
-    squared = 0.0
-    found: dict[str, list[int]] = {"wrong": [], "unconfirmed": [], "rounding": [], "": []}
-    for index in range(count):
-        analytic = 0.0 if flat is None else flat[index]
-        try:
-            ready = quick.estimates[index] if quick.estimates else None
-            if ready is not None and abs(ready.value - analytic) <= ready.bound + _slack(point, analytic):
-                judged, state = ready, ""
-            else:
-                judged, state = _judge(point, name, index, analytic, rms, sigma, slope, wanted)
-        except BranchMismatchError as error:
-            why = f"Python branches on a value near theta: {error}"
-            return Verdict(outcome=Outcome.INCONCLUSIVE, cause=why, message=f"cannot judge {name!r}: {why}")
-        squared += _confirmed(judged, sigma, rms) ** 2
-        found[state].append(index)
-        score = abs(judged.value - analytic) / judged.bound if judged.bound else 0.0
-        if score > worst[0]:
-            worst = (score, analytic, judged, index)
-    _, analytic, estimate, index = worst
-    assert estimate is not None
-    smallest = CERTAIN * math.sqrt(squared)
-    limit = max(smallest / slope, ROUNDING_LIMIT) if slope > 0 else None
-    cause: str | None = None
-    if found["wrong"]:
-        outcome, cause = Outcome.FAIL, Cause.WRONG_GRADIENT
-        message = (
-            f"{len(found['wrong'])} of {count} elements of the gradient of {name!r} are wrong; at element {index} "
-            f"autograd gives {analytic:.6g}, the finite difference {estimate.value:.6g}"
-        )
-    elif found["unconfirmed"]:
-        outcome, cause = Outcome.INCONCLUSIVE, Cause.UNCONFIRMED
-        message = f"cannot judge {name!r}: element {index} exceeds its bound, and smaller steps do not confirm it"
-    elif limit is None:
-        outcome, cause = Outcome.PASS, Cause.ZERO_GRADIENT
-        message = f"the gradient of {name!r} is zero, and so is the loss's derivative in each of its {count} elements"
-    elif limit > detection_limit:
-        outcome, cause = Outcome.INCONCLUSIVE, Cause.NONDETERMINISTIC if point.spread else Cause.UNRESOLVED
-        message = f"the gradient of {name!r} is too small to resolve: an error below {limit:.1e} would not show"
-    else:
-        outcome = Outcome.PASS
-        cause = Cause.ROUNDING_INSIDE_AN_OP if found["rounding"] else None
-        message = f"all {count} elements of the gradient of {name!r} are the derivative of the loss"
-    return Verdict(
-        outcome=outcome, measured=analytic, expected=estimate.value, error=abs(estimate.value - analytic),
-        threshold=estimate.bound, limit=limit, absolute_limit=smallest / math.sqrt(count), cause=cause,
-        message=message,
-    )  # fmt: skip
+class _Tensor:
+    """One tensor's elements: what batches say of them, what an element must resolve, and the verdict.
 
+    Args:
+        point: the problem at theta.
+        name: the tensor.
+        detection_limit: largest limit with which it may pass.
+        sigma: the loss's noise.
 
-def _confirmed(estimate: Estimate, sigma: float, rms: float) -> float:
-    """Return what an error must exceed, here and by the confirmation's noise part at h/8."""
-    return max(estimate.bound, noise_part(sigma, estimate.step / SHRINK) / rms)
-
-
-def _slack(point: Point, analytic: float) -> float:
-    return DOT_ROUNDING * point.problem.roundoff * abs(analytic)
-
-
-def _quickly(
-    point: Point, name: str, rms: float, sigma: float, slope: float, wanted: float
-) -> list[Estimate | None] | None:
-    """Return estimates of all elements; None in place of those whose bound is too wide.
-
-    By vmap where it holds. An element gets one value (a forward difference), two (a central one) or four
-    (`richardson`): the fewest whose truncation, taken from a sample of the tensor's elements, leaves the bound narrow
-    enough. An element whose truncation is larger than the sample's exceeds its bound and is judged by itself: a sample
-    that is too kind costs time, not a verdict.
+    Attributes:
+        left: how many elements have to be judged one by one.
     """
-    count = point.theta(name).numel()
-    batch = batched_elements(point, name) if count >= SMALLEST_BATCH else None
-    chunks = [list(range(start, min(start + CHUNK, count))) for start in range(0, count, CHUNK)]
-    # a zero gradient has no size to hold a shared truncation against: each of its elements gets its own
-    sampled = slope > 0 and count > SAMPLED_FROM
-    if batch is None and not sampled:
-        return None
-    differences = Differences(batch or PlainElements(point, name), FIRST_STEP * rms, sigma)
-    try:
-        if sampled:
-            differences.sample(sorted({round(i * (count - 1) / (SAMPLE - 1)) for i in range(SAMPLE)}), wanted)
-        found = [differences.of(indices) for indices in chunks]
-    except BranchMismatchError:
-        return None
-    return [estimate if _confirmed(estimate, sigma, rms) <= wanted else None for part in found for estimate in part]
 
+    def __init__(self, point: Point, name: str, detection_limit: float, sigma: float) -> None:
+        self._point, self._name, self._detection_limit, self._sigma = point, name, detection_limit, sigma
+        gradient, theta = (None if name in point.rounded else point.gradients[name]), point.theta(name)
+        self._gradient = None if gradient is None else gradient.reshape(-1).tolist()
+        self._count = theta.numel()
+        self._rms = max(norm(theta) / math.sqrt(self._count), SMALLEST_RMS)
+        self._slope = norm(gradient)
+        # what an element must resolve for the stated limit to be the detection limit
+        wanted = detection_limit * self._slope / (CERTAIN * math.sqrt(self._count))
+        self._wanted = wanted if self._slope > 0 else math.inf
+        self._estimates = self._quickly()
+        self.left = sum(e is None for e in self._estimates) if self._estimates else self._count
 
-def _judge(
-    point: Point, name: str, index: int, analytic: float, rms: float, sigma: float, slope: float, wanted: float
-) -> tuple[Estimate, str]:  # fmt: skip
-    """Return the element's estimate (per unit of theta) and what it says."""
+    def verdict(self) -> Verdict:
+        """Judge every element and return the tensor's verdict with the numbers of the worst."""
+        worst, squared = _Worst(), 0.0
+        found: dict[str, list[int]] = {"wrong": [], "unconfirmed": [], "rounding": [], "": []}
+        for index in range(self._count):
+            analytic = 0.0 if self._gradient is None else self._gradient[index]
+            try:
+                judged, state = self._ready(index, analytic) or self._judge(index, analytic)
+            except BranchMismatchError as error:
+                why = f"Python branches on a value near theta: {error}"
+                message = f"cannot judge {self._name!r}: {why}"
+                return Verdict(outcome=Outcome.INCONCLUSIVE, cause=why, message=message)
+            squared += self._confirmed(judged) ** 2
+            found[state].append(index)
+            score = abs(judged.value - analytic) / judged.bound if judged.bound else 0.0
+            if score > worst.score:
+                worst = _Worst(score, index, analytic, judged)
+        smallest = CERTAIN * math.sqrt(squared)
+        limit = max(smallest / self._slope, ROUNDING_LIMIT) if self._slope > 0 else None
+        outcome, cause, message = self._words(found, worst, limit)
+        estimate = worst.estimate
+        assert estimate is not None
+        return Verdict(
+            outcome=outcome, measured=worst.analytic, expected=estimate.value,
+            error=abs(estimate.value - worst.analytic), threshold=estimate.bound, limit=limit,
+            absolute_limit=smallest / math.sqrt(self._count), cause=cause, message=message,
+        )  # fmt: skip
 
-    def function(t: float) -> float:
-        return point.along_element(name, index, t * rms)
+    def _words(
+        self, found: Mapping[str, list[int]], worst: _Worst, limit: float | None
+    ) -> tuple[Outcome, str | None, str]:
+        """Return outcome, cause and message."""
+        name, count = self._name, self._count
+        if found["wrong"]:
+            assert worst.estimate is not None
+            return Outcome.FAIL, Cause.WRONG_GRADIENT, (
+                f"{len(found['wrong'])} of {count} elements of the gradient of {name!r} are wrong; at element "
+                f"{worst.index} autograd gives {worst.analytic:.6g}, the finite difference {worst.estimate.value:.6g}"
+            )  # fmt: skip
+        if found["unconfirmed"]:
+            return Outcome.INCONCLUSIVE, Cause.UNCONFIRMED, (
+                f"cannot judge {name!r}: element {worst.index} exceeds its bound, and smaller steps do not confirm it"
+            )  # fmt: skip
+        if limit is None:
+            return Outcome.PASS, Cause.ZERO_GRADIENT, (
+                f"the gradient of {name!r} is zero, and so is the loss's derivative in each of its {count} elements"
+            )  # fmt: skip
+        if limit > self._detection_limit:
+            return Outcome.INCONCLUSIVE, Cause.NONDETERMINISTIC if self._point.spread else Cause.UNRESOLVED, (
+                f"the gradient of {name!r} is too small to resolve: an error below {limit:.1e} would not show"
+            )  # fmt: skip
+        cause = Cause.ROUNDING_INSIDE_AN_OP if found["rounding"] else None
+        return Outcome.PASS, cause, f"all {count} elements of the gradient of {name!r} are the derivative of the loss"
 
-    def per_unit(estimate: Estimate) -> Estimate:
-        bound = estimate.bound / rms + _slack(point, analytic)
-        return Estimate(estimate.value / rms, bound, estimate.noise / rms, estimate.step)
+    def _confirmed(self, estimate: Estimate) -> float:
+        """Return what an error must exceed, here and by the confirmation's noise part at h/8."""
+        return max(estimate.bound, noise_part(self._sigma, estimate.step / SHRINK) / self._rms)
 
-    def exceeds(estimate: Estimate) -> bool:
-        return not abs(estimate.value - analytic) <= estimate.bound
+    def _slack(self, analytic: float) -> float:
+        return DOT_ROUNDING * self._point.problem.roundoff * abs(analytic)
 
-    best: Estimate | None = None
-    for step in STEPS:
-        estimate = per_unit(richardson(function, step, sigma))
-        if exceeds(estimate):
-            estimate = per_unit(romberg(function, step, sigma))
-        if best is None or estimate.bound < best.bound or exceeds(estimate):
-            best = estimate
-        if exceeds(best) or _confirmed(best, sigma, rms) <= wanted:
-            break
-    assert best is not None
-    if not exceeds(best):
-        return best, ""
-    size = max(slope / math.sqrt(point.theta(name).numel()), abs(best.value))
-    if abs(best.value - analytic) < ROUNDING_ERROR * size:
-        return best, "rounding"
-    nearer = per_unit(romberg_at(function, best.step / SHRINK, sigma))
-    nearest = per_unit(romberg_at(function, best.step / SHRINK**2, sigma))
-    consistent = exceeds(nearest) or abs(nearest.value - best.value) <= nearest.bound + best.bound
-    if not (exceeds(nearer) and consistent):
-        return best, "unconfirmed"
-    return best, "wrong"
+    def _ready(self, index: int, analytic: float) -> tuple[Estimate, str] | None:
+        """Return the batch's estimate of an element where the gradient agrees with it."""
+        ready = self._estimates[index] if self._estimates else None
+        agrees = ready is not None and abs(ready.value - analytic) <= ready.bound + self._slack(analytic)
+        return (ready, "") if ready is not None and agrees else None
+
+    def _quickly(self) -> list[Estimate | None] | None:
+        """Return estimates of all elements; None in place of those whose bound is too wide.
+
+        By vmap where it holds. An element gets one value (a forward difference), two (a central one) or four
+        (`richardson`): the fewest whose truncation, taken from a sample of the tensor's elements, leaves the bound
+        narrow enough. An element whose truncation is larger than the sample's exceeds its bound and is judged by
+        itself: a sample that is too kind costs time, not a verdict.
+        """
+        point, name, count = self._point, self._name, self._count
+        batch = batched_elements(point, name) if count >= SMALLEST_BATCH else None
+        chunks = [list(range(start, min(start + CHUNK, count))) for start in range(0, count, CHUNK)]
+        # a zero gradient has no size to hold a shared truncation against: each of its elements gets its own
+        sampled = self._slope > 0 and count > SAMPLED_FROM
+        if batch is None and not sampled:
+            return None
+        differences = Differences(batch or PlainElements(point, name), FIRST_STEP * self._rms, self._sigma)
+        try:
+            if sampled:
+                sample = sorted({round(i * (count - 1) / (SAMPLE - 1)) for i in range(SAMPLE)})
+                differences.sample(sample, self._wanted)
+            found = [differences.of(indices) for indices in chunks]
+        except BranchMismatchError:
+            return None
+        return [e if self._confirmed(e) <= self._wanted else None for part in found for e in part]
+
+    def _judge(self, index: int, analytic: float) -> tuple[Estimate, str]:
+        """Return the element's estimate (per unit of theta) and what it says."""
+
+        def function(t: float) -> float:
+            return self._point.along_element(self._name, index, t * self._rms)
+
+        def per_unit(estimate: Estimate) -> Estimate:
+            bound = estimate.bound / self._rms + self._slack(analytic)
+            return Estimate(estimate.value / self._rms, bound, estimate.noise / self._rms, estimate.step)
+
+        def exceeds(estimate: Estimate) -> bool:
+            return not abs(estimate.value - analytic) <= estimate.bound
+
+        best: Estimate | None = None
+        for step in STEPS:
+            estimate = per_unit(richardson(function, step, self._sigma))
+            if exceeds(estimate):
+                estimate = per_unit(romberg(function, step, self._sigma))
+            if best is None or estimate.bound < best.bound or exceeds(estimate):
+                best = estimate
+            if exceeds(best) or self._confirmed(best) <= self._wanted:
+                break
+        assert best is not None
+        if not exceeds(best):
+            return best, ""
+        size = max(self._slope / math.sqrt(self._count), abs(best.value))
+        if abs(best.value - analytic) < ROUNDING_ERROR * size:
+            return best, "rounding"
+        nearer = per_unit(romberg_at(function, best.step / SHRINK, self._sigma))
+        nearest = per_unit(romberg_at(function, best.step / SHRINK**2, self._sigma))
+        consistent = exceeds(nearest) or abs(nearest.value - best.value) <= nearest.bound + best.bound
+        return best, "wrong" if exceeds(nearer) and consistent else "unconfirmed"

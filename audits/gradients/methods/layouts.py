@@ -53,7 +53,7 @@ class Layout:
         return False
 
 
-class _Handed(torch.autograd.Function):
+class _CotangentSum(torch.autograd.Function):
     """``sum(output * cotangent)``, whose backward hands the cotangent over as it lies in memory."""
 
     @staticmethod
@@ -67,7 +67,7 @@ class _Handed(torch.autograd.Function):
         return (cotangent if bool(gradient == 1) else cotangent * gradient), None
 
 
-def handed(output: torch.Tensor, cotangent: torch.Tensor) -> torch.Tensor:
+def cotangent_sum(output: torch.Tensor, cotangent: torch.Tensor) -> torch.Tensor:
     """Return ``sum(output * cotangent)``; a cotangent in a layout of its own arrives in it.
 
     Args:
@@ -76,4 +76,4 @@ def handed(output: torch.Tensor, cotangent: torch.Tensor) -> torch.Tensor:
     """
     if Layout.of(cotangent) is None or output.is_complex():
         return (output * cotangent).sum()
-    return _Handed.apply(output, cotangent)  # type: ignore[no-untyped-call, no-any-return]
+    return _CotangentSum.apply(output, cotangent)  # type: ignore[no-untyped-call, no-any-return]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from audits.causes import Cause
 from audits.gradients.methods.concentration import find_concentration
@@ -43,6 +44,27 @@ ROUGH_SHRINK = 2.0
 
 #: Evaluations one failing phase may cost; beyond them the rest is inconclusive, not forgotten.
 BUDGET = 20_000
+
+
+@dataclass(frozen=True)
+class _Tried:
+    """The probes of one tensor, those of them that were confirmed, and the limit they give."""
+
+    scales: dict[str, float]
+    slope: float
+    probes: list[Probe]
+    confirmed: list[Probe]
+    limit: float
+
+    @property
+    def typical(self) -> float:
+        """The root mean square of the residuals."""
+        return float((sum(p.residual**2 for p in self.probes) / len(self.probes)) ** 0.5)
+
+    @property
+    def worst(self) -> Probe | None:
+        """The probe that exceeds its bound with the largest residual."""
+        return _worst(self.probes)
 
 
 class Localiser:
@@ -105,62 +127,67 @@ class Localiser:
 
     def _leaf(self, name: str, *, again: bool = False) -> None:
         """Confirm a tensor's error along fresh directions and smaller steps."""
+        tried = self._try(name)
+        if tried is None:
+            return
+        spread = self._prober.point.spread
+        if len(tried.probes) == ATTEMPTS and tried.slope > 0 and tried.typical < ROUNDING_ERROR * tried.slope:
+            self._settle_small(name, tried)
+        elif not tried.confirmed and not again and self._remeasured(tried.scales):
+            self._leaf(name, again=True)
+        elif not any(probe.exceeds for probe in tried.probes):
+            if tried.limit <= self._detection_limit:
+                self._found[name] = _verdict(Outcome.PASS, tried.probes[-1], limit=tried.limit)
+        elif not spread and self._kink(name, tried.scales, tried.confirmed):
+            return
+        elif len(tried.confirmed) < CONFIRMATIONS or spread:
+            self._inconclusive([name], Cause.NONDETERMINISTIC if spread else Cause.UNCONFIRMED, tried.worst)
+        else:
+            probe = max(tried.confirmed, key=lambda p: p.residual)
+            self._found[name] = _verdict(Outcome.FAIL, probe, limit=tried.limit, cause=Cause.WRONG_GRADIENT)
+
+    def _try(self, name: str) -> _Tried | None:
+        """Probe a tensor until its error is confirmed or the attempts are used up; None where Python branches."""
         scales = self._prober.scales([name], self._step)
         slope = scales[name] * self._prober.slope_norms[name]
         confirmed: list[Probe] = []
         probes: list[Probe] = []
-        worst: Probe | None = None
         try:
             for _ in range(ATTEMPTS):
                 probe = self._prober.probe(scales, self._step)
                 probes.append(probe)
-                if probe.exceeds:
-                    worst = probe if worst is None or probe.residual > worst.residual else worst
-                    if self._persists(probe):
-                        confirmed.append(probe)
+                if probe.exceeds and self._persists(probe):
+                    confirmed.append(probe)
                 clear = all(p.residual > ROUNDING_LIMIT * slope for p in confirmed)
                 if len(confirmed) == CONFIRMATIONS and clear:
                     break
         except BranchMismatchError as error:
+            worst = _worst(probes)
             self._inconclusive([name], f"Python branches on a value near theta: {error}", worst)
-            return
-        typical = (sum(p.residual**2 for p in probes) / len(probes)) ** 0.5
+            return None
         bounds = [p.bound for p in probes[: self._probes]]
         limit = max(self._prober.limit(name, scales[name], bounds), ROUNDING_LIMIT)
-        if len(probes) == ATTEMPTS and slope > 0 and typical < ROUNDING_ERROR * slope:
-            few = find_concentration(self._prober, name, self._step) if confirmed else None
-            if few is not None:
-                self._found[name] = _verdict(
-                    Outcome.FAIL, few.probe, limit=limit, cause=Cause.WRONG_FEW_ELEMENTS.at(few.describe()),
-                    message=f"the gradient of {name!r} is wrong in {few.describe()}: off there by {few.relative:.1e} "
-                    f"relative, {typical / slope:.1e} of the whole tensor",
-                )  # fmt: skip
-                return
-            if limit > self._detection_limit:
-                return
-            self._found[name] = _verdict(
-                Outcome.PASS, max(probes, key=lambda p: p.residual), limit=limit, cause=Cause.ROUNDING_INSIDE_AN_OP,
-                message=f"the gradient of {name!r} is off by {typical / slope:.1e} relative: rounding inside an "
-                "operator, not a wrong formula",
-            )  # fmt: skip
-            return
-        if not confirmed and not again and self._remeasured(name, scales):
-            self._leaf(name, again=True)
-            return
-        if not any(probe.exceeds for probe in probes):
-            if limit <= self._detection_limit:
-                self._found[name] = _verdict(Outcome.PASS, probes[-1], limit=limit)
-            return
-        if not self._prober.point.spread and self._kink(name, scales, confirmed):
-            return
-        if len(confirmed) < CONFIRMATIONS or self._prober.point.spread:
-            cause = Cause.NONDETERMINISTIC if self._prober.point.spread else Cause.UNCONFIRMED
-            self._inconclusive([name], cause, worst)
-            return
-        probe = max(confirmed, key=lambda p: p.residual)
-        self._found[name] = _verdict(Outcome.FAIL, probe, limit=limit, cause=Cause.WRONG_GRADIENT)
+        return _Tried(scales, slope, probes, confirmed, limit)
 
-    def _remeasured(self, name: str, scales: dict[str, float]) -> bool:
+    def _settle_small(self, name: str, tried: _Tried) -> None:
+        """Settle an error so small that it is rounding, unless it sits in a few elements alone."""
+        typical, limit = tried.typical / tried.slope, tried.limit
+        few = find_concentration(self._prober, name, self._step) if tried.confirmed else None
+        if few is not None:
+            self._found[name] = _verdict(
+                Outcome.FAIL, few.probe, limit=limit, cause=Cause.WRONG_FEW_ELEMENTS.at(few.describe()),
+                message=f"the gradient of {name!r} is wrong in {few.describe()}: off there by {few.relative:.1e} "
+                f"relative, {typical:.1e} of the whole tensor",
+            )  # fmt: skip
+        elif limit <= self._detection_limit:
+            self._found[name] = _verdict(
+                Outcome.PASS, max(tried.probes, key=lambda p: p.residual), limit=limit,
+                cause=Cause.ROUNDING_INSIDE_AN_OP,
+                message=f"the gradient of {name!r} is off by {typical:.1e} relative: rounding inside an operator, not "
+                "a wrong formula",
+            )  # fmt: skip
+
+    def _remeasured(self, scales: dict[str, float]) -> bool:
         return self._prober.remeasure(self._prober.direction(scales), self._step)
 
     def _kink(self, name: str, scales: dict[str, float], confirmed: list[Probe]) -> bool:
@@ -204,7 +231,7 @@ class Localiser:
         (forward_far, backward_far, _), (forward, backward, noise) = slopes
         # what a one-sided slope still changes with the step is its own truncation
         slack = noise + max(abs(forward - forward_far), abs(backward - backward_far))
-        if not min(forward, backward) - slack <= probe.expected <= max(forward, backward) + slack:
+        if not min(forward, backward) - slack <= probe.autograd <= max(forward, backward) + slack:
             return False
         jump, jump_far = forward - backward, forward_far - backward_far
         return abs(jump) > JUMP_OVER_NOISE * slack and abs(jump - jump_far) <= JUMP_DRIFT * abs(jump)
@@ -249,11 +276,15 @@ class Localiser:
                 self._found[name] = _verdict(Outcome.INCONCLUSIVE, probe, cause=cause, message=message, joint=True)
 
 
+def _worst(probes: Sequence[Probe]) -> Probe | None:
+    return max((p for p in probes if p.exceeds), key=lambda p: p.residual, default=None)
+
+
 def _verdict(
     outcome: Outcome, probe: Probe, *, limit: float | None = None, cause: str | None = None, message: str = "",
     joint: bool = False,
 ) -> Verdict:  # fmt: skip
     return Verdict(
-        outcome=outcome, measured=probe.expected, expected=probe.estimate.value, error=probe.residual,
+        outcome=outcome, measured=probe.autograd, expected=probe.estimate.value, error=probe.residual,
         threshold=probe.bound, limit=limit, cause=cause, message=message, joint=joint,
     )  # fmt: skip

@@ -56,19 +56,19 @@ class Probe:
     Attributes:
         direction: v by name.
         estimate: D and its bound without the dot product's rounding.
-        expected: <g, v>, what autograd says.
+        autograd: <g, v>, what autograd says.
         bound: B.
     """
 
     direction: Mapping[str, torch.Tensor]
     estimate: Estimate
-    expected: float
+    autograd: float
     bound: float
 
     @property
     def residual(self) -> float:
         """``r = |D - <g, v>|``."""
-        return abs(self.estimate.value - self.expected)
+        return abs(self.estimate.value - self.autograd)
 
     @property
     def exceeds(self) -> bool:

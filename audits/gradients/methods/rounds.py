@@ -191,7 +191,7 @@ def _joint(probes: Sequence[Probe], scale: float, limit: float, displaced: bool)
     worst = max(probes, key=lambda probe: probe.residual / probe.bound)
     return Verdict(
         outcome=Outcome.PASS,
-        measured=worst.expected,
+        measured=worst.autograd,
         expected=worst.estimate.value,
         error=worst.residual,
         threshold=worst.bound,

@@ -14,7 +14,7 @@ from audits.gradients.native.native_calls import NativeCall, collect_calls, is_l
 from audits.gradients.native.vector_products import distance, exact_vjp, vjp, where_finite
 from audits.lanes.arithmetic import norm
 from audits.lanes.evaluation import Point
-from audits.lanes.float64 import float64_lane
+from audits.lanes.lifted_loss import lifted_loss
 from audits.lanes.lifting import lift_tensor
 from audits.lanes.precision import INSIDE_EPS, Arithmetic, Observing
 from audits.lanes.problem import as_real, differentiate, may_step, quiet
@@ -171,7 +171,7 @@ def _whole_model(subject: Subject, phase: LivePhase) -> ResultRow:
     kept = {n: None if g is None else g.detach().cpu() for n, g in native.items()}
     subject.reset()
     try:
-        with float64_lane(subject, phase) as problem:
+        with lifted_loss(subject, phase) as problem:
             point = Point(problem)
             point.restore()
             size = sum(norm(g) ** 2 for g in point.gradients.values()) ** 0.5

@@ -16,6 +16,7 @@ from audits.updates.compare import rms, to_double
 from audits.updates.record.buffer_watch import BufferWatch, Statistics
 from audits.updates.record.shadow_modules import shadows_of
 from audits.updates.update_rows import row
+from audits.wording import module_label
 
 
 def _allowed(expected: Statistics, eps: float, scales: tuple[float, float]) -> float:
@@ -47,7 +48,7 @@ def batch_norm_rows(
         if shadows and f"{path}.".startswith(shadows):
             continue  # a shadow's statistics are copied or averaged, not its own
         module: Any = subject.model.get_submodule(path)
-        label = f"{type(module).__name__} ({path})"
+        label = module_label(type(module), path)
         eps = torch.finfo(module.running_mean.dtype).eps
         scale_mean = rms(expected.mean) + expected.moment**0.5 + expected.weighed[0]
         scale_var = rms(expected.variance) + expected.moment + expected.weighed[1]

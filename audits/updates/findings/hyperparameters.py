@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import fnmatch
 import math
 from collections.abc import Mapping
 from typing import Any
 
 from audits.causes import Cause
+from audits.globs import matches
 from audits.live.subject import LivePhase, Subject
 from audits.outcomes import Outcome, ResultRow
 from audits.updates.judge.apply_rule import expected_class_name
@@ -54,7 +54,7 @@ def _wrong_class(subject: Subject, phase: LivePhase, expected: Any) -> list[Resu
     # A class of the user's own may be declared to follow a known rule; `update.rule` then judges it by that rule.
     if meant is None or meant == actual or foreign:
         return []
-    message = f"the optimizer of phase {phase.name!r} is {actual}, declared is {meant}"
+    message = f"the optimizer of phase {phase.name!r} is {actual}, expect declares {meant}"
     return [row(subject, _CHECK, Outcome.FAIL, message, phase=phase.name)]
 
 
@@ -62,14 +62,16 @@ def _wrong_options(subject: Subject, phase: LivePhase, key: str, meant: Any) -> 
     rows = []
     for group in phase.recipe.optimizer.groups:
         for name in group.parameters:
-            expected = declared_option(meant, phase.name, name) if isinstance(name, str) else None
-            if not isinstance(name, str) or expected is None:
+            if not isinstance(name, str):
+                continue
+            expected = declared_option(meant, phase.name, name)
+            if expected is None:
                 continue
             actual = group.options.get(key)
             started = group.options.get("initial_lr") if key == "lr" else None
             if _equal(actual, expected) or (started is not None and _equal(started, expected)):
                 continue
-            message = f"{name}: {key} is {actual!r}, declared is {expected!r}"
+            message = f"{name}: {key} is {actual!r}, expect declares {expected!r}"
             rows.append(row(subject, _CHECK, Outcome.FAIL, message, phase=phase.name, parameter=name,
                             measured=_number(actual), expected=_number(expected)))  # fmt: skip
     return rows
@@ -84,7 +86,7 @@ def declared_option(meant: Any, phase: str, name: str) -> Any:
         meant = meant[phase]
     if not isinstance(meant, Mapping):
         return meant
-    return next((value for glob, value in meant.items() if fnmatch.fnmatchcase(name, glob)), None)
+    return next((value for glob, value in meant.items() if matches(name, glob)), None)
 
 
 def _equal(actual: Any, expected: Any) -> bool:

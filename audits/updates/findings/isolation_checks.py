@@ -25,7 +25,7 @@ OPPOSED = -0.5
 _RENORMED = "the forward rescales the rows it uses to max_norm, in place and without gradient, as torch documents"
 
 
-def conduct_rows(subject: Subject, step: TrainingStep, start: dict[str, torch.Tensor]) -> Iterator[ResultRow]:
+def isolation_rows(subject: Subject, step: TrainingStep, start: dict[str, torch.Tensor]) -> Iterator[ResultRow]:
     """Yield rows of one training step.
 
     Args:
@@ -81,9 +81,7 @@ def _outside(subject: Subject, step: TrainingStep) -> Iterator[ResultRow]:
     written = {(w.parameter, w.hook): w for w in step.outside if w.parameter not in shadows}
     for (name, hook), write in written.items():
         if hook is not None:
-            message = (
-                f"the {write.kind} {hook} wrote {name} in training step {step.number}, which is no part of the rule"
-            )
+            message = f"the {write.kind} {hook} wrote {name} in training step {step.number}, which the rule does not do"
             meant = declared_hook(hook, subject.recipe.expect) or declared is True or matches(name, declared)
             message = f"{message} (declared)" if meant else f"{message}; {cure(hook)}"
             outcome, cause = (Outcome.PASS, None) if meant else (Outcome.FAIL, f"the {write.kind} {hook}")

@@ -73,7 +73,7 @@ def _stale(subject: Subject) -> list[ResultRow]:
 
 def _stale_row(subject: Subject, phase: str, tensor: UnknownTensor) -> ResultRow:
     message = (f"the optimizer of phase {phase!r} holds a tensor of shape {tensor.shape} (number {tensor.position}) "
-               "that is no parameter of the model: it trains a tensor that nothing uses")  # fmt: skip
+               "that the model does not have as a parameter: it trains a tensor that nothing uses")  # fmt: skip
     if tensor.likely:
         message += f"; {tensor.likely} has that shape and is in no optimizer, so it probably replaced this tensor"
     return row(subject, "registration.stale", Outcome.FAIL, message, phase=phase,

@@ -24,6 +24,7 @@ from audits.updates.findings.shadows import distance, how_it_moved
 from audits.updates.record.buffer_watch import BufferWatch
 from audits.updates.record.shadow_modules import Shadow, shadows_of, tensors_of
 from audits.updates.update_rows import row
+from audits.wording import module_label
 
 #: What ``expect["ema"][prefix]["buffers"]`` may say; "left" is for buffers that `update_bn` computes at the end.
 WAYS = ("copied", "averaged", "left")
@@ -146,7 +147,7 @@ def _row(subject: Subject, following: Shadow, buffer: _Buffer, number: int, keep
     shadow, weight = buffer.shadow, buffer.weight
     fields: dict[str, Any] = {
         "parameter": shadow,
-        "module": f"{type(buffer.module).__name__} ({shadow.rpartition('.')[0]})",
+        "module": module_label(type(buffer.module), shadow.rpartition(".")[0]),
         "step": number,
         "threshold": AVERAGE.value,
     }
@@ -159,7 +160,7 @@ def _row(subject: Subject, following: Shadow, buffer: _Buffer, number: int, keep
     if following.buffers == "left" and not buffer.moved:
         return row(subject, check, Outcome.PASS, f"{shadow} stayed as it was, as declared", **fields)
     if not buffer.moved and not (buffer.source_moved and buffer.persistent):
-        why = f"{weight} did not move either" if not buffer.source_moved else "it is no part of the state_dict"
+        why = f"{weight} did not move either" if not buffer.source_moved else "the state_dict leaves it out"
         message = f"{shadow} stayed as it was in step {number}, and {why}: how it follows does not show"
         return row(subject, check, Outcome.SKIPPED, message, cause=Cause.DID_NOT_MOVE, **fields)
     if buffer.moved and buffer.ran and (buffer.own is None or not follows_torch(buffer.module)):
@@ -204,4 +205,4 @@ def _inconsistent(subject: Subject, following: Shadow, judged: list[_Buffer], nu
         )
         outcome = Outcome.FAIL if following.declared else Outcome.WARN
         yield row(subject, "buffers.ema", outcome, message, step=number, parameter=held[0].shadow,
-                  module=f"{type(module).__name__} ({path})", cause=Cause.INCONSISTENT)  # fmt: skip
+                  module=module_label(type(module), path), cause=Cause.INCONSISTENT)  # fmt: skip

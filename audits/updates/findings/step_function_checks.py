@@ -17,6 +17,7 @@ from audits.updates.findings.hyperparameters import declared_option
 from audits.updates.received.search import BeforeStep
 from audits.updates.record.calls import Call
 from audits.updates.record.context import usable_rates
+from audits.updates.record.step_listener import ClippingCall
 from audits.updates.steps import TrainingStep
 from audits.updates.update_rows import row
 
@@ -27,13 +28,13 @@ CANONICAL_ONLY = ("step.clipping", "step.count", "step.learning-rate", "step.mod
 NORM_TOLERANCE = {torch.bfloat16: NORM_LOW.value, torch.float16: NORM_LOW.value}
 
 
-def skipped_handling_rows(subject: Subject) -> list[ResultRow]:
+def skipped_step_function_rows(subject: Subject) -> list[ResultRow]:
     """Return the rows that a canonical step cannot fail, as skipped."""
     message = "the recipe has no step function: the step is the audit's own and cannot get this wrong"
     return [row(subject, check, Outcome.SKIPPED, message, cause=Cause.CANONICAL_STEP) for check in CANONICAL_ONLY]
 
 
-def handling_rows(subject: Subject, step: TrainingStep) -> Iterator[ResultRow]:
+def step_function_rows(subject: Subject, step: TrainingStep) -> Iterator[ResultRow]:
     """Yield the rows of one training step of the recipe's own step function."""
     for phase in subject.phases:
         yield _count(subject, step, phase)
@@ -62,43 +63,47 @@ def _clipping(subject: Subject, step: TrainingStep, phase: LivePhase) -> Iterato
         where = f"phase {phase.name!r}, step {step.number}"
         common: dict[str, Any] = {"phase": phase.name, "step": step.number}
         if declared is None and not seen:
-            yield row(
-                subject, check, Outcome.SKIPPED, "the recipe declares no clipping", cause=Cause.NOT_DECLARED, **common
-            )
-            continue
-        if declared is None:
+            message = "the recipe declares no clipping"
+            yield row(subject, check, Outcome.SKIPPED, message, cause=Cause.NOT_DECLARED, **common)
+        elif declared is None:
             message = f"gradients are clipped to {seen[0].max_norm:g} ({where}), which the recipe does not declare"
             yield row(
                 subject, check, Outcome.WARN, message, cause=Cause.NOT_DECLARED, measured=seen[0].max_norm, **common
             )
-            continue
-        if reference is None:
-            continue
-        tolerance = max((NORM_TOLERANCE.get(real_dtype(p.dtype), NORM.value)
-                         for p in phase.parameters.values()), default=NORM.value)  # fmt: skip
-        if len(seen) > 1:
+        elif reference is not None and len(seen) > 1:
             message = f"gradients are clipped {len(seen)} times ({where})"
             yield row(subject, check, Outcome.FAIL, message, measured=float(len(seen)), expected=1.0, **common)
-        elif seen and abs(seen[0].max_norm - declared) > RATE_TENSOR.value * declared:
-            message = f"gradients are clipped to {seen[0].max_norm:g}, declared is {declared:g} ({where})"
+        elif reference is not None and seen and abs(seen[0].max_norm - declared) > RATE_TENSOR.value * declared:
+            message = f"gradients are clipped to {seen[0].max_norm:g}, the recipe declares {declared:g} ({where})"
             yield row(subject, check, Outcome.FAIL, message, measured=seen[0].max_norm, expected=declared, **common)
-        elif seen:
-            error = abs(seen[0].norm - reference.norm) / reference.norm if reference.norm else seen[0].norm
-            met = error <= tolerance
-            message = f"clipping saw the norm {seen[0].norm:.6g}, the loss's own is {reference.norm:.6g} ({where})"
-            if not met and not seen[0].norm:
+        elif reference is not None:
+            dtypes = (real_dtype(p.dtype) for p in phase.parameters.values())
+            tolerance = max((NORM_TOLERANCE.get(dtype, NORM.value) for dtype in dtypes),
+                            default=NORM.value)  # fmt: skip
+            measured, expected, message = _norms(
+                call, phase, declared, seen[0] if seen else None, reference.norm, where
+            )
+            error = abs(measured - expected) / expected if expected else measured
+            outcome = Outcome.PASS if error <= tolerance else Outcome.FAIL
+            if outcome is Outcome.FAIL and seen and not measured:
                 message += ": it was given no gradients (a generator that was used up?)"
-            yield row(subject, check, Outcome.PASS if met else Outcome.FAIL, message, measured=seen[0].norm,
-                      expected=reference.norm, error=error, threshold=tolerance, **common)  # fmt: skip
-        else:
-            received = [g for n in phase.parameters if (g := call.gradients.get(n)) is not None]
-            arrived = sum(float(g.to_dense().double().square().sum()) for g in received) ** 0.5
-            wanted = min(reference.norm, declared)
-            error = abs(arrived - wanted) / wanted if wanted else arrived
-            met = error <= tolerance
-            message = f"the gradient's norm at the optimizer is {arrived:.6g}, as declared it is {wanted:.6g} ({where})"
-            yield row(subject, check, Outcome.PASS if met else Outcome.FAIL, message, measured=arrived, expected=wanted,
-                      error=error, threshold=tolerance, **common)  # fmt: skip
+            yield row(subject, check, outcome, message, measured=measured, expected=expected, error=error,
+                      threshold=tolerance, **common)  # fmt: skip
+
+
+def _norms(
+    call: Call, phase: LivePhase, declared: float, seen: ClippingCall | None, reference: float, where: str
+) -> tuple[float, float, str]:
+    """Return the norm that torch's clipping saw, or that arrived at the optimizer, the norm it should be, and both."""
+    if seen is not None:
+        text = f"clipping saw the norm {seen.norm:.6g}, the loss's own is {reference:.6g} ({where})"
+        return seen.norm, reference, text
+    received = [g for n in phase.parameters if (g := call.gradients.get(n)) is not None]
+    arrived = sum(float(g.to_dense().double().square().sum()) for g in received) ** 0.5
+    wanted = min(reference, declared)
+    return arrived, wanted, (
+        f"the gradient's norm at the optimizer is {arrived:.6g}, as declared it is {wanted:.6g} ({where})"
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -170,6 +175,6 @@ def _mode(subject: Subject, step: TrainingStep) -> ResultRow:
                    step=step.number)  # fmt: skip
     path, training = min(step.modes.items(), key=lambda found: len(found[0]))
     mode, other = ("train", "eval") if training else ("eval", "train")
-    message = (f"{path or 'the model'} ran in {mode} mode in step {step.number}, declared is {other}"
+    message = (f"{path or 'the model'} ran in {mode} mode in step {step.number}, the recipe declares {other}"
                f" ({len(step.modes)} modules in all)")  # fmt: skip
     return row(subject, "step.mode", Outcome.FAIL, message, step=step.number)

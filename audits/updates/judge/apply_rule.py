@@ -14,7 +14,8 @@ from audits.lanes import precision
 from audits.lanes.precision import INSIDE_EPS, Product
 from audits.live.subject import LivePhase, Subject
 from audits.recipe.callables import CallableReference
-from audits.recipe.optimizers import RUNNING, optimizer_class
+from audits.recipe.constructing import optimizer_class
+from audits.recipe.optimizers import RUNNING
 from audits.updates.compare import FOREIGN_TOLERANCE, PRODUCT_EPS, to_double
 from audits.updates.judge.own_attributes import attributes_of
 from audits.updates.rules import PUBLISHED, RULES, Options, Rule, State, plain_name

@@ -15,7 +15,7 @@ from audits.updates.compare import (
     RESOLUTION,
     SLACK,
     THRESHOLDS,
-    Judged,
+    Judgement,
     real_dtype,
     resolution,
 )
@@ -24,7 +24,7 @@ from audits.updates.judge.conditioning import judge_conditioned
 from audits.updates.judge.expected import LOW_PRECISION, Expected
 from audits.updates.judge.kernels import limit_beside_scalars
 from audits.updates.judge.masters import masters_of
-from audits.updates.judge.replay import Replays
+from audits.updates.judge.replay import LaneCache
 from audits.updates.record.calls import Call
 from audits.updates.rules import Rule, State
 from audits.updates.rules.base import SCALARS
@@ -47,25 +47,25 @@ class Finding:
     """How an update was judged: in which lane last, how far off, by what, and each term's smallest visible error."""
 
     lane: Lane
-    judged: Judged
+    judged: Judgement
     limits: dict[str, float]
     reference: Expected
     scaled: bool = False
 
 
-class Closer:
+class CloserLook:
     """Judges updates lane by lane.
 
     Args:
         rule: the rule.
         phase: whose optimizer.
-        replays: its calls so far, in other dtypes.
+        lanes: its calls so far, in other dtypes.
         expect: what the rule expects.
     """
 
-    def __init__(self, rule: Rule, phase: LivePhase, replays: Replays, expect: Expect) -> None:
+    def __init__(self, rule: Rule, phase: LivePhase, lanes: LaneCache, expect: Expect) -> None:
         self._rule, self._phase, self._expect = rule, phase, expect
-        self.replays = replays
+        self.lanes = lanes
 
     def find(self, lane: Lane, dtype: torch.dtype, actual: torch.Tensor, reference: Expected) -> Finding:
         """Judge an update in a lane and say how much of each term would show there.
@@ -76,10 +76,7 @@ class Closer:
             actual: the update made, float64.
             reference: the rule's.
         """
-        judged = judge_conditioned(
-            self._rule, actual, reference.update, reference.theta, reference.gradient, reference.before,
-            reference.options, dtype, reference.noise, (reference.size, reference.length),
-        )  # fmt: skip
+        judged = judge_conditioned(self._rule, actual, reference, dtype, (reference.size, reference.length))
         theta, full = reference.size, reference.length
         rule = self._rule
         if rule.inside is not None:
@@ -102,10 +99,8 @@ class Closer:
         outside = {"decay": {"weight_decay": 0.0}, "momentum": self._rule.momentum}
         for term, limit in limits.items():
             if term in outside and limit > RESOLUTION and SCALARS in reference.options:
-                found = limit_beside_scalars(
-                    self._rule, actual - reference.update, reference.theta, reference.gradient, reference.before,
-                    reference.options, outside[term], torch.finfo(torch.float64).eps,
-                )  # fmt: skip
+                eps = torch.finfo(torch.float64).eps
+                found = limit_beside_scalars(self._rule, actual - reference.update, reference, outside[term], eps)
                 limits[term] = min(limit, found)
 
     def unresolved(self, reference: Expected, finding: Finding) -> list[str]:
@@ -135,7 +130,7 @@ class Closer:
             if not names:
                 continue
             try:
-                updates = self.replays.updates(dtype)
+                updates = self.lanes.updates(dtype)
             except Exception:  # a kernel for the native dtype only: that lane shows nothing, and its terms stay open
                 continue
             references = self._references(dtype, expected, names)
@@ -159,7 +154,7 @@ class Closer:
             return expected
         states: dict[str, State] = {}
         found: dict[str, Expected] = {}
-        for call in self.replays.history:
+        for call in self.lanes.history:
             for name in names:
                 reference = self._expect(call, name, states, lane=dtype)
                 if reference is not None:
@@ -175,14 +170,14 @@ class Closer:
 
     def _replayed_small(self) -> tuple[dict[str, torch.Tensor], dict[str, Expected]]:
         """Return the last call's updates on scaled weights, and the references for those weights."""
-        replay = self.replays.fresh(torch.float64)
+        replay = self.lanes.fresh(torch.float64)
         sizes: dict[str, State] = {}
         states: dict[str, State] = {}
         updates: dict[str, torch.Tensor] = {}
         references: dict[str, Expected] = {}
-        for call in self.replays.history:
+        for call in self.lanes.history:
             weights, references = dict(call.before), {}
-            for name in self.replays.part:
+            for name in self.lanes.part:
                 size = self._expect(call, name, sizes, lane=torch.float64)
                 if size is None:
                     continue

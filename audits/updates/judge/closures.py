@@ -49,14 +49,13 @@ class ClosureJudge:
     Args:
         subject: the model under audit.
         phase: the phase.
-        with_state: whether the run began from the captured state.
     """
 
-    def __init__(self, subject: Subject, phase: LivePhase, *, with_state: bool = True) -> None:
+    def __init__(self, subject: Subject, phase: LivePhase) -> None:
         self._subject = subject
         self._phase = phase
         names = list(dict.fromkeys(phase.recipe.optimizer.names))
-        captured = phase.recipe.optimizer.state if with_state else {}
+        captured = phase.recipe.optimizer.state
         held = next((n for n in names if n in captured), None)
         self._captured = {} if held is None else dict(captured[held])
         if held is not None:

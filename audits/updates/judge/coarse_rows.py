@@ -46,15 +46,15 @@ def uniform_row(subject: Subject, phase: LivePhase, rule: Rule, coarse: CoarseSt
         return row(subject, "optimizer.probe", Outcome.INCONCLUSIVE, message, cause=Cause.PROBE_RAISED, **common)
     common |= {"error": found.error, "threshold": found.threshold}
     if found.outcome is Outcome.PASS:
-        message = (f"{name} keeps its state in {coarse.told} and follows {rule.title} over 8 synthetic steps on "
+        message = (f"{name} keeps its state in {coarse.description} and follows {rule.title} over 8 synthetic steps on "
                    "uniform tensors, whose state is known to a rounding")  # fmt: skip
         return row(subject, "optimizer.probe", Outcome.PASS, message, **common)
     if found.outcome is Outcome.FAIL:
-        message = (f"{name}, whose state is in {coarse.told}, leaves {rule.title}: {found.text}, more than rounding "
-                   "explains")  # fmt: skip
+        message = (f"{name}, whose state is in {coarse.description}, leaves {rule.title}: {found.text}, more than "
+                   "rounding explains")  # fmt: skip
         return row(subject, "optimizer.probe", Outcome.FAIL, message + (DECLARE if rule.guessed else ""), **common)
-    message = (f"{name} keeps its state in {coarse.told}, which rounds too coarsely to be held to {rule.title}: audit "
-               "the same optimizer with its state in float32, or in 8 bits")  # fmt: skip
+    message = (f"{name} keeps its state in {coarse.description}, which rounds too coarsely to be held to {rule.title}: "
+               "audit the same optimizer with its state in float32, or in 8 bits")  # fmt: skip
     return row(subject, "optimizer.probe", Outcome.INCONCLUSIVE, message, cause=Cause.COARSE_STATE, **common)
 
 
@@ -85,11 +85,11 @@ def coarse_step_rows(
     )
     held = {n: call.before[n] for n in dict.fromkeys(recipe.names)}
     updates: dict[str, torch.Tensor] = {}
-    told = ""
+    trouble = ""
     try:
         updates = Replay(recipe, held, None, {}).step(call.before, call.gradients, call.options)
     except Exception as raised:
-        told = f"it could not be stepped from fresh state: {type(raised).__name__}: {raised}"
+        trouble = f"it could not be stepped from fresh state: {type(raised).__name__}: {raised}"
     for name in wanted:
         reference = expect(rule, phase, call, name, {})
         if reference is None:
@@ -98,12 +98,12 @@ def coarse_step_rows(
         numbers |= {"expected": norm(reference.update), "gradient_norm": norm(reference.gradient)}
         if name not in updates:
             yield row(
-                subject, "update.rule", Outcome.INCONCLUSIVE, f"{name}: {told}", cause=Cause.COARSE_STATE, **numbers
+                subject, "update.rule", Outcome.INCONCLUSIVE, f"{name}: {trouble}", cause=Cause.COARSE_STATE, **numbers
             )
             continue
         error, threshold = _error(rule, coarse, reference, updates[name], real_dtype(call.before[name].dtype))
         numbers |= {"measured": norm(updates[name]), "error": error, "threshold": threshold}
-        title = f"{rule.title}, from fresh state, for its own is in {coarse.told}"
+        title = f"{rule.title}, from fresh state, for its own is in {coarse.description}"
         if error <= threshold:
             message = f"{name} moves as {title}, says (step {call.step})"
             yield row(subject, "update.rule", Outcome.PASS, message, **numbers)
@@ -125,8 +125,7 @@ def _error(
     rule: Rule, coarse: CoarseState, reference: Expected, actual: torch.Tensor, dtype: torch.dtype
 ) -> tuple[float, float]:  # fmt: skip
     """Return (error, threshold), beside what rounding the new state to a coarse floating dtype changes."""
-    judged = judge_conditioned(rule, actual, reference.update, reference.theta, reference.gradient, {},
-                               reference.options, dtype)  # fmt: skip
+    judged = judge_conditioned(rule, actual, dataclasses.replace(reference, before={}, noise=0.0), dtype)
     if not judged.met and coarse.floating:
         # Two moments, each rounded by half a spacing h: a quotient is off by (1 + h) / (1 - h) at most.
         rounding = 2.0 * coarse.half / (1.0 - coarse.half)

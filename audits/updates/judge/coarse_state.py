@@ -21,6 +21,7 @@ from audits.outcomes import Outcome
 from audits.recipe.optimizers import RUNNING
 from audits.recipe.phases import ParameterGroup
 from audits.updates.judge.apply_rule import copy_state, reference_update, rule_options
+from audits.updates.judge.expected import Expected
 from audits.updates.judge.own_attributes import attributes_of
 from audits.updates.judge.replay import Replay
 from audits.updates.rules import Rule, State
@@ -54,7 +55,7 @@ class CoarseState:
     That is relative to each number where it is ``floating``, to the largest of a block elsewhere.
     """
 
-    told: str
+    description: str
     half: float
     floating: bool = False
 
@@ -143,11 +144,13 @@ def judge_uniform(phase: LivePhase, rule: Rule, coarse: CoarseState) -> CoarseVe
     for number, scale in enumerate(SCALES, start=1):
         weights, gradients = _tensors(phase, list(states), scale)
         updates = replay.step(weights, gradients, {})
-        before = {name: copy_state(state) for name, state in states.items()}
-        expected = {
-            n: reference_update(rule, weights[n].double(), gradients[n], states[n], chosen[n]) for n in states
-        }  # fmt: skip
-        for name, update in expected.items():
+        expected = {}
+        for name, state in states.items():
+            before, weight = copy_state(state), weights[name].double()
+            update = reference_update(rule, weight, gradients[name], state, chosen[name])
+            expected[name] = Expected(weight, update, {}, before, chosen[name], gradients[name])
+        for name, reference in expected.items():
+            update = reference.update
             size, theta = float(update.abs().max()), float(weights[name].abs().max())
             off = float((updates[name] - update).abs().max())
             error = max(0.0, off - _rounding(theta + size)) / size if size else float(off > _rounding(theta))
@@ -157,35 +160,35 @@ def judge_uniform(phase: LivePhase, rule: Rule, coarse: CoarseState) -> CoarseVe
             if error > worst.error:
                 worst = dataclasses.replace(worst, error=error)
         for _, (one, other, *_) in groups:
-            told = _beside_each_other(rule, coarse, (one, other), weights, gradients, updates, expected, before, chosen)
-            if told:
-                return CoarseVerdict(Outcome.FAIL, f"at step {number} {told}", worst.error, coarse.tolerance)
+            if apart := _beside_each_other(rule, coarse, (one, other), updates, expected):
+                return CoarseVerdict(Outcome.FAIL, f"at step {number} {apart}", worst.error, coarse.tolerance)
     if vacuous and worst.error > VACUOUS:
         return dataclasses.replace(worst, outcome=Outcome.INCONCLUSIVE)
     return worst
 
 
 def _beside_each_other(
-    rule: Rule, coarse: CoarseState, names: tuple[str, str], weights: Mapping[str, torch.Tensor],
-    gradients: Mapping[str, torch.Tensor], updates: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor],
-    before: Mapping[str, State], options: Mapping[str, Mapping[str, Any]],
-) -> str:  # fmt: skip
+    rule: Rule,
+    coarse: CoarseState,
+    names: tuple[str, str],
+    updates: Mapping[str, torch.Tensor],
+    expected: Mapping[str, Expected],
+) -> str:
     """Compare two tensors of the same gradients and other weights; what their states' rounding changes is allowed."""
     if not rule.elementwise:
         return ""
-    one, other = names
-    wanted = float(expected[one].mean() - expected[other].mean())
-    found = float(updates[one].mean() - updates[other].mean())
+    one, other = (expected[name] for name in names)
+    wanted = float(one.update.mean() - other.update.mean())
+    found = float(updates[names[0]].mean() - updates[names[1]].mean())
 
     def apart(factor: float) -> float:
         moved = []
-        for name in (one, other):
-            state = {k: v * factor if isinstance(v, torch.Tensor) else v for k, v in before[name].items()}
-            theta = weights[name].double()
-            moved.append(float(reference_update(rule, theta, gradients[name], state, options[name]).mean()))
+        for each in (one, other):
+            state = {k: v * factor if isinstance(v, torch.Tensor) else v for k, v in each.before.items()}
+            moved.append(float(reference_update(rule, each.theta, each.gradient, state, each.options).mean()))
         return moved[0] - moved[1]
 
-    size = sum(float(t.abs().max()) for n in (one, other) for t in (weights[n], expected[n]))
+    size = sum(float(t.abs().max()) for each in (one, other) for t in (each.theta, each.update))
     slack = max(abs(apart(1.0 + sign * coarse.tolerance) - wanted) for sign in (1.0, -1.0))
     if abs(found - wanted) <= _rounding(size) + slack:
         return ""

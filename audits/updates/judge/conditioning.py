@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 
 from audits.devices import Draws
-from audits.updates.compare import Judged, deviation, judge, real_dtype, rms, to_double
+from audits.updates.compare import Judgement, deviation, judge, real_dtype, rms, to_double
 from audits.updates.judge.apply_rule import copy_state, reference_update
-from audits.updates.rules import Rule, State
+from audits.updates.judge.expected import Expected
+from audits.updates.rules import Rule
 
 #: The native run rounds at each of the handful of operations of a rule; each response below is that of one rounding.
 ROUNDINGS = 8.0
@@ -24,10 +22,8 @@ SIGN_DRAWS = 24
 
 
 def judge_conditioned(
-    rule: Rule, actual: torch.Tensor, reference: torch.Tensor, theta: torch.Tensor, gradient: torch.Tensor,
-    state: State, options: Mapping[str, Any], dtype: torch.dtype, noise: float = 0.0,
-    known: tuple[float, float] | None = None,
-) -> Judged:  # fmt: skip
+    rule: Rule, actual: torch.Tensor, expected: Expected, dtype: torch.dtype, known: tuple[float, float] | None = None
+) -> Judgement:
     """Judge an update; what misses the threshold is judged again without what rounding explains.
 
     The sign of a gradient that weight decay cancels to a last digit, or a centered variance that is the difference of
@@ -38,32 +34,28 @@ def judge_conditioned(
     Args:
         rule: the rule.
         actual: the update made, float64.
-        reference: the rule's.
-        theta: weights before, float64.
-        gradient: as received.
-        state: the rule's state before.
-        options: the group's options.
+        expected: what the rule makes of the same gradient, weights and state.
         dtype: dtype of the lane's weights.
-        noise: scatter of the rule's own coarse arithmetic.
         known: rms of theta and of the reference, where they were worked out already.
     """
+    theta, reference = expected.theta, expected.update
     if rule.inside is not None:
         size, length = known or (rms(theta), rms(reference))
-        known = max(size, rule.inside(theta, to_double(gradient), state, options)), length
-    found = judge(deviation(actual, reference, theta, dtype, known), rule, dtype, options, noise)
+        inside = rule.inside(theta, to_double(expected.gradient), expected.before, expected.options)
+        known = max(size, inside), length
+    found = judge(deviation(actual, reference, theta, dtype, known), rule, dtype, expected.options, expected.noise)
     if found.met or not bool(torch.isfinite(actual).all()):
         return found
-    response = rounding_response(rule, reference, theta, gradient, state, options, dtype)
     difference = actual - reference
+    response = rounding_response(rule, expected, dtype)
     left = difference.sign() * (difference.abs() - ROUNDINGS * response).clamp(min=0.0)
-    return judge(deviation(reference + left, reference, theta, dtype, known), rule, dtype, options, noise)
+    again = deviation(reference + left, reference, theta, dtype, known)
+    return judge(again, rule, dtype, expected.options, expected.noise)
 
 
-def rounding_response(
-    rule: Rule, reference: torch.Tensor, theta: torch.Tensor, gradient: torch.Tensor, state: State,
-    options: Mapping[str, Any], dtype: torch.dtype,
-) -> torch.Tensor:  # fmt: skip
+def rounding_response(rule: Rule, expected: Expected, dtype: torch.dtype) -> torch.Tensor:
     """Return, per element, the largest change of the update under changes of one eps in what it is made from."""
+    gradient = expected.gradient
     draws = Draws(0)
     eps = torch.finfo(real_dtype(dtype)).eps * (ROUNDINGS if rule.signs else 1.0)
 
@@ -78,9 +70,9 @@ def rounding_response(
         return torch.sparse_coo_tensor(found.indices(), shaken(found.values().double()), found.shape,
                                        check_invariants=False).coalesce()  # fmt: skip
 
-    response = torch.zeros_like(reference)
+    response = torch.zeros_like(expected.update)
     for _ in range(SIGN_DRAWS if rule.signs else DRAWS):
-        other = {k: shaken(v) if isinstance(v, torch.Tensor) else v for k, v in copy_state(state).items()}
-        update = reference_update(rule, shaken(theta), shaken_gradient(), other, options)
-        response = torch.maximum(response, (update - reference).abs().nan_to_num(nan=0.0))
+        other = {k: shaken(v) if isinstance(v, torch.Tensor) else v for k, v in copy_state(expected.before).items()}
+        update = reference_update(rule, shaken(expected.theta), shaken_gradient(), other, expected.options)
+        response = torch.maximum(response, (update - expected.update).abs().nan_to_num(nan=0.0))
     return response

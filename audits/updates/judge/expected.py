@@ -12,7 +12,7 @@ from audits.live.subject import LivePhase
 from audits.updates.compare import IMMATERIAL, THRESHOLDS, real_dtype, rms
 from audits.updates.compare import to_double as double
 from audits.updates.judge.apply_rule import COUNTERS, copy_state, reference_update, rule_options
-from audits.updates.judge.kernels import told
+from audits.updates.judge.kernels import with_scalar_options
 from audits.updates.record.calls import Call
 from audits.updates.rules import Rule, State
 
@@ -66,7 +66,7 @@ def expect(
         return None
     theta = double(call.before[name]) if theta is None else theta
     native = real_dtype(call.before[name].dtype)
-    options = told(phase, rule, rule_options(phase, call.options[name], native), state, lane or native)
+    options = with_scalar_options(phase, rule, rule_options(phase, call.options[name], native), state, lane or native)
     before = copy_state(state)
     update = reference_update(rule, theta, gradient, state, options)
     terms = _terms(rule, *_sample(rule, theta, gradient, before, update), options)

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import weakref
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -18,6 +18,9 @@ from audits.updates.judge.replay import Replay
 from audits.updates.rules import Rule, State
 from audits.updates.rules.base import SCALARS
 from audits.updates.rules.scalars import EXACT, Scalars
+
+if TYPE_CHECKING:
+    from audits.updates.judge.expected import Expected
 
 #: Unit roundoff of float32.
 ROUNDOFF = 2.0**-24
@@ -41,7 +44,7 @@ _CHOOSING = ("fused", "capturable", "differentiable")
 _KNOWN: weakref.WeakKeyDictionary[LivePhase, dict[Any, Scalars]] = weakref.WeakKeyDictionary()
 
 
-def told(
+def with_scalar_options(
     phase: LivePhase, rule: Rule, options: Mapping[str, Any], state: State, dtype: torch.dtype
 ) -> dict[str, Any]:  # fmt: skip
     """Return a group's options with what the rule has to know of the implementation's scalars.
@@ -58,7 +61,7 @@ def told(
     if built and len(options.get("betas") or ()) == 2:
         scalars = scalars_of_build(phase, rule, options, dtype)
         chosen[SCALARS] = scalars
-        chosen[SLACK] = slack(scalars, options, float(state.get("step", 0.0)) + 1.0)
+        chosen[SLACK] = scalar_slack(scalars, options, float(state.get("step", 0.0)) + 1.0)
     decoupled = rule.name in DECOUPLED or options.get("decoupled_weight_decay")
     if (isinstance(options.get("lr"), torch.Tensor) and decoupled) or (rule.name == "ASGD" and built):
         # ``1 - lr * weight_decay`` (ASGD: ``1 - lambd * eta``) is a float32 tensor there: a product and a difference
@@ -68,7 +71,7 @@ def told(
     return chosen
 
 
-def slack(scalars: Scalars, options: Mapping[str, Any], t: float) -> float:
+def scalar_slack(scalars: Scalars, options: Mapping[str, Any], t: float) -> float:
     """Return the relative error that rounding the scalars may make of step t's update.
 
     ``32 u``, and where a kernel takes its powers by itself, one unit in the last place of ``beta^t``:
@@ -134,18 +137,14 @@ def _measured(phase: LivePhase, rule: Rule, options: Mapping[str, Any], lane: to
     return candidates[errors.index(min(errors))]
 
 
-def scalar_directions(
-    rule: Rule, theta: torch.Tensor, gradient: torch.Tensor, state: State, options: Mapping[str, Any]
-) -> list[torch.Tensor]:
+def scalar_directions(rule: Rule, expected: Expected) -> list[torch.Tensor]:
     """Return an orthonormal basis of the ways in which rounded scalars can change an update.
 
     Args:
         rule: the rule.
-        theta: weights before, float64.
-        gradient: as received.
-        state: the rule's state before.
-        options: the group's options, told of the scalars.
+        expected: the update it makes, its options told of the scalars.
     """
+    theta, gradient, state, options = expected.theta, expected.gradient, expected.before, expected.options
     scalars: Scalars = options[SCALARS]
     seen: list[Any] = []
     base = reference_update(
@@ -171,9 +170,8 @@ def without(vector: torch.Tensor, basis: list[torch.Tensor]) -> torch.Tensor:
 
 
 def limit_beside_scalars(
-    rule: Rule, difference: torch.Tensor, theta: torch.Tensor, gradient: torch.Tensor, state: State,
-    options: Mapping[str, Any], without_term: Mapping[str, Any], eps: float,
-) -> float:  # fmt: skip
+    rule: Rule, difference: torch.Tensor, expected: Expected, without_term: Mapping[str, Any], eps: float
+) -> float:
     """Return the relative error of one term of the rule that would show beside rounded scalars.
 
     Rounded scalars stretch an update's gradient part, and that alone; a decay that is off adds weights to it, which is
@@ -182,17 +180,15 @@ def limit_beside_scalars(
     Args:
         rule: the rule.
         difference: update minus reference, float64.
-        theta: weights before, float64.
-        gradient: as received.
-        state: the rule's state before.
-        options: the group's options, told of the scalars.
+        expected: the update it makes, its options told of the scalars.
         without_term: options that take the term out.
         eps: of the lane's dtype.
 
     Returns:
         ``4 (rest of difference + eps (theta + d)) / rest of the term``: infinite for a term that scalars could make.
     """
-    basis = scalar_directions(rule, theta, gradient, state, options)
+    theta, gradient, state, options = expected.theta, expected.gradient, expected.before, expected.options
+    basis = scalar_directions(rule, expected)
     update = reference_update(rule, theta, gradient, dict(state), options)
     bare = reference_update(rule, theta, gradient, dict(state), {**options, **without_term})
     term = rms(without((update - bare).reshape(-1), basis))

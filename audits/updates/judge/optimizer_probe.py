@@ -12,11 +12,12 @@ from torch.optim.optimizer import _default_to_fused_or_foreach
 from audits.causes import Cause
 from audits.live.subject import LivePhase, Subject
 from audits.outcomes import Lane, Outcome, ResultRow
-from audits.updates.compare import THRESHOLDS, Deviation, Judged, deviation, judge, real_dtype, rms, to_double
+from audits.updates.compare import THRESHOLDS, Deviation, Judgement, deviation, judge, real_dtype, rms, to_double
 from audits.updates.judge.apply_rule import rule_for
 from audits.updates.judge.coarse_rows import uniform_row
 from audits.updates.judge.coarse_state import coarse_state
 from audits.updates.judge.conditioning import judge_conditioned
+from audits.updates.judge.expected import Expected
 from audits.updates.judge.masters import masters_of
 from audits.updates.judge.other_rules import explain
 from audits.updates.judge.replay import Replay
@@ -153,9 +154,8 @@ def run_probe(
                 gradient = synthetic.gradients[number - 1][name]
                 assert gradient is not None
                 noise = rule.noise(theta, to_double(gradient), state, options) if rule.noise else 0.0
-                found = judge_conditioned(
-                    rule, updates[name], expected, theta, gradient, state, options, in_dtype, noise
-                )
+                meant = Expected(theta, expected, {}, state, options, gradient, noise)
+                found = judge_conditioned(rule, updates[name], meant, in_dtype)
                 share = found.error / found.threshold
                 if not found.met and (failure is None or (failure.step == number and share > ratio)):
                     because = explain(rule, theta, gradient, state, options, updates[name], in_dtype)
@@ -229,7 +229,7 @@ def _parity(subject: Subject, phase: LivePhase, synthetic: Synthetic, rule: Rule
         meant = None if rule is None else [
             reference_updates(phase, synthetic, rule, "weights", o) for o in ({}, overrides)
         ]  # fmt: skip
-        worst = Judged(_EQUAL, 0.0, THRESHOLDS[torch.float32][0], True)
+        worst = Judgement(0.0, THRESHOLDS[torch.float32][0], True)
         at = "to the last bit"
         for number, (weights, gradients) in enumerate(
             zip(synthetic.weights, synthetic.gradients, strict=True), start=1

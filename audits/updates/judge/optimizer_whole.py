@@ -9,8 +9,8 @@ import torch
 from audits.causes import Cause
 from audits.live.subject import LivePhase, Subject
 from audits.outcomes import Outcome, ResultRow
+from audits.recipe.constructing import mould_of_recipe, optimizer_class
 from audits.recipe.moulds import callable_name, hooks_of, own_step
-from audits.recipe.optimizers import mould_of_recipe, optimizer_class
 from audits.recipe.phases import OptimizerRecipe
 from audits.updates.update_rows import row
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from audits.live.subject import LivePhase
-from audits.recipe.optimizers import mould_of_recipe, optimizer_class
+from audits.recipe.constructing import mould_of_recipe, optimizer_class
 
 _KNOWN: weakref.WeakKeyDictionary[LivePhase, dict[str, Any]] = weakref.WeakKeyDictionary()
 

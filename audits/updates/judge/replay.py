@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from audits.recipe.optimizers import build_optimizer, optimizer_class, placed_state
+from audits.recipe.constructing import optimizer_class
+from audits.recipe.optimizers import build_optimizer, placed_state
 from audits.recipe.phases import OptimizerRecipe, ParameterGroup
 from audits.structures import map_tensors
 from audits.updates.compare import real_dtype, to_double
@@ -162,7 +163,7 @@ def restricted(recipe: OptimizerRecipe, names: Collection[str]) -> OptimizerReci
     return dataclasses.replace(recipe, groups=tuple(ParameterGroup(o, held) for o, held in groups if held))
 
 
-class Replays:
+class LaneCache:
     """Replays of one phase's calls so far, a lane each, for one part of the parameters at a time.
 
     Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ import torch
 from audits.causes import Cause
 from audits.live.subject import LivePhase, Subject
 from audits.outcomes import Lane, Outcome, ResultRow
-from audits.updates.compare import THRESHOLDS, deviation, judge, real_dtype, to_double
+from audits.updates.compare import THRESHOLDS, Deviation, deviation, judge, real_dtype, to_double
 from audits.updates.judge.coarse_state import CoarseState
 from audits.updates.judge.replay import Replay
 from audits.updates.judge.synthetic import Synthetic
@@ -53,8 +53,11 @@ def round_trip(
                 other = loaded.step(weights, gradients, synthetic.options)
                 apart = next((n for n in one if not torch.equal(one[n].nan_to_num(), other[n].nan_to_num())), None)
                 if apart is not None:
-                    theta, ways = to_double(weights[apart]), (one[apart], other[apart])
-                    return _apart(subject, phase, synthetic, rule, going, apart, number, theta, ways)
+                    kept = going.optimizer.state[going.copies[apart]].values()
+                    found = deviation(other[apart], one[apart], to_double(weights[apart]),
+                                      real_dtype(synthetic.native[apart]))  # fmt: skip
+                    parting = _Parting(apart, number, found, int((one[apart] != other[apart]).sum()), tuple(kept))
+                    return _parted_row(subject, phase, synthetic, rule, parting)
             if number == SAVED_AFTER:
                 loaded = Replay(synthetic.recipe, weights, None, {})
                 with io.BytesIO() as file:
@@ -74,20 +77,30 @@ def round_trip(
     return row(subject, CHECK, Outcome.PASS, message, measured=0.0, expected=0.0, **common)
 
 
-def _apart(
-    subject: Subject, phase: LivePhase, synthetic: Synthetic, rule: Rule, going: Replay, name: str, step: int,
-    theta: torch.Tensor, ways: tuple[torch.Tensor, torch.Tensor],
+@dataclass(frozen=True)
+class _Parting:
+    """Where a loaded optimizer first went another way: the tensor, the step, how far, what is kept for the tensor."""
+
+    name: str
+    step: int
+    found: Deviation
+    elements: int
+    kept: tuple[Any, ...]
+
+
+def _parted_row(
+    subject: Subject, phase: LivePhase, synthetic: Synthetic, rule: Rule, parting: _Parting
 ) -> ResultRow:  # fmt: skip
     """Judge a step after loading that is another one: state lost, or torch's cast as it loads."""
-    one, other = ways
+    name, step = parting.name, parting.step
     dtype = real_dtype(synthetic.native[name])
-    found = judge(deviation(other, one, theta, dtype), rule, dtype, synthetic.options[name])
+    found = judge(parting.found, rule, dtype, synthetic.options[name])
     cause, outcome = None, Outcome.FAIL
     message = (f"saved after step {SAVED_AFTER} and loaded into a fresh build, the optimizer of phase {phase.name!r} "
                f"goes another way at step {step} than one that never stopped: state that state_dict() does not hold, "
                "or load_state_dict() does not restore")  # fmt: skip
-    kept = going.optimizer.state[going.copies[name]].values()
-    finer = any(isinstance(v, torch.Tensor) and v.is_floating_point() and v.dtype != dtype for v in kept)
+    tensors = [v for v in parting.kept if isinstance(v, torch.Tensor) and v.is_floating_point()]
+    finer = any(v.dtype != dtype for v in tensors)
     if torch_owned(phase) or (finer and found.met):
         # torch casts state (NAdam's mu_product, moments in float32) to the weights' dtype as it loads.
         cause = None if found.met else Cause.ENVIRONMENT
@@ -96,6 +109,6 @@ def _apart(
         if found.met:
             message = (f"saved and loaded, the optimizer of phase {phase.name!r} goes on as one that never stopped, "
                        "but for a rounding: torch loads state in the weights' dtype")  # fmt: skip
-    return row(subject, CHECK, outcome, message, measured=float((one != other).sum()), expected=0.0, step=step,
+    return row(subject, CHECK, outcome, message, measured=float(parting.elements), expected=0.0, step=step,
                error=found.error, threshold=found.threshold, cause=cause, phase=phase.name,
                lane=Lane.SYNTHETIC)  # fmt: skip

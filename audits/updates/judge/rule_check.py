@@ -12,15 +12,15 @@ import torch
 from audits.causes import Cause
 from audits.live.subject import LivePhase, Subject
 from audits.outcomes import Lane, Outcome, ResultRow
+from audits.recipe.constructing import optimizer_class
 from audits.recipe.moulds import callable_name, declared_hook, own_step, patched_step
-from audits.recipe.optimizers import optimizer_class
 from audits.updates.compare import (
     real_dtype,
     rms,
 )
 from audits.updates.compare import to_double as double
 from audits.updates.judge.apply_rule import reference_state, rule_for
-from audits.updates.judge.closer import Closer, Finding
+from audits.updates.judge.closer import CloserLook, Finding
 from audits.updates.judge.coarse_rows import coarse_step_rows
 from audits.updates.judge.coarse_state import coarse_state
 from audits.updates.judge.expected import Expected, expect, state_error
@@ -28,7 +28,7 @@ from audits.updates.judge.lost_to_rounding import whole_step
 from audits.updates.judge.masters import masters_of, seen_by_masters
 from audits.updates.judge.other_rules import explain
 from audits.updates.judge.own_attributes import shared_state
-from audits.updates.judge.replay import Replays, parts_of
+from audits.updates.judge.replay import LaneCache, parts_of
 from audits.updates.judge.state_names import IN_GROUP, state_names
 from audits.updates.judge.step_rows import rounding_row, without_gradient_row, without_rule_row
 from audits.updates.record.calls import Call
@@ -63,9 +63,9 @@ class RuleJudge:
 
     def _begin(self) -> None:
         """Begin the replays from what is captured."""
-        self._replays = Replays(self._phase.recipe.optimizer, self._captured)
+        self._lanes = LaneCache(self._phase.recipe.optimizer, self._captured)
         if self.rule is not None:
-            self._closer = Closer(self.rule, self._phase, self._replays, self._expect)
+            self._closer_look = CloserLook(self.rule, self._phase, self._lanes, self._expect)
 
     @cached_property
     def _names(self) -> Mapping[str, str | None]:
@@ -106,10 +106,10 @@ class RuleJudge:
             for parameter in left:
                 message = f"{parameter} is not the rounding of its master copy in the optimizer's state"
                 yield self._row("update.rule", Outcome.FAIL, message, call, parameter, lane=Lane.NATIVE)
-        self._replays.history.append(call)
+        self._lanes.history.append(call)
         self._moved = whole_step(call)
         for part in parts_of(wanted, {n: call.before[n].numel() for n in wanted}):
-            self._replays.turn_to(part)
+            self._lanes.turn_to(part)
             yield from self._rows_of(call, part)
 
     def _rows_of(self, call: Call, wanted: tuple[str, ...]) -> Iterator[ResultRow]:
@@ -120,8 +120,8 @@ class RuleJudge:
         for name, reference in expected.items():
             actual = double(call.moved(name)).sub_(reference.theta)
             lengths[name] = rms(actual)
-            found[name] = self._closer.find(Lane.NATIVE, real_dtype(call.before[name].dtype), actual, reference)
-        self._closer.look_closer(call, expected, found)
+            found[name] = self._closer_look.find(Lane.NATIVE, real_dtype(call.before[name].dtype), actual, reference)
+        self._closer_look.look_closer(call, expected, found)
         for name in wanted:
             if name not in expected:
                 yield without_gradient_row(self._subject, call, name)
@@ -178,7 +178,7 @@ class RuleJudge:
             actual = double(call.moved(name)) - reference.theta
             if finding.lane is not Lane.NATIVE:
                 dtype = torch.float32 if finding.lane is Lane.FLOAT32 else torch.float64
-                actual, native = self._replays.updates(dtype).get(name, actual), dtype
+                actual, native = self._lanes.updates(dtype).get(name, actual), dtype
                 if not finding.scaled:
                     reference = finding.reference
             because = explain(self.rule, reference.theta, gradient, reference.before, reference.options, actual, native)
@@ -190,7 +190,7 @@ class RuleJudge:
         if not length and norm(gradient) and not reference.options.get("lr"):
             return self._row("update.rule", Outcome.INCONCLUSIVE, f"{name}: the learning rate is 0, no update to judge",
                              call, name, cause=Cause.RATE_IS_ZERO, **numbers)  # fmt: skip
-        if unresolved := self._closer.unresolved(reference, finding):
+        if unresolved := self._closer_look.unresolved(reference, finding):
             message = (f"{name}: the {' and '.join(unresolved)} term of {self.rule.title} is too small to see "
                        f"({where}): an error of {max(limits[t] for t in unresolved):.2g} of it would pass")  # fmt: skip
             return self._row(

@@ -14,7 +14,7 @@ from audits.recipe.optimizers import RUNNING
 from audits.recipe.phases import OptimizerRecipe, ParameterGroup
 from audits.updates.compare import real_dtype, rms, to_double
 from audits.updates.judge.apply_rule import copy_state, reference_update, rule_options
-from audits.updates.judge.kernels import told
+from audits.updates.judge.kernels import with_scalar_options
 from audits.updates.rules import Rule, State
 
 #: Steps of the probe: RAdam's rectification starts at the sixth.
@@ -172,7 +172,7 @@ def reference_updates(
             theta = to_double(weight)
             native = real_dtype(synthetic.native[name])
             plain = rule_options(phase, {**synthetic.options[name], **(overrides or {})}, native)
-            options = told(phase, rule, plain, states[name], torch.float64 if lane == "wide" else native)
+            options = with_scalar_options(phase, rule, plain, states[name], torch.float64 if lane == "wide" else native)
             gradient = gradients[name]
             assert gradient is not None
             before = copy_state(states[name])

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from audits.live.subject import LivePhase
+from audits.recipe.constructing import optimizer_class
 from audits.recipe.moulds import patched_step
-from audits.recipe.optimizers import optimizer_class
 
 
 def torch_owned(phase: LivePhase) -> bool:

@@ -18,7 +18,7 @@ from audits.updates.compare import rms, to_double
 DISPLACEMENT = 0.1
 
 
-def cut_rows(subject: Subject, rows: Iterable[ResultRow], seed: int) -> Iterator[ResultRow]:
+def cut_graph_rows(subject: Subject, rows: Iterable[ResultRow], seed: int) -> Iterator[ResultRow]:
     """Yield the rows, with those of parameters whose graph is cut turned into failures.
 
     A warning of ``step.gradient-present`` says that neither the step nor the loss has a gradient for a parameter. If

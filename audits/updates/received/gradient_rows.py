@@ -36,6 +36,12 @@ PARALLEL = 1e-3
 #: gradient that points elsewhere: two draws differ along the gradient by no more than in any other direction.
 BEYOND_DRAWS = 10.0
 
+#: Why a gradient that differs may not be the step's fault.
+OTHER_DRAWS = (
+    "the step drew random numbers in another order than the loss alone, so they may not compare: call the declared "
+    "loss in the step, so that the audit sees where its random numbers begin"
+)
+
 
 def gradient_rows(subject: Subject, steps: list[TrainingStep]) -> Iterator[ResultRow]:
     """Yield ``step.loss-finite``, ``step.gradient-present`` and ``step.gradient`` of all training steps."""
@@ -114,40 +120,53 @@ def _same(
     numbers = {"measured": length, "expected": norm(meant) if error else length, "error": error,
                "threshold": threshold, "gradient_norm": length, "lane": Lane.NATIVE,
                "dtype": dtype_name(subject, parameter.dtype)}  # fmt: skip
-    where = f"step {call.step}, phase {call.phase.name!r}"
-    outcome: Outcome = Outcome.PASS
-    cause: str | None = None
     if error <= threshold:
-        message = f"{name} received the declared loss's gradient ({where})"
-        if scatters:
-            share = scatter / (rms(to_double(meant)) or 1.0)
-            message += f", within what the loss's own backward scatters from run to run ({share:.1e} relative)"
-            if not share <= AGREED:
-                outcome, cause = Outcome.INCONCLUSIVE, Cause.NONDETERMINISTIC
-                message = (f"cannot judge {name}'s gradient ({where}): the loss's own backward scatters by {share:.1e} "
-                           f"relative from run to run{missing_determinism(subject.device)}")  # fmt: skip
-        if use is not None:
-            outcome, cause = use.outcome, use.text
-            message = f"{name} received the declared loss's gradient on a batch of the step's own ({where}): {use.text}"
+        share = scatter / (rms(to_double(meant)) or 1.0) if scatters else 0.0
+        outcome, cause, message = _agreeing(subject, call, name, use, share)
     else:
-        cause, sure = explain_gradient(subject, steps, call, name, got, meant, reference)
-        outcome = Outcome.FAIL
-        if use is not None:
-            cause = f"{cause}; {use.text}"
-        written = [w for w in call.writes if (w.what, w.parameter) == ("gradient", name)]
-        if written:
-            sure = True
-            cause = "; ".join(f"{w.label} {w.text}" for w in written) + f"; {cause}; {cure(written[0].hook)}"
-        message = (f"{name} received another gradient than the declared loss's ({where}): norm {length:.4g} "
-                   f"for {norm(meant):.4g}; {cause}")  # fmt: skip
-        if reference.draws and not (reference.same_draws or reference.replayed or sure):
-            outcome = Outcome.INCONCLUSIVE
-            message += (
-                "; the step drew random numbers in another order than the loss alone, so they may not compare: call "
-                "the declared loss in the step, so that the audit sees where its random numbers begin"
-            )
+        explained = explain_gradient(subject, steps, call, name, got, meant, reference)
+        outcome, cause, message = _departing(call, name, use, reference, explained)
+        message = f"{message}: norm {length:.4g} for {norm(meant):.4g}; {cause}"
+        if outcome is Outcome.INCONCLUSIVE:
+            message += f"; {OTHER_DRAWS}"
     yield row(subject, "step.gradient", outcome, message, parameter=name, phase=call.phase.name, step=call.step,
               cause=cause, **numbers)  # fmt: skip
+
+
+def _agreeing(
+    subject: Subject, call: Call, name: str, use: BatchUse | None, share: float
+) -> tuple[Outcome, str | None, str]:
+    """Return outcome, cause and message of a gradient within its threshold; ``share``: how far the loss scatters."""
+    where = f"step {call.step}, phase {call.phase.name!r}"
+    if use is not None:
+        message = f"{name} received the declared loss's gradient on a batch of the step's own ({where}): {use.text}"
+        return use.outcome, use.text, message
+    if not share <= AGREED:
+        return Outcome.INCONCLUSIVE, Cause.NONDETERMINISTIC, (
+            f"cannot judge {name}'s gradient ({where}): the loss's own backward scatters by {share:.1e} "
+            f"relative from run to run{missing_determinism(subject.device)}"
+        )  # fmt: skip
+    message = f"{name} received the declared loss's gradient ({where})"
+    if share:
+        message += f", within what the loss's own backward scatters from run to run ({share:.1e} relative)"
+    return Outcome.PASS, None, message
+
+
+def _departing(
+    call: Call, name: str, use: BatchUse | None, reference: Reference, explained: tuple[str, bool]
+) -> tuple[Outcome, str, str]:
+    """Return outcome, cause and the beginning of the message of another gradient than the declared loss's."""
+    cause, sure = explained
+    if use is not None:
+        cause = f"{cause}; {use.text}"
+    written = [w for w in call.writes if (w.what, w.parameter) == ("gradient", name)]
+    if written:
+        sure = True
+        cause = "; ".join(f"{w.label} {w.text}" for w in written) + f"; {cause}; {cure(written[0].hook)}"
+    other_draws = reference.draws and not (reference.same_draws or reference.replayed or sure)
+    where = f"step {call.step}, phase {call.phase.name!r}"
+    message = f"{name} received another gradient than the declared loss's ({where})"
+    return Outcome.INCONCLUSIVE if other_draws else Outcome.FAIL, cause, message
 
 
 def explain_gradient(

@@ -23,6 +23,7 @@ from audits.live.state import ModuleState
 from audits.live.subject import LivePhase, Subject
 from audits.random_state import RandomState
 from audits.structures import map_tensors, tensors_in
+from audits.updates.pausing import Pausable
 from audits.updates.received.reference import Start, same_random
 
 #: What a function of torch drew, for comparison: its name, and the shapes and dtypes of what it returned.
@@ -55,7 +56,7 @@ class Draw:
     start: Start
 
 
-class Observer:
+class Observer(Pausable):
     """Collects loss calls and draws of a training step.
 
     Args:
@@ -65,7 +66,6 @@ class Observer:
     def __init__(self, subject: Subject) -> None:
         self._subject = subject
         self._codes = _loss_codes(subject)
-        self._paused = False
         self.calls: list[LossCall] = []
         self.draws: list[Draw] = []
 
@@ -74,27 +74,18 @@ class Observer:
         """Listen while the body runs; what an earlier step did is forgotten."""
         self.calls, self.draws = [], []
         before = sys.getprofile()
-        with _DrawListener(self.draws, self._start, lambda: self._paused):
+        with _DrawListener(self.draws, self._start, lambda: self.is_paused):
             sys.setprofile(self._profile)
             try:
                 yield
             finally:
                 sys.setprofile(before)
 
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Do not listen while the audit itself evaluates the model."""
-        was, self._paused = self._paused, True
-        try:
-            yield
-        finally:
-            self._paused = was
-
     def _start(self, random: RandomState | None = None) -> Start:
         return Start(random or RandomState.now(), ModuleState(self._subject.model))
 
     def _profile(self, frame: FrameType, event: str, _: Any) -> None:
-        if event != "call" or self._paused or frame.f_code not in self._codes or not torch.is_grad_enabled():
+        if event != "call" or self.is_paused or frame.f_code not in self._codes or not torch.is_grad_enabled():
             return
         with self.paused(), torch._C.DisableTorchFunction():
             code, known = frame.f_code, self._codes[frame.f_code]

@@ -98,12 +98,12 @@ def _reference(
     subject: Subject, phase: LivePhase, start: Start, scale: float, clip_norm: float | None, *,
     backward_in_autocast: bool, plain_backward: bool,
 ) -> Reference:  # fmt: skip
-    ahead = RandomState.now()
-    here = ModuleState(subject.model)
-    weighted: Gradients = dict.fromkeys(subject.trainable)
-    alike: Gradients | None = dict.fromkeys(subject.trainable) if subject.recipe.normalize != "mean" else None
+    ahead, here = RandomState.now(), ModuleState(subject.model)
+    sums = _Sums(
+        weighted=dict.fromkeys(subject.trainable),
+        alike=dict.fromkeys(subject.trainable) if subject.recipe.normalize != "mean" else None,
+    )
     parameters = [subject.parameters[name] for name in subject.trainable]
-    total, draws = 0.0, False
     try:
         start.modules.restore()
         start.random.restore()
@@ -118,39 +118,57 @@ def _reference(
                 with subject.autocast() if backward_in_autocast else contextlib.nullcontext():
                     scaled = loss * (weight * scale) if weight * scale != 1.0 else loss
                     found = gradients_of(scaled, parameters, plain=plain_backward)
-                total += weight * float(loss.detach())
-                draws = draws or not same_random(RandomState.now(), began)
-                _add(weighted, subject.trainable, found, 1.0)
-                if alike is not None:
-                    _add(alike, subject.trainable, found, 1.0 / (len(batches) * weight) if weight else 0.0)
+                sums.draws = sums.draws or not same_random(RandomState.now(), began)
+                sums.add(subject.trainable, found, float(loss.detach()), weight, len(batches))
         ended = RandomState.now()
         buffers = {name: buffer.detach().clone() for name, buffer in subject.model.named_buffers()}
     finally:
         here.restore()
         ahead.restore()
-    if scale != 1.0:
-        for gradients in (weighted, alike or {}):
-            gradients.update({n: None if g is None else g / scale for n, g in gradients.items()})
-    if (bound := subject.recipe.expect.get("clip_grad_value")) is not None:
-        for gradients in (weighted, alike or {}):
-            gradients.update({n: None if g is None else g.clamp(-bound, bound) for n, g in gradients.items()})
-    own = [weighted[name] for name in phase.parameters]
-    norm = total_norm([g for g in own if g is not None])
-    limit = phase.recipe.clip_grad_norm if clip_norm is None else clip_norm
-    if limit:
-        _clip(weighted, phase, norm, limit)
-        if alike is not None:
-            _clip(alike, phase, total_norm([g for n in phase.parameters if (g := alike[n]) is not None]), limit)
+    norm = sums.finish(phase, scale, subject.recipe.expect.get("clip_grad_value"), clip_norm)
     return Reference(
-        gradients=weighted,
-        loss=total,
-        norm=float(norm),
+        gradients=sums.weighted,
+        loss=sums.loss,
+        norm=norm,
         same_draws=same_random(ended, ahead),
         replayed=bool(start.pieces),
-        draws=draws,
-        unweighted=alike,
+        draws=sums.draws,
+        unweighted=sums.alike,
         buffers=buffers,
     )
+
+
+@dataclass
+class _Sums:
+    """What is accumulated over the micro-batches: gradients weighted as declared, and weighed all alike."""
+
+    weighted: Gradients
+    alike: Gradients | None
+    loss: float = 0.0
+    draws: bool = False
+
+    def add(
+        self, names: tuple[str, ...], found: tuple[torch.Tensor | None, ...], loss: float, weight: float, count: int
+    ) -> None:
+        """Add one micro-batch of ``count``: its gradients, which have its weight in them already, and its loss."""
+        self.loss += weight * loss
+        _add(self.weighted, names, found, 1.0)
+        if self.alike is not None:
+            _add(self.alike, names, found, 1.0 / (count * weight) if weight else 0.0)
+
+    def finish(self, phase: LivePhase, scale: float, bound: float | None, clip_norm: float | None) -> float:
+        """Unscale and clip the gradients, by value and by norm; return the phase's norm before it was clipped."""
+        sets = [gradients for gradients in (self.weighted, self.alike) if gradients is not None]
+        for gradients in sets:
+            if scale != 1.0:
+                gradients.update({n: None if g is None else g / scale for n, g in gradients.items()})
+            if bound is not None:
+                gradients.update({n: None if g is None else g.clamp(-bound, bound) for n, g in gradients.items()})
+        norms = [total_norm([g for n in phase.parameters if (g := gradients[n]) is not None]) for gradients in sets]
+        if limit := phase.recipe.clip_grad_norm if clip_norm is None else clip_norm:
+            for gradients, norm in zip(sets, norms, strict=True):
+                _clip(gradients, phase, norm, limit)
+        return float(norms[0])
 
 
 def same_random(one: RandomState, other: RandomState) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from audits.updates.received.reference import Gradients, Reference, Start, refer
 from audits.updates.record.buffer_watch import BufferWatch
 from audits.updates.record.calls import Call
 from audits.updates.record.recorder import Recorder
-from audits.updates.record.step_listener import ClippingCall, Watch
+from audits.updates.record.step_listener import ClippingCall, StepListener
 
 #: Relative distance at which a reference gradient counts as drawn alike: rounding of the lowest precision.
 AGREED = 1e-2
@@ -31,7 +31,6 @@ UNLIKE = 1e6
 #: Observed starting points that are tried at one optimizer step: enough for a step that evaluates its loss several
 #: times, and a bound on what a wrong step costs.
 OBSERVED_TRIES = 12
-
 
 #: Times that a reference is evaluated again to see how far it scatters.
 REPEATS = 2
@@ -59,26 +58,42 @@ class BeforeStep:
     scatter: Mapping[str, float] = field(default_factory=dict)
 
 
+#: Evaluates the declared loss from a starting point, its backward under autocast or not.
+Trial = Callable[[Start, bool], Reference]
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The nearest reference so far: how far the received gradient is from it, and where it was evaluated from."""
+
+    reference: Reference | None = None
+    apart: float = float("inf")
+    agreed: bool = False
+    batches: tuple[Any, ...] | None = None
+    start: Start | None = None
+    inside: bool = False
+
+
 class ReferenceSearch:
     """Looks for the point from which the declared loss gives the gradient that an optimizer received.
 
     Args:
         subject: the model under audit.
         recorder: what the optimizers did so far.
-        watch: what is paused while the audit evaluates the model itself.
+        listener: what is paused while the audit evaluates the model itself.
         buffers: likewise.
         own_step: whether the recipe brings its own step function.
         observer: what was seen of the step, where it is observed.
     """
 
     def __init__(
-        self, subject: Subject, recorder: Recorder, watch: Watch, buffers: BufferWatch, *, own_step: bool,
+        self, subject: Subject, recorder: Recorder, listener: StepListener, buffers: BufferWatch, *, own_step: bool,
         observer: Observer | None = None,
     ) -> None:  # fmt: skip
         self._subject = subject
         self._allowed = functools.partial(gradient_threshold, subject)
         self._recorder = recorder
-        self._watch, self._buffers, self._observer = watch, buffers, observer
+        self._listener, self._buffers, self._observer = listener, buffers, observer
         self._own_step = own_step
         self._starts: list[Start] = []
         self._received: dict[str, Gradients] = {}
@@ -107,50 +122,68 @@ class ReferenceSearch:
             clipping: clipping since the last optimizer step.
             scale: the loss scale in force.
         """
-        limit = clipping[0].max_norm if clipping and call.phase.recipe.clip_grad_norm is None else None
-        received = {n: g for n, g in call.received.items() if g is not None or not call.in_backward}
-        names = [n for n in call.phase.parameters if n in received]
-        best: tuple[float, Reference | None, bool, tuple[Any, ...] | None] = (float("inf"), None, False, None)
+        trial = self._trial(call, clipping, scale)
         problem: str | None = None
-        nearest: tuple[Start, bool] | None = None
-        scatter: dict[str, float] = {}
-        leftovers = list(self._leftovers(call))
+        found, scatter = _Found(), dict[str, float]()
         try:
-            for (start, batches), inside in itertools.product(self._candidates(call), self._backwards()):
-                if best[1] is not None and not best[1].draws and start.random_only:
-                    continue  # a loss that draws nothing does not care where the generators stand
-                self._buffers.begin_trial()
-                tried = reference_gradient(
-                    self._subject, call.phase, start, scale=scale, clip_norm=limit, backward_in_autocast=inside
-                )
-                if agrees(tried.gradients, received, self._subject.parameters, names, self._allowed):
-                    best = (0.0, tried, True, batches)
-                    break
-                apart = min(distance(tried.gradients, received, names, left) for left in (None, *leftovers))
-                if apart > AGREED and not (tried.same_draws or tried.replayed):
-                    apart += UNLIKE
-                if start.batches is not None:
-                    continue  # another batch than the recipe's is a reference only where it explains everything
-                if best[1] is None or apart < best[0]:
-                    best, nearest = (apart, tried, False, batches), (start, inside)
-            if best[1] is not None and not best[2] and nearest is not None:
-                for _ in range(REPEATS):
-                    self._buffers.begin_trial()
-                    again = reference_gradient(
-                        self._subject, call.phase, nearest[0], scale=scale, clip_norm=limit,
-                        backward_in_autocast=nearest[1],
-                    )  # fmt: skip
-                    for name, off in scattered(best[1].gradients, again.gradients, names).items():
-                        scatter[name] = max(off, scatter.get(name, 0.0))
+            for nearer in self._nearer(call, trial):
+                found = nearer
+            if found.reference is not None and not found.agreed:
+                self._measure_scatter(call, trial, found, scatter)
         except Exception as error:  # the user's loss runs here: what it raises is no fault of the user's step
-            problem = f"{type(error).__name__}: {error}"
+            problem = None if found.reference is not None else f"{type(error).__name__}: {error}"
         finally:
             self._buffers.end_trial()
         self._received[call.phase.name] = call.received
         self._begun[call.phase.name] = len(self._since)
-        if best[1] is not None:
-            self._since.append((call.phase.name, best[1].gradients))
-        return BeforeStep(best[1], problem if best[1] is None else None, clipping, best[2], best[3], scatter)
+        if found.reference is not None:
+            self._since.append((call.phase.name, found.reference.gradients))
+        return BeforeStep(found.reference, problem, clipping, found.agreed, found.batches, scatter)
+
+    def _trial(self, call: Call, clipping: list[ClippingCall], scale: float) -> Trial:
+        """Return what evaluates the declared loss from a starting point, the backward under autocast or not."""
+        limit = clipping[0].max_norm if clipping and call.phase.recipe.clip_grad_norm is None else None
+
+        def evaluate(start: Start, inside: bool) -> Reference:
+            self._buffers.begin_trial()
+            return reference_gradient(
+                self._subject, call.phase, start, scale=scale, clip_norm=limit, backward_in_autocast=inside
+            )
+
+        return evaluate
+
+    def _nearer(self, call: Call, trial: Trial) -> Iterator[_Found]:
+        """Yield references that are nearer and nearer to the received gradient; one that agrees is the last."""
+        received = _compared(call)
+        names = [n for n in call.phase.parameters if n in received]
+        leftovers = (None, *self._leftovers(call))
+        best = _Found()
+        for (start, batches), inside in itertools.product(self._candidates(call), self._backwards()):
+            if best.reference is not None and not best.reference.draws and start.random_only:
+                continue  # a loss that draws nothing does not care where the generators stand
+            tried = trial(start, inside)
+            if agrees(tried.gradients, received, self._subject.parameters, names, self._allowed):
+                yield _Found(tried, 0.0, agreed=True, batches=batches)
+                return
+            apart = min(distance(tried.gradients, received, names, left) for left in leftovers)
+            if apart > AGREED and not (tried.same_draws or tried.replayed):
+                apart += UNLIKE
+            if start.batches is not None:
+                continue  # another batch than the recipe's is a reference only where it explains everything
+            if best.reference is None or apart < best.apart:
+                best = _Found(tried, apart, batches=batches, start=start, inside=inside)
+                yield best
+
+    def _measure_scatter(self, call: Call, trial: Trial, found: _Found, scatter: dict[str, float]) -> None:
+        """Evaluate the nearest reference again, and note how far each gradient lies from itself."""
+        assert found.reference is not None
+        assert found.start is not None
+        received = _compared(call)
+        for _ in range(REPEATS):
+            again = trial(found.start, found.inside)
+            names = [n for n in call.phase.parameters if n in received]
+            for name, off in scattered(found.reference.gradients, again.gradients, names).items():
+                scatter[name] = max(off, scatter.get(name, 0.0))
 
     def _backwards(self) -> tuple[bool, ...]:
         """Return whether the backward ran under autocast: not in our own step, either way in a user's."""
@@ -227,6 +260,11 @@ class ReferenceSearch:
         if all(wanted):
             places = list(matches(wanted, self._observer.draws))
             yield from ((_from(starts), None) for starts in reversed(places))
+
+
+def _compared(call: Call) -> Gradients:
+    """Return the received gradients that are held against a reference: in a backward, those that are there already."""
+    return {n: g for n, g in call.received.items() if g is not None or not call.in_backward}
 
 
 def _from(starts: Sequence[Start]) -> Start:

@@ -30,13 +30,11 @@ class ReplayedSchedule:
         self.optimizer = optimizer
         self._rates = rates
         self._position = offset
-        self.calls = 0
         self._step_count = 0  # accelerate's wrapper counts it up
         self._apply()
 
     def step(self, *_: Any, **__: Any) -> None:
         """Go on to the next step's rates."""
-        self.calls += 1
         self._position = min(self._position + 1, len(self._rates) - 1)
         self._apply()
 
@@ -115,7 +113,7 @@ class StepContext:
         return next(iter(self.schedulers.values()), None)
 
 
-def handed(subject: Subject, context: StepContext) -> StepContext:
+def in_training_wrappers(subject: Subject, context: StepContext) -> StepContext:
     """Return the context as a step function is handed it: in the wrappers that the training script has around it."""
     optimizers, schedulers = ByPhase(context.optimizers), ByPhase(context.schedulers)
     for phase in subject.phases:
@@ -128,9 +126,9 @@ def handed(subject: Subject, context: StepContext) -> StepContext:
     return dataclasses.replace(context, optimizers=optimizers, schedulers=schedulers)
 
 
-def build_context(subject: Subject, *, with_state: bool, scale: float = INITIAL_SCALE) -> StepContext:
+def build_context(subject: Subject, *, scale: float = INITIAL_SCALE) -> StepContext:
     """Return fresh optimizers, schedules and scaler for a run of training steps."""
-    optimizers = {phase.name: phase.build_optimizer(with_state=with_state) for phase in subject.phases}
+    optimizers = {phase.name: phase.build_optimizer() for phase in subject.phases}
     if subject.recipe.step is None:  # a step of the user's own does it, or is wrong not to
         for optimizer in optimizers.values():
             in_train_mode(optimizer)

@@ -16,10 +16,11 @@ from typing import Any
 import torch
 
 from audits.live.subject import Subject
+from audits.updates.pausing import Pausable
 from audits.updates.record.recorder import Recorder
 
 
-class Renorms:
+class Renorms(Pausable):
     """Listens to torch's renormalisation of a parameter's rows during a training step.
 
     Attributes:
@@ -29,7 +30,6 @@ class Renorms:
     def __init__(self, subject: Subject, recorder: Recorder) -> None:
         self._subject = subject
         self._recorder = recorder
-        self._paused = False
         self.found: set[str] = set()
 
     @contextlib.contextmanager
@@ -56,17 +56,8 @@ class Renorms:
             else:
                 del tensor.renorm_
 
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Do not listen while the audit itself evaluates the model."""
-        self._paused = True
-        try:
-            yield
-        finally:
-            self._paused = False
-
     def _around(self, function: Callable[..., Any], weight: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        name = None if self._paused else self._name(weight)
+        name = None if self.is_paused else self._name(weight)
         if name is None:
             return function(weight, *args, **kwargs)
         before = weight.detach().clone()

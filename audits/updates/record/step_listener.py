@@ -12,6 +12,7 @@ from torch import nn
 
 from audits.live.subject import Subject
 from audits.structures import tensors_in
+from audits.updates.pausing import Pausable
 
 
 @dataclass(frozen=True)
@@ -22,15 +23,13 @@ class ClippingCall:
     max_norm: float
 
 
-class Watch:
+class StepListener(Pausable):
     """Listens to the modules' forwards and to `torch.nn.utils.clip_grad_norm_`, however it was imported."""
 
     def __init__(self, subject: Subject) -> None:
         self._subject = subject
         self._declared = {path: module.training for path, module in subject.model.named_modules()}
-        self._paused = False
         self._pending: list[ClippingCall] = []
-        self.clipping: dict[str, list[ClippingCall]] = {}
         self.wrong_modes: dict[str, bool] = {}
         #: Of each forward under way, the modules inside it that run in another mode than the declared one.
         self._open: list[dict[str, bool]] = []
@@ -38,7 +37,7 @@ class Watch:
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
         """Listen during one training step."""
-        self._pending, self.clipping, self.wrong_modes = [], {}, {}
+        self._pending, self.wrong_modes = [], {}
         handles = []
         if self._subject.recipe.step is not None:
             self._open = []
@@ -55,24 +54,14 @@ class Watch:
             for handle in handles:
                 handle.remove()
 
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Do not listen while the audit itself evaluates the model."""
-        self._paused = True
-        try:
-            yield
-        finally:
-            self._paused = False
-
-    def take_clipping(self, phase: str) -> list[ClippingCall]:
-        """Return the clipping since the last optimizer step, and file it under the phase that steps now."""
+    def take_clipping(self) -> list[ClippingCall]:
+        """Return the clipping since the last optimizer step."""
         taken, self._pending = self._pending, []
-        self.clipping.setdefault(phase, []).extend(taken)
         return taken
 
     def _enter(self, path: str) -> Callable[..., None]:
         def hook(module: nn.Module, _: Any) -> None:
-            wrong = not self._paused and module.training is not self._declared.get(path, module.training)
+            wrong = not self.is_paused and module.training is not self._declared.get(path, module.training)
             self._open.append({path: module.training} if wrong else {})
 
         return hook
@@ -83,7 +72,7 @@ class Watch:
         A module without gradients of its own, a frozen backbone, counts when that of the module around it arrives.
         """
         wrong = self._open.pop() if self._open else {}
-        if not wrong or self._paused:
+        if not wrong or self.is_paused:
             return
         through = [t for _, t in tensors_in(output) if t.requires_grad and not t.is_leaf]
         for tensor in through:
@@ -93,7 +82,7 @@ class Watch:
 
     def _clipping(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def clip(parameters: Any, max_norm: float, total_norm: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-            if not self._paused:
+            if not self.is_paused:
                 self._pending.append(ClippingCall(float(total_norm), float(max_norm)))
             return original(parameters, max_norm, total_norm, *args, **kwargs)
 

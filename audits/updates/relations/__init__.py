@@ -4,6 +4,12 @@
 hold the relations, `verdict` makes rows of them.
 """
 
-from audits.updates.relations.verdict import relation_limits, relation_rows, round_trip_rows, verdict_of, way_to_step
+from audits.updates.relations.verdict import (
+    relation_limits,
+    relation_rows,
+    round_trip_rows,
+    verdict_of,
+    working_request,
+)
 
-__all__ = ["RELATIONS", "relation_limits", "relation_rows", "round_trip_rows", "verdict_of", "way_to_step"]
+__all__ = ["relation_limits", "relation_rows", "round_trip_rows", "verdict_of", "working_request"]

@@ -24,10 +24,11 @@ from torch import nn
 
 from audits.errors import RecipeError
 from audits.random_state import random_state_kept, seed_everything
-from audits.recipe.optimizers import build_optimizer, constructed, optimizer_class
+from audits.recipe.constructing import constructed, optimizer_class
+from audits.recipe.optimizers import build_optimizer
 from audits.recipe.phases import OptimizerRecipe, ParameterGroup
 from audits.updates.record.modes import in_train_mode
-from audits.updates.relations.bench_loss import Leaf, Problem, Watch
+from audits.updates.relations.bench_loss import DtypeListener, Leaf, Problem
 
 #: Steps of most runs; the state is saved half-way.
 STEPS = 6
@@ -60,14 +61,14 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Way:
+class StepRequest:
     """How an optimizer is asked for a step: with a closure, with gradients that can be differentiated again."""
 
     closure: bool = False
     graph: bool = False
 
     @property
-    def told(self) -> str:
+    def description(self) -> str:
         """Half a sentence for the report; empty for a plain step."""
         if self.closure:
             return "stepped with a closure" + (" under create_graph" if self.graph else "")
@@ -75,7 +76,7 @@ class Way:
 
 
 #: A plain step.
-PLAIN = Way()
+PLAIN = StepRequest()
 
 
 class Bench:
@@ -85,7 +86,7 @@ class Bench:
         recipe: the optimizer; its class and constructor defaults are used, groups are each run's own.
         device: where it trains.
         dtype: of the tensors.
-        way: how it is asked for a step.
+        request: how it is asked for a step.
         seed: set before every run, for torch, NumPy and Python.
         steps: of most runs.
 
@@ -96,12 +97,13 @@ class Bench:
     """
 
     def __init__(
-        self, recipe: OptimizerRecipe, device: torch.device, dtype: torch.dtype, way: Way, seed: int, steps: int = STEPS
+        self, recipe: OptimizerRecipe, device: torch.device, dtype: torch.dtype, request: StepRequest, seed: int,
+        steps: int = STEPS,
     ) -> None:  # fmt: skip
         self.recipe = recipe
         self.device = device
         self.dtype = dtype
-        self.way = way
+        self.request = request
         self.seed = seed
         self.steps = steps
         self.faithful = False
@@ -110,7 +112,7 @@ class Bench:
 
     def using(self, *, dtype: torch.dtype | None = None, steps: int | None = None) -> Bench:
         """Return a bench with another dtype, or with other steps."""
-        other = Bench(self.recipe, self.device, dtype or self.dtype, self.way, self.seed, steps or self.steps)
+        other = Bench(self.recipe, self.device, dtype or self.dtype, self.request, self.seed, steps or self.steps)
         other.faithful = self.faithful
         return other
 
@@ -191,8 +193,8 @@ class Bench:
                 for n in names
             }
             optimizer = self.build(groups, parameters, defaults)
-            problem = Problem(leaves, self.device, self.dtype, sign, self.way.graph)
-            before, watch = torch.get_rng_state(), Watch()
+            problem = Problem(leaves, self.device, self.dtype, sign, self.request.graph)
+            before, watch = torch.get_rng_state(), DtypeListener()
             path: Path = [_values(parameters)]
             for step in range(steps):
                 if resume and step == self.saved_after:
@@ -214,7 +216,7 @@ class Bench:
                     parameter.grad = None
                 return problem.differentiate(loud, step)
 
-        if self.way.closure:
+        if self.request.closure:
             optimizer.step(evaluate)  # type: ignore[arg-type]
         else:
             evaluate()
@@ -255,7 +257,7 @@ def _values(parameters: Mapping[str, nn.Parameter]) -> dict[str, torch.Tensor]:
     return {n: p.detach().to(torch.float64, copy=True) for n, p in parameters.items()}
 
 
-def way_of(recipe: OptimizerRecipe) -> Way:
+def request_of(recipe: OptimizerRecipe) -> StepRequest:
     """Return how the class asks for its step, by its signature: a closure without a default is needed."""
     closure = inspect.signature(optimizer_class(recipe).step).parameters.get("closure")
-    return Way(closure=closure is not None and closure.default is inspect.Parameter.empty)
+    return StepRequest(closure=closure is not None and closure.default is inspect.Parameter.empty)

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from audits.structures import outputs_of
+
 #: Sizes of ``c_t``: unit, flipped, large after small and small after large (amsgrad shows only there), zero, unit.
 PULLS = (1.0, -0.5, 1e-2, 30.0, 0.0, 1e-2, 1.0, -1.0)
 
@@ -52,7 +54,7 @@ def leaf(shape: tuple[int, ...], generator: torch.Generator, steps: int = LATE) 
     return Leaf(start, draw * scales.reshape(-1, *(1 for _ in shape)), curve)
 
 
-class Watch(TorchDispatchMode):
+class DtypeListener(TorchDispatchMode):
     """Notes the floating dtypes of what is computed, single numbers apart."""
 
     def __init__(self) -> None:
@@ -61,7 +63,7 @@ class Watch(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         found = func(*args, **(kwargs or {}))
-        for value in found if isinstance(found, (tuple, list)) else (found,):
+        for value in outputs_of(found):
             if isinstance(value, torch.Tensor) and value.numel() > 1 and value.is_floating_point():
                 self.dtypes.add(value.dtype)
         return found

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -50,7 +51,7 @@ def repeats(bench: Bench, layout: Layout, base: Run) -> Relation:
 
 def untouched(bench: Bench, layout: Layout) -> Relation:
     """Give tensors no gradient: from the start, from a step on, and frozen ones."""
-    told = []
+    seen = []
     for group in layout.groups:
         first, last = group.names[0], group.names[-1]
         for what, silent, frozen, since in (
@@ -61,13 +62,13 @@ def untouched(bench: Bench, layout: Layout) -> Relation:
             try:
                 run = bench.run(layout.groups, layout.leaves, silent=silent, frozen=frozen)
             except Exception as error:
-                told.append(f"a tensor that {what} stops the step: {type(error).__name__}: {_short(error)}")
+                seen.append(f"a tensor that {what} stops the step: {type(error).__name__}: {_short(error)}")
                 continue
             name = frozen[0] if frozen else next(iter(silent))
             if moved(run.path, name, since):
-                told.append(f"a tensor that {what} was moved")
-    if told:
-        return broken(UNTOUCHED, "; ".join(dict.fromkeys(told)), contract=True)
+                seen.append(f"a tensor that {what} was moved")
+    if seen:
+        return broken(UNTOUCHED, "; ".join(dict.fromkeys(seen)), contract=True)
     return holds(UNTOUCHED, contract=True)
 
 
@@ -83,14 +84,14 @@ def resumes(bench: Bench, layout: Layout) -> Iterator[Relation]:
         try:
             run = bench.run(layout.groups, layout.leaves, resume=how)
         except Exception as error:
-            told = f"it raised {type(error).__name__}: {_short(error)}"
-            yield broken(claim, told, contract=True) if how == "state_dict" else does_not_apply(claim, told)
+            seen = f"it raised {type(error).__name__}: {_short(error)}"
+            yield broken(claim, seen, contract=True) if how == "state_dict" else does_not_apply(claim, seen)
             continue
         arithmetic = arithmetic_of(base, bench.dtype)
         if apart := first_apart(base.path, run.path, layout.names, bench.dtype, arithmetic):
             where = "state_dict() and load_state_dict() do not carry" if how == "state_dict" else "a copy does not have"
-            told = f"saved after step {bench.saved_after}, step {apart[1]} goes another way: it has state that {where}"
-            yield broken(claim, told, contract=how == "state_dict")
+            seen = f"saved after step {bench.saved_after}, step {apart[1]} goes another way: it has state that {where}"
+            yield broken(claim, seen, contract=how == "state_dict")
         else:
             yield holds(claim, contract=how == "state_dict")
 
@@ -102,12 +103,12 @@ def order(bench: Bench, layout: Layout, base: Run) -> Relation:
     turned = tuple(Group(g.options, g.names[::-1]) for g in layout.groups)
     run = bench.run(turned, layout.leaves)
     if apart := first_apart(base.path, run.path, layout.names, bench.dtype, arithmetic_of(base, bench.dtype)):
-        told = (
+        seen = (
             f"in the opposite order the {_kind(apart[0])} goes elsewhere at step {apart[1]}, {apart[2]:.2g} of a step"
         )
-        return broken(ORDER, f"{told}: state or scalars of one tensor reach another", contract=True)
-    if bench.coupled is False and (told := _elsewhere_beside_a_silent_one(bench, layout, base)):
-        return broken(ORDER, f"{told}: its state is filed by its place", contract=True)
+        return broken(ORDER, f"{seen}: state or scalars of one tensor reach another", contract=True)
+    if bench.coupled is False and (seen := _elsewhere_beside_a_silent_one(bench, layout, base)):
+        return broken(ORDER, f"{seen}: its state is filed by its place", contract=True)
     return holds(ORDER, contract=True)
 
 
@@ -139,53 +140,66 @@ def groups(bench: Bench, layout: Layout, base: Run) -> Relation:
     within = [a for run, n in zip(alone, kept, strict=True)
               if (a := first_apart(run.path, base.path, n, bench.dtype, arithmetic))]  # fmt: skip
     bench.coupled = bool(coupled or within)  # within: by what a group keeps for all its tensors, as AvaGrad's gamma
-    first = Group(own.options, kept[0])
-
-    def ignored(changes: dict[str, Any]) -> str:
-        """Return how the second group's options are ignored, or nothing."""
-
-        def apart(one: Run, other: Run, names: tuple[str, ...]) -> bool:
-            return first_apart(one.path, other.path, names, bench.dtype, arithmetic) is not None
-
-        other = Group({**own.options, **changes}, kept[1])
-        meant = bench.run((other,), layout.leaves, defaults=changes)
-        if not apart(meant, alone[1], kept[1]):
-            return ""  # an option that changes nothing, even given to the constructor, is another relation's
-        both = bench.run((first, other), layout.leaves)
-        what = f"{', '.join(f'{k}={v!r}' for k, v in changes.items())} of the second group"
-        if not apart(both, together, kept[1]):
-            return f"{what} is ignored: it moves as without it"
-        if coupled:  # what it would do alone is not known
-            return ""
-        if apart(both, meant, kept[1]):
-            return f"{what} is not what it is stepped with: alone in an optimizer with it the group goes another way"
-        if apart(both, alone[0], kept[0]):
-            return f"{what} changes what the first group does"
-        return ""
-
+    pair = _TwoGroups(bench, layout, own.options, kept, alone, together, arithmetic, coupled=bool(coupled))
     changes = variant(own.options, bench.recipe.defaults)
     with contextlib.suppress(Exception):
-        if not coupled and not ignored(changes):  # all at once; one by one only to name the wrong one
+        if not coupled and not pair.ignored(changes):  # all at once; one by one only to name the wrong one
             changes = {}
-    told: list[str] = []
+    seen: list[str] = []
     for key, value in changes.items():
         try:
-            problem = ignored({key: value})
+            problem = pair.ignored({key: value})
         except Exception as error:
             if key == "lr":
                 return does_not_apply(GROUPS, f"it refuses groups of different lr ({_short(error)})")
             continue
         if problem:
-            told.append(problem)
+            seen.append(problem)
     shared = sorted(_estimates(together, alone))
-    if told and shared:
-        return does_not_apply(GROUPS, f"it estimates {' and '.join(shared)} for all groups together; {'; '.join(told)}")
-    if told:
-        return broken(GROUPS, "; ".join(told), contract=True)
+    if seen and shared:
+        return does_not_apply(GROUPS, f"it estimates {' and '.join(shared)} for all groups together; {'; '.join(seen)}")
+    if seen:
+        return broken(GROUPS, "; ".join(seen), contract=True)
     if coupled:
-        told_apart = "a tensor's step depends on the other tensors, as by a norm of all gradients"
-        return holds(GROUPS, told_apart, contract=True)
+        one_norm = "a tensor's step depends on the other tensors, as by a norm of all gradients"
+        return holds(GROUPS, one_norm, contract=True)
     return holds(GROUPS, contract=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class _TwoGroups:
+    """Two groups of one optimizer, whose runs with the same options are known: together, and each alone."""
+
+    bench: Bench
+    layout: Layout
+    options: Mapping[str, Any]
+    names: tuple[tuple[str, ...], tuple[str, ...]]
+    alone: tuple[Run, ...]
+    together: Run
+    arithmetic: torch.dtype
+    coupled: bool
+
+    def ignored(self, changes: dict[str, Any]) -> str:
+        """Return how options that the second group alone is given are ignored, or nothing."""
+        other = Group({**self.options, **changes}, self.names[1])
+        meant = self.bench.run((other,), self.layout.leaves, defaults=changes)
+        if not self._apart(meant, self.alone[1], 1):
+            return ""  # an option that changes nothing, even given to the constructor, is another relation's
+        both = self.bench.run((Group(self.options, self.names[0]), other), self.layout.leaves)
+        what = f"{', '.join(f'{k}={v!r}' for k, v in changes.items())} of the second group"
+        if not self._apart(both, self.together, 1):
+            return f"{what} is ignored: it moves as without it"
+        if self.coupled:  # what it would do alone is not known
+            return ""
+        if self._apart(both, meant, 1):
+            return f"{what} is not what it is stepped with: alone in an optimizer with it the group goes another way"
+        if self._apart(both, self.alone[0], 0):
+            return f"{what} changes what the first group does"
+        return ""
+
+    def _apart(self, one: Run, other: Run, group: int) -> bool:
+        names = self.names[group]
+        return first_apart(one.path, other.path, names, self.bench.dtype, self.arithmetic) is not None
 
 
 def _estimates(run: Run, alone: tuple[Run, ...]) -> set[str]:

@@ -74,7 +74,7 @@ def pieces(bench: Bench, layout: Layout, shapes: list[tuple[int, ...]], seed: in
     if not partly and any(s.keys() != always.keys() for s in seen):
         return does_not_apply(PIECES, "its steps depend on whole tensors")
     shape, how = min(partly or always, key=lambda k: math.prod(k[0]))
-    return broken(PIECES, _told(shape, how, always[shape, how]))
+    return broken(PIECES, _described(shape, how, always[shape, how]))
 
 
 def _elementwise(found: Parted) -> set[int]:
@@ -131,7 +131,7 @@ def _elsewhere(
     return apart
 
 
-def _told(shape: tuple[int, ...], how: str, apart: torch.Tensor) -> str:
+def _described(shape: tuple[int, ...], how: str, apart: torch.Tensor) -> str:
     places, count = apart.nonzero().reshape(-1), apart.numel()
     first, last = int(places[0]), int(places[-1])
     if len(places) == count:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from audits.live.subject import LivePhase, Subject
-from audits.recipe.optimizers import optimizer_class
+from audits.recipe.constructing import optimizer_class
 from audits.recipe.phases import OptimizerRecipe
 from audits.updates.relations.bench import COUNTS, Group
 from audits.updates.relations.bench_loss import Leaf, leaf

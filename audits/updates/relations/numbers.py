@@ -43,8 +43,8 @@ def precision(bench: Bench, layout: Layout, base: Run) -> Iterator[Relation]:
     try:
         run = single.run(layout.groups, layout.leaves)
     except Exception as error:
-        told = f"float32 weights raise {type(error).__name__}: {' '.join(str(error).split())[:120]}"
-        yield broken(FLOAT32, told)
+        seen = f"float32 weights raise {type(error).__name__}: {' '.join(str(error).split())[:120]}"
+        yield broken(FLOAT32, seen)
         return
     yield _state(bench, run, layout)
     if bench.dtype is not torch.float64:
@@ -65,9 +65,9 @@ def precision(bench: Bench, layout: Layout, base: Run) -> Iterator[Relation]:
             explained = max(_typical(other, base, name, step) for other in noisy)
             weights = eps * step * rms(base.path[step][name])
             if off > relative * went + FACTOR * explained + FACTOR * weights:
-                told = f"at step {step} float32 weights are {off / went:.1%} of their way elsewhere" if went else (
+                seen = f"at step {step} float32 weights are {off / went:.1%} of their way elsewhere" if went else (
                     f"at step {step} float32 weights moved and float64 ones did not")  # fmt: skip
-                yield broken(FLOAT32, f"{told}, which float32's rounding does not explain")
+                yield broken(FLOAT32, f"{seen}, which float32's rounding does not explain")
                 return
     yield holds(FLOAT32, f"it computes in {inside} inside" if coarse else "")
 

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from audits.recipe.optimizers import optimizer_class
+from audits.recipe.constructing import optimizer_class
 from audits.updates.relations.bench import Bench, Group, Run
 from audits.updates.relations.layout import Layout
 from audits.updates.relations.relation import (
@@ -78,8 +78,8 @@ def used(bench: Bench, layout: Layout) -> Relation:
         except Exception:  # the other value is not valid beside the rest
             continue
         if all((a[n] == b[n]).all() for a, b in zip(base.path, run.path, strict=True) for n in layout.names):
-            told = f"{key}={layout.groups[0].options[key]!r} does nothing: the steps are those of {key}={other!r}"
-            (silent if key in SHOWN else noted).append(told)
+            seen = f"{key}={layout.groups[0].options[key]!r} does nothing: the steps are those of {key}={other!r}"
+            (silent if key in SHOWN else noted).append(seen)
     if silent:
         return broken(USED, "; ".join(silent))
     return holds(USED, "; ".join(noted))
@@ -112,8 +112,8 @@ def maximize(bench: Bench, layout: Layout) -> Relation:
         try:
             ways.append(bench.run(chosen, layout.leaves, defaults={"maximize": up}, sign=-1.0 if up else 1.0))
         except Exception as error:
-            told = f"maximize={up} raises {type(error).__name__}: {' '.join(str(error).split())[:120]}"
-            return broken(MAXIMIZE, told)
+            seen = f"maximize={up} raises {type(error).__name__}: {' '.join(str(error).split())[:120]}"
+            return broken(MAXIMIZE, seen)
     arithmetic = arithmetic_of(ways[0], bench.dtype)
     if apart := first_apart(ways[0].path, ways[1].path, layout.names, bench.dtype, arithmetic):
         return broken(MAXIMIZE, f"with maximize, step {apart[1]} is not the step on the negated gradient")

@@ -27,29 +27,29 @@ class Relation:
     Attributes:
         claim: the relation, as a person says it.
         held: whether it holds.
-        told: what was seen, where it is broken or does not apply.
+        seen: what was seen, where it is broken or does not apply.
         contract: whether it is part of what every torch optimizer promises: a broken one fails.
     """
 
     claim: str
     held: Held
-    told: str = ""
+    seen: str = ""
     contract: bool = False
 
 
-def holds(claim: str, told: str = "", *, contract: bool = False) -> Relation:
+def holds(claim: str, seen: str = "", *, contract: bool = False) -> Relation:
     """Return a relation that holds."""
-    return Relation(claim, Held.YES, told, contract)
+    return Relation(claim, Held.YES, seen, contract)
 
 
-def broken(claim: str, told: str, *, contract: bool = False) -> Relation:
+def broken(claim: str, seen: str, *, contract: bool = False) -> Relation:
     """Return a relation that is broken."""
-    return Relation(claim, Held.NO, told, contract)
+    return Relation(claim, Held.NO, seen, contract)
 
 
-def does_not_apply(claim: str, told: str) -> Relation:
+def does_not_apply(claim: str, seen: str) -> Relation:
     """Return a relation that says nothing about this optimizer."""
-    return Relation(claim, Held.OPEN, told)
+    return Relation(claim, Held.OPEN, seen)
 
 
 def tolerance(dtype: torch.dtype) -> float:

@@ -16,7 +16,7 @@ from audits.live.subject import LivePhase, Subject
 from audits.outcomes import Lane, Outcome, ResultRow
 from audits.updates.compare import real_dtype
 from audits.updates.relations import contract, descent, elements, numbers, options
-from audits.updates.relations.bench import PLAIN, Bench, Run, Way, way_of
+from audits.updates.relations.bench import PLAIN, Bench, Run, StepRequest, request_of
 from audits.updates.relations.bench_loss import LATE
 from audits.updates.relations.layout import Layout, layout, own_layout
 from audits.updates.relations.relation import Held, Relation, does_not_apply, first_apart, moved
@@ -34,13 +34,13 @@ class Verdict:
     Attributes:
         relations: each one.
         unable: why none could be tried; empty where they were.
-        way: how the optimizer was stepped.
+        request: how the optimizer was stepped.
         anew: whether its constructor made it, for a copy of the live object does not step on other tensors.
     """
 
     relations: tuple[Relation, ...]
     unable: str = ""
-    way: Way = PLAIN
+    request: StepRequest = PLAIN
     anew: bool = False
 
     @property
@@ -60,14 +60,14 @@ class Verdict:
         """Return one sentence for each relation."""
         if self.unable:
             return f"{name} has no reference rule, and the relations could not be tried: {self.unable}"
-        told = [f"BROKEN: {r.claim}: {r.told}" for r in self.broken]
-        kept = [r.claim + (f" ({r.told})" if r.told else "") for r in self.relations if r.held is Held.YES]
-        left = [f"{r.claim} ({r.told})" for r in self.relations if r.held is Held.OPEN]
+        seen = [f"BROKEN: {r.claim}: {r.seen}" for r in self.broken]
+        kept = [r.claim + (f" ({r.seen})" if r.seen else "") for r in self.relations if r.held is Held.YES]
+        left = [f"{r.claim} ({r.seen})" for r in self.relations if r.held is Held.OPEN]
         text = f"{name} has no reference rule and was held to what every optimizer keeps"
-        text += f", {self.way.told}" if self.way.told else ""
+        text += f", {self.request.description}" if self.request.description else ""
         text += ", built anew by its constructor from its options" if self.anew else ""
         return (
-            "; ".join([text, *told])
+            "; ".join([text, *seen])
             + f". {len(kept)} hold: {'; '.join(kept)}"
             + (f". Not applicable: {'; '.join(left)}" if left else "")
         )
@@ -107,17 +107,17 @@ def round_trip_rows(subject: Subject, phase: LivePhase, seed: int) -> list[Resul
     found = verdict_of(subject, phase) if seed == subject.seed else judge(subject, phase, seed)
     relation = next((r for r in found.relations if r.claim == contract.RESUMES), None)
     held = Held.OPEN if relation is None else relation.held
-    told = found.unable if relation is None else relation.told
+    seen = found.unable if relation is None else relation.seen
     outcome = {Held.YES: Outcome.PASS, Held.NO: Outcome.FAIL, Held.OPEN: Outcome.INCONCLUSIVE}[held]
-    message = f"the optimizer of phase {phase.name!r}: {contract.RESUMES}" + (f": {told}" if told else "")
+    message = f"the optimizer of phase {phase.name!r}: {contract.RESUMES}" + (f": {seen}" if seen else "")
     cause = Cause.COULD_NOT_STEP if held is Held.OPEN else None
     return [row(subject, "registration.state-round-trip", outcome, message, phase=phase.name, lane=Lane.SYNTHETIC,
                 cause=cause)]  # fmt: skip
 
 
-def way_to_step(subject: Subject, phase: LivePhase) -> Way:
+def working_request(subject: Subject, phase: LivePhase) -> StepRequest:
     """Return how a class that no rule is known for is asked for a step."""
-    return verdict_of(subject, phase).way
+    return verdict_of(subject, phase).request
 
 
 def relation_limits(subject: Subject, rows: Iterable[ResultRow]) -> tuple[str, ...]:
@@ -161,10 +161,10 @@ def judge(subject: Subject, phase: LivePhase, seed: int) -> Verdict:
             found_here = run()
             relations += [found_here] if isinstance(found_here, Relation) else list(found_here)
         except Exception as error:  # the class is the user's: what it cannot do is no relation broken
-            told = f"it raised {type(error).__name__}: {' '.join(str(error).split())[:160]}"
-            relations.append(does_not_apply(claim, told))
+            seen = f"it raised {type(error).__name__}: {' '.join(str(error).split())[:160]}"
+            relations.append(does_not_apply(claim, seen))
     anew = bench.recipe.kept is None and phase.recipe.optimizer.kept is not None
-    return Verdict(tuple(_matrices_apart(relations)), way=bench.way, anew=anew)
+    return Verdict(tuple(_matrices_apart(relations)), request=bench.request, anew=anew)
 
 
 def _matrices_apart(relations: list[Relation]) -> Iterator[Relation]:
@@ -175,7 +175,7 @@ def _matrices_apart(relations: list[Relation]) -> Iterator[Relation]:
     whole = any(r.claim == elements.PIECES and r.held is Held.OPEN for r in relations)
     for r in relations:
         apart = whole and r.claim == numbers.FLOAT32 and r.held is Held.NO
-        yield does_not_apply(r.claim, f"{r.told}, in a rule of whole tensors") if apart else r
+        yield does_not_apply(r.claim, f"{r.seen}, in a rule of whole tensors") if apart else r
 
 
 def _all(
@@ -211,11 +211,12 @@ def _able(subject: Subject, phase: LivePhase, chosen: Layout, seed: int) -> tupl
     """Return a bench on which the optimizer steps, float64 where it does, and its run; or why there is none."""
     first: Exception | None = None
     recipe = phase.recipe.optimizer
-    ways = dict.fromkeys((way_of(recipe), Way(graph=True), Way(closure=True), Way(closure=True, graph=True)))
+    others = (StepRequest(graph=True), StepRequest(closure=True), StepRequest(closure=True, graph=True))
+    requests = dict.fromkeys((request_of(recipe), *others))
     # A copy on other tensors lacks what a constructor files by tensor (SaRA's masks): then as the constructor makes it.
     for made in (recipe, dataclasses.replace(recipe, kept=None)):
-        for way, dtype in itertools.product(ways, (torch.float64, torch.float32)):
-            bench = Bench(made, subject.device, dtype, way, seed)
+        for request, dtype in itertools.product(requests, (torch.float64, torch.float32)):
+            bench = Bench(made, subject.device, dtype, request, seed)
             try:
                 base = bench.run(chosen.groups, chosen.leaves, watched=True)
                 if not any(moved(base.path, name) for name in chosen.names):

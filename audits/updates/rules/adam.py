@@ -6,7 +6,18 @@ from math import sqrt
 
 import torch
 
-from audits.updates.rules.base import Options, Rule, State, advance, ascent, coupled, decoupled, kept, scalars_of
+from audits.updates.rules.base import (
+    Options,
+    Rule,
+    State,
+    advance,
+    ascent,
+    coupled,
+    decayed,
+    decoupled,
+    kept,
+    scalars_of,
+)
 
 
 def adam(theta: torch.Tensor, gradient: torch.Tensor, state: State, options: Options) -> torch.Tensor:
@@ -55,12 +66,7 @@ def nadam(theta: torch.Tensor, gradient: torch.Tensor, state: State, options: Op
     lr, psi = float(options["lr"]), float(options["momentum_decay"])
     b1, b2 = (float(beta) for beta in options["betas"])
     t = advance(state)
-    g = ascent(gradient, options)
-    shrink: torch.Tensor | float = 0.0
-    if options.get("decoupled_weight_decay"):
-        shrink = decoupled(theta, options)
-    else:
-        g = coupled(g, theta, options)
+    g, shrink = decayed(ascent(gradient, options), theta, options, decouple=False)
     scalars = scalars_of(options)
     mu = b1 * (1.0 - 0.5 * scalars.power(0.96, t * psi))
     mu_next = b1 * (1.0 - 0.5 * scalars.power(0.96, (t + 1.0) * psi))
@@ -84,12 +90,7 @@ def radam(theta: torch.Tensor, gradient: torch.Tensor, state: State, options: Op
     lr = float(options["lr"])
     b1, b2 = (float(beta) for beta in options["betas"])
     t = advance(state)
-    g = ascent(gradient, options)
-    shrink: torch.Tensor | float = 0.0
-    if options.get("decoupled_weight_decay"):
-        shrink = decoupled(theta, options)
-    else:
-        g = coupled(g, theta, options)
+    g, shrink = decayed(ascent(gradient, options), theta, options, decouple=False)
     state["exp_avg"] = m = b1 * kept(state, "exp_avg", g) + (1.0 - b1) * g
     state["exp_avg_sq"] = v = b2 * kept(state, "exp_avg_sq", g) + (1.0 - b2) * g * g
     scalars = scalars_of(options)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from audits.recipe.optimizers import optimizer_class
+from audits.recipe.constructing import optimizer_class
 from audits.recipe.phases import OptimizerRecipe
 
 #: Words in an option's or a class's name that declare coarse state.

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from audits import AuditReport, Outcome, Recipe, ResultRow, audit
 from audits.causes import Cause
-from audits.findings.root_causes import root_findings, told
+from audits.findings.root_causes import in_one_line, root_findings
 
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 
@@ -166,5 +166,5 @@ def test_other_causes_phases_and_waivers_stay_apart() -> None:
     ]
     assert found[2].checks == ("update.rule", "update.state")
     assert [one.outcome for one in found[-2:]] == [Outcome.WARN, Outcome.WARN]
-    assert sum(len(one.rows) for one in found) == len(rows) - 1, "every finding is told once"
-    assert told(found, 2).endswith("; and 4 more findings")
+    assert sum(len(one.rows) for one in found) == len(rows) - 1, "every finding is in_one_line once"
+    assert in_one_line(found, 2).endswith("; and 4 more findings")

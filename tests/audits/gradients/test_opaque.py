@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from audits.gradients.methods.probe import LADDER, Prober
 from audits.lanes.evaluation import Point
-from audits.lanes.float64 import float64_lane
+from audits.lanes.lifted_loss import lifted_loss
 from audits.lanes.opaque import ROUGH_NOISE, is_opaque
 from audits.live.subject import open_subject
 from audits.outcomes import Lane, Outcome, ResultRow
@@ -134,7 +134,7 @@ def test_the_noise_of_a_staircase_is_measured_across_its_steps() -> None:
     batch = {"x": torch.randint(0, 31, (6, 8)), "y": torch.randint(0, 31, (6, 8))}
     with (
         _prober(Net(rms_norm()), batch, _loss) as subject,
-        float64_lane(subject, subject.phases[0]) as problem,
+        lifted_loss(subject, subject.phases[0]) as problem,
     ):
         assert is_opaque(problem)
         prober = Prober(Point(problem), 0)
@@ -158,7 +158,7 @@ def test_what_a_mode_can_lift_is_not_opaque() -> None:
     for middle, opaque in ((nn.ReLU(), False), (Activation(Swish), True)):
         with (
             _prober(net(middle), batch, loss) as subject,
-            float64_lane(subject, subject.phases[0]) as problem,
+            lifted_loss(subject, subject.phases[0]) as problem,
         ):
             assert is_opaque(problem) is opaque
             prober = Prober(Point(problem), 0)
@@ -181,6 +181,6 @@ def test_foreign_operators_are_seen() -> None:
     loss = lambda model, batch: F.cross_entropy(model(batch["x"]), batch["y"])  # noqa: E731
     with (
         _prober(net(Foreign()), classes(), loss) as subject,
-        float64_lane(subject, subject.phases[0]) as problem,
+        lifted_loss(subject, subject.phases[0]) as problem,
     ):
         assert is_opaque(problem)

@@ -13,9 +13,8 @@ from audits import Recipe, audit
 from audits.errors import InputError
 from audits.history.comparison import NOTHING_DIFFERS, Change, compare
 from audits.history.reading import (
-    changes_since,
     committed_audits,
-    compare_versions,
+    compare_with_earlier,
     find_audit,
     newest_audit,
     stored_report,
@@ -152,15 +151,15 @@ def test_since_holds_against_the_same_version_and_the_version_before(tmp_path: P
     commit(store, report(row("pass"), version=3, hour=4))
     now = report(row("fail"), version=3, hour=5, parts={**PARTS, "optimizer": "2"})
     commit(store, now)
-    since = changes_since(store, now)
+    since = compare_with_earlier(store, now)
     assert since.audit is not None
     assert since.version is not None
     assert [d.parameter for d in since.audit.newly_failed] == ["w"]
     assert since.version.before.identity.model_version == 1, "version 2 was never judged"
     assert [d.change for d in since.version.differences] == [Change.SAME]
-    first = changes_since(store, report(row("fail"), hour=0))
+    first = compare_with_earlier(store, report(row("fail"), hour=0))
     assert (first.audit, first.version) == (None, None)
-    compared = compare_versions(store, ("m", 1), ("m", 3))
+    compared = compare(*(stored_report(store, newest_audit(store, "m", version)) for version in (1, 3)))
     assert compared.before.identity.audit_id == "m-1-31-2"
     assert len(committed_audits(store, "m")) == 5
 

@@ -259,8 +259,8 @@ def probes_of(function: Function, start: torch.Tensor, slack: float = 0.0) -> li
     scales = prober.scales(["x"], 3e-3)
     found = [prober.probe(scales, 3e-3) for _ in range(3)]
     # the bound must resolve: a wrong slope of one of 24 elements is far above it
-    assert max(probe.bound for probe in found) < 1e-6 * (1 + max(abs(probe.expected) for probe in found))
-    return [probe.residual / (probe.bound + slack * abs(probe.expected)) for probe in found]
+    assert max(probe.bound for probe in found) < 1e-6 * (1 + max(abs(probe.autograd) for probe in found))
+    return [probe.residual / (probe.bound + slack * abs(probe.autograd)) for probe in found]
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -119,11 +119,11 @@ def test_an_exception_at_any_moment_leaves_nothing_behind(name: str, moment: flo
 
 
 STAGES = {
-    "opening": "audits.live.subject._try_losses",
+    "opening": "audits.live.subject.try_losses",
     "registration": "audits.updates.audit.registration_rows",
     "float64 lane": "audits.gradients.check.judge",
     "native oracle": "audits.gradients.native.native._judge_all",
-    "input gradients": "audits.gradients.inputs.float64_lane",
+    "input gradients": "audits.gradients.inputs.lifted_loss",
     "training steps": "audits.updates.audit.gradient_rows",
     "synthetic probe": "audits.updates.audit.synthetic_rows",
     "health": "audits.health.gradient_rows",

@@ -118,7 +118,7 @@ def test_plain_form_and_back_is_the_identity(optimizer: type[torch.optim.Optimiz
         ({"precison": "native"}, "did you mean 'precision'"),
         ({"schema": 99}, "schema is 99"),
         ({"phases": []}, "at least one phase"),
-        ({"precision": "bf16"}, "is none of native, bf16-autocast"),
+        ({"precision": "bf16"}, "must be one of native, bf16-autocast, fp16-autocast, not 'bf16'"),
     ],
 )
 def test_a_wrong_key_is_named_with_its_cure(change: dict[str, Any], text: str) -> None:

@@ -236,8 +236,8 @@ def test_an_optimizer_that_makes_its_own_inner_one_is_not_refused() -> None:
         (lambda m, o: o.state_dict(), "is a state_dict: pass the optimizer itself"),
         (lambda m, o: StepLR(o, 1), "is the scheduler StepLR: pass optimizer=scheduler.optimizer"),
         (lambda m, o: m, "is the module Linear: pass the optimizer that trains it"),
-        (lambda m, o: m.parameters(), "is a generator, which is no torch.optim.Optimizer and has no param_groups"),
-        (lambda m, o: torch.amp.GradScaler("cpu"), "is a GradScaler, which is no torch.optim.Optimizer"),
+        (lambda m, o: m.parameters(), "is a generator, which is not a torch.optim.Optimizer and has no param_groups"),
+        (lambda m, o: torch.amp.GradScaler("cpu"), "is a GradScaler, which is not a torch.optim.Optimizer"),
     ],
 )
 def test_what_is_no_optimizer_is_named_with_its_cure(make: Any, text: str) -> None:

@@ -78,7 +78,7 @@ def test_what_cannot_be_carried_to_a_fresh_process_stays_open_and_says_why() -> 
     assert report.outcome is not Outcome.FAIL
     found = [r for r in report.rows if r.cause == Cause.FIRST_CALL]
     assert found
-    assert all("no fresh process could be asked (it cannot be carried there: " in r.message for r in found)
+    assert all("no fresh process could be asked (the model cannot be sent to it: " in r.message for r in found)
 
 
 def test_a_gradient_that_is_merely_random_is_no_first_call() -> None:

@@ -11,7 +11,7 @@ import pytest
 from pyarrow import fs
 
 from audits.errors import InputError
-from audits.history.parameter_history import history, stories
+from audits.history.parameter_history import by_parameter, history
 from audits.outcomes import Outcome
 from audits.results.compaction import compact, compact_months
 from audits.results.queries import query
@@ -155,7 +155,7 @@ def test_history_tells_since_when_a_parameter_fails(store: ResultsStore) -> None
     found = history(store, "m", parameter="w")
     assert [m.outcome for m in found] == [Outcome(o) for o in ("pass", "pass", "fail", "inconclusive", "fail")]
     assert {(m.check, m.checks) for m in found} == {("update.rule", 2)}
-    story = stories(history(store, "m"))
+    story = by_parameter(history(store, "m"))
     assert [s.parameter for s in story] == ["w", "v"]
     assert story[0].failing_since is not None
     assert story[0].before_failing is not None

@@ -128,7 +128,7 @@ def test_a_declared_hook_inside_a_step_inside_a_step_is_told_from_the_rule() -> 
 
 def test_a_declared_hook_that_is_not_there_is_an_error() -> None:
     model, batch = live.subject()
-    with pytest.raises(RecipeError, match="no step hook"):
+    with pytest.raises(RecipeError, match="no optimizer has a step hook of that name"):
         Recipe.capture(model, batch=batch, loss=live.classify, optimizer=SGD(model.parameters(), lr=0.1),
                        expect={"step_hooks": ["clamps"]})  # fmt: skip
 

@@ -54,7 +54,7 @@ CORRECT: list[tuple[type[Any], dict[str, Any]]] = [
 def test_correct_ones_keep_every_relation(own: type[Any], chosen: dict[str, Any], dtype: torch.dtype) -> None:
     found = judged(own, dtype=dtype, **chosen)
     assert found.unable == ""
-    assert [(r.claim, r.told) for r in found.broken] == []
+    assert [(r.claim, r.seen) for r in found.broken] == []
     assert found.outcome is Outcome.PASS
     assert sum(r.held is Held.YES for r in found.relations) >= 9
 
@@ -166,7 +166,7 @@ def test_shapes_of_the_model_are_tried() -> None:
     recipe = Recipe.capture(model, batch=batch, loss=models.classify, optimizer=Skips(model.parameters()))
     with open_subject(model, recipe, AuditSettings(), device="cpu") as subject:
         found = verdict_of(subject, subject.phases[0])
-    assert [(r.claim, "(37, 11)" in r.told, "330 to 406" in r.told) for r in found.broken] == [
+    assert [(r.claim, "(37, 11)" in r.seen, "330 to 406" in r.seen) for r in found.broken] == [
         (elements.PIECES, True, True)
     ]
 

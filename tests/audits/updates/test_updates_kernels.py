@@ -12,7 +12,7 @@ from audits.live.subject import open_subject
 from audits.outcomes import Lane, Outcome, ResultRow
 from audits.recipe.recipe import Recipe
 from audits.updates.judge.apply_rule import rule_for, rule_options
-from audits.updates.judge.kernels import ROUNDOFF, scalars_of_build, slack
+from audits.updates.judge.kernels import ROUNDOFF, scalar_slack, scalars_of_build
 from audits.updates.rules.scalars import EXACT, Scalars, as_single
 from tests.audits.updates.cuda_kernels import allow_capturable, use_cuda_fused_adam
 from tests.audits.updates.subjects import audited, failed, of
@@ -207,12 +207,12 @@ def test_the_builds_scalars_are_measured(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_the_slack_of_rounded_scalars() -> None:
     options = {"betas": (0.9, 0.999)}
-    assert slack(EXACT, options, 1.0) == 0.0
+    assert scalar_slack(EXACT, options, 1.0) == 0.0
     capturable = Scalars(torch.float64, torch.float32)
-    assert slack(capturable, options, 1.0) == slack(capturable, options, 1e6) == 32 * ROUNDOFF
+    assert scalar_slack(capturable, options, 1.0) == scalar_slack(capturable, options, 1e6) == 32 * ROUNDOFF
     fused = Scalars(torch.float32, torch.float32)
-    assert slack(fused, options, 1.0) == pytest.approx(ROUNDOFF * (32 + 10 + 500))
-    assert slack(fused, options, 1e6) == pytest.approx(ROUNDOFF * 33.5)
+    assert scalar_slack(fused, options, 1.0) == pytest.approx(ROUNDOFF * (32 + 10 + 500))
+    assert scalar_slack(fused, options, 1e6) == pytest.approx(ROUNDOFF * 33.5)
     assert abs((1 - as_single(0.999)) / (1 - 0.999) - 1) == pytest.approx(1.29e-5, rel=1e-2)
 
 

@@ -123,7 +123,7 @@ def test_a_new_failure_is_told_once_and_a_repeat_or_a_success_never(
     assert payload["model"] == "broken"
     assert payload["checks"] == "registration.hyperparameters"
     assert payload["cause"] == "the optimizer's options are not those declared"
-    assert payload["finding"] == "the optimizer of phase 'step' is SGD, declared is Adam"
+    assert payload["finding"] == "the optimizer of phase 'step' is SGD, expect declares Adam"
     assert payload["previous"] == "never audited"
     run = client.get_run(payload["run_id"])
     assert run.data.tags["audit.model"] == "broken"
@@ -136,6 +136,6 @@ def test_a_new_failure_is_told_once_and_a_repeat_or_a_success_never(
     text = next(message["text"] for message in messages if " v1 " in message["subject"])
     assert text.split("\n") == [
         "broken v1 fails registration.hyperparameters.",
-        "the optimizer of phase 'step' is SGD, declared is Adam",
+        "the optimizer of phase 'step' is SGD, expect declares Adam",
         payload["link"],
     ]

@@ -13,7 +13,7 @@ from mlflow.tracking import MlflowClient
 
 from audits.errors import InfrastructureError
 from flows.choosing.due_keys import due_key
-from flows.choosing.sweeping import REGISTRATION, NotTriedError, Room, Stopped, Sweep
+from flows.choosing.sweeping import REGISTRATION, DiskBudget, NotTriedError, Stopped, Sweep
 from flows.settings.environment import GradauditSettings
 from registry_models.registry.versions import list_versions
 from tests.flows.choosing.committing import commit
@@ -65,14 +65,14 @@ def test_a_claimed_version_waits_and_then_finds_the_other_s_result(
 
 
 def test_downloads_wait_for_room_and_one_always_fits() -> None:
-    room, never = Room(100), threading.Event()
+    disk_budget, never = DiskBudget(100), threading.Event()
     order: list[str] = []
 
     def next_one() -> None:
-        with room.for_bytes(60, never):
+        with disk_budget.for_bytes(60, never):
             order.append("next")
 
-    with room.for_bytes(1000, never):
+    with disk_budget.for_bytes(1000, never):
         waiting = threading.Thread(target=next_one)
         waiting.start()
         time.sleep(0.2)
@@ -81,7 +81,7 @@ def test_downloads_wait_for_room_and_one_always_fits() -> None:
     assert order == ["first leaves", "next"]
     stopping = threading.Event()
     stopping.set()
-    with room.for_bytes(100, never), pytest.raises(Stopped), room.for_bytes(1, stopping):
+    with disk_budget.for_bytes(100, never), pytest.raises(Stopped), disk_budget.for_bytes(1, stopping):
         raise AssertionError("there is no room")
 
 

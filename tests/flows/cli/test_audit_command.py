@@ -146,7 +146,7 @@ def test_a_corrupt_model_is_inconclusive_with_one_sentence(
         (["nowhere"], "neither models:/NAME/VERSION"),
         (["models:/x"], "write models:/NAME/VERSION"),
         (["models:/m/1", "--tracking-uri", "http://127.0.0.1:9"], "the server does not answer"),
-        (["models:/m/1", "--method", "guess"], "method 'guess' is none of"),
+        (["models:/m/1", "--method", "guess"], "method must be one of auto, probe"),
         (["models:/m/1", "--device", "cuda:7"], "no CUDA device"),
     ],
 )

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from audits.checks import CHECKS
 from audits.history.comparison import compare
-from audits.history.parameter_history import Moment, Story
+from audits.history.parameter_history import HistoryEntry, ParameterHistory
 from audits.outcomes import Coverage, Outcome, ResultRow, Severity
 from audits.report import AuditReport
 from audits.results.format import AuditIdentity
@@ -94,23 +94,23 @@ def test_history(screen: Console) -> None:
     at = datetime.datetime(2026, 11, 27, tzinfo=datetime.UTC)
     told = []
     for check in LONGEST:
-        moment = Moment(
+        entry = HistoryEntry(
             audit_id="a" * 24, audited_at=at, version=117, parameter="blocks.11.scale", outcome=Outcome.INCONCLUSIVE,
             check=check, checks=1, message=MESSAGE, run_id=None, error=1.2345e-10, threshold=1.2345e-12,
             detection_limit=1e-6,
         )  # fmt: skip
-        told.append(Story("blocks.11.scale", (moment,)))
+        told.append(ParameterHistory("blocks.11.scale", (entry,)))
     found = lines(screen, history_command.history_view("a-model", told, every=True))
     has_names(found, [*LONGEST, "blocks.11.scale", "117"])
 
 
 def test_history_counts_one_as_one(screen: Console) -> None:
     at = datetime.datetime(2026, 11, 27, tzinfo=datetime.UTC)
-    moment = Moment(
+    entry = HistoryEntry(
         audit_id="a" * 24, audited_at=at, version=1, parameter="w", outcome=Outcome.PASS, check=LONGEST[0],
         checks=1, message="", run_id=None, error=None, threshold=None, detection_limit=None,
     )  # fmt: skip
-    found = lines(screen, history_command.history_view("a-model", [Story("w", (moment,))], every=False))
+    found = lines(screen, history_command.history_view("a-model", [ParameterHistory("w", (entry,))], every=False))
     assert "(1 parameter, 1 audit)" in " ".join(" ".join(found).split())
 
 

@@ -186,7 +186,7 @@ def test_a_registered_version_is_given_a_recipe(
     got = Path(mlflow.artifacts.download_artifacts(uri, dst_path=str(tmp_path / "got")))
     assert sorted(path.name for path in got.iterdir()) == ["batch.safetensors", "recipe.yaml"]
     for target, place, words in (
-        ("models:/bare/1", str(tmp_path / "nowhere"), "there is no such folder"),
+        ("models:/bare/1", str(tmp_path / "nowhere"), "does not exist"),
         ("models:/bare/1", str(folder / "recipe.yaml"), "give the folder that holds recipe.yaml"),
         ("models:/bare/1", str(tmp_path), "holds no recipe.yaml; did you mean"),
         ("models:/bare/7", str(folder), "bare"),

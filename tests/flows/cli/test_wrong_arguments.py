@@ -32,11 +32,11 @@ CASES: dict[str, dict[str, list[tuple[str, str]]]] = {
             ("models:/tinny/1", "not found; did you mean 'tiny'"),
             ("models:/tiny/99", "not found; it has versions 1"),
             ("tiny", "write models:/tiny/VERSION"),
-            ("empty", "is no MLflow model directory"),
+            ("empty", "is not an MLflow model directory"),
             ("''", "the target is empty"),
         ],
         "recipe": [
-            ("models:/tiny/1 --recipe recipes/emty", "there is no such folder; did you mean 'empty'"),
+            ("models:/tiny/1 --recipe recipes/emty", "does not exist; did you mean 'empty'"),
             ("models:/tiny/1 --recipe empty", "holds no recipe.yaml"),
             ("models:/tiny/1 --recipe recipes", "holds no recipe.yaml; did you mean 'recipes/audit'"),
             ("models:/tiny/1 --recipe recipes/audit/recipe.yaml", "give the folder that holds recipe"),
@@ -60,7 +60,7 @@ CASES: dict[str, dict[str, list[tuple[str, str]]]] = {
             ("models:/tiny/1 --check gradient.finte-difference", "did you mean 'gradient.finite-"),
         ],
         "method": [
-            ("models:/tiny/1 --method prob", "method 'prob' is none of .*did you mean 'probe'"),
+            ("models:/tiny/1 --method prob", "method must be one of .*, not 'prob'; did you mean 'probe'"),
         ],
         "tracking_uri": [
             ("models:/tiny/1 --tracking-uri sqlite:///typo.db", "there is no database .*typo.db"),
@@ -226,7 +226,7 @@ CASES: dict[str, dict[str, list[tuple[str, str]]]] = {
     },
     "compact": {
         "month": [
-            ("--month 2026-13 --results empty", "'2026-13' is no month"),
+            ("--month 2026-13 --results empty", "'2026-13' is not a month"),
         ],
         "results": [
             ("--results emty", "there is no results folder emty; did you mean 'empty'"),
@@ -238,7 +238,7 @@ CASES: dict[str, dict[str, list[tuple[str, str]]]] = {
             ("models:/tinny/1 recipes/audit", "did you mean 'tiny'"),
         ],
         "recipe": [
-            ("models:/tiny/1 nothere", "there is no such folder"),
+            ("models:/tiny/1 nothere", "does not exist"),
             ("models:/tiny/1 empty", "holds no recipe.yaml"),
         ],
         "tracking_uri": [
@@ -254,7 +254,7 @@ ELSEWHERE = {("audit", "parameter"), ("settings", "model")}
 VARIABLES = [
     ({"GRADAUDIT_WAVERS": "x"}, "there is no setting GRADAUDIT_WAVERS; did you mean 'GRADAUDIT_WAIVERS'"),
     ({"GRADAUDIT_WAIVERS": "nosuch.yaml"}, "the waivers file nosuch.yaml"),
-    ({"GRADAUDIT_RECIPES": "nosuch"}, "GRADAUDIT_RECIPES: the recipe repository nosuch is no folder"),
+    ({"GRADAUDIT_RECIPES": "nosuch"}, "GRADAUDIT_RECIPES: the recipe repository nosuch is not a folder"),
     ({"GRADAUDIT_AUDIT__SEDE": "3"}, "unknown audit setting 'sede'; did you mean 'seed'"),
     ({"GRADAUDIT_DEVICE": "gpu"}, "device 'gpu' is unknown"),
     ({"GRADAUDIT_ISOLATION": "none"}, "GRADAUDIT_ISOLATION"),

@@ -16,7 +16,7 @@ from audits.run import refused
 from audits.settings import AuditSettings
 from flows.choosing.sweeping import Stopped
 from flows.one_audit import gpu
-from flows.one_audit.fallback import Way, ran_out, told, ways
+from flows.one_audit.fallback import MemoryPlan, memory_plans, out_of_memory, with_fallback_note
 from flows.one_audit.gpu import Gpu, chosen_gpu, held, needed_bytes, parsed
 from flows.one_audit.one_version import audit_directory
 from flows.settings.environment import GradauditSettings
@@ -49,7 +49,7 @@ def test_a_gpu_s_memory_is_asked_before_anything_is_loaded(tmp_path: Path, monke
 
     def names(memory: int | None) -> list[tuple[str, str, str]]:
         monkeypatch.setattr(gpu, "host_gpus", lambda: (Gpu("GPU-a", memory),))
-        return [(way.device, way.settings.method, reason) for way, reason in ways(snapshot, "auto", asked)]
+        return [(plan.device, plan.settings.method, reason) for plan, reason in memory_plans(snapshot, "auto", asked)]
 
     assert names(needed) == [
         ("auto", "auto", ""),
@@ -58,19 +58,19 @@ def test_a_gpu_s_memory_is_asked_before_anything_is_loaded(tmp_path: Path, monke
     ]
     assert [device for device, _, _ in names(None)] == ["auto", "cpu", "cpu"]
     assert names(needed - 1)[0] == ("cpu", "auto", "it needs about 1.0 GiB, the GPU has 1.0 GiB")
-    assert [way.device for way, _ in ways(snapshot, "cpu", asked)] == ["cpu", "cpu"]
+    assert [plan.device for plan, _ in memory_plans(snapshot, "cpu", asked)] == ["cpu", "cpu"]
     smallest = AuditSettings(method="probe", input_gradient_limit=0)
-    assert len(list(ways(snapshot, "cpu", smallest))) == 1, "there is nothing smaller"
+    assert len(list(memory_plans(snapshot, "cpu", smallest))) == 1, "there is nothing smaller"
 
 
 def test_only_memory_is_a_reason_to_try_again() -> None:
-    assert ran_out(refused("x", cause="memory limit"))
-    assert ran_out(refused("x", cause="out of memory"))
-    assert not ran_out(refused("x", cause="crashed"))
+    assert out_of_memory(refused("x", cause="memory limit"))
+    assert out_of_memory(refused("x", cause="out of memory"))
+    assert not out_of_memory(refused("x", cause="crashed"))
     part = ResultRow(check="audit.completed", outcome=Outcome.INCONCLUSIVE, cause="out of memory")
     report = dataclasses.replace(refused("x"), rows=(ResultRow(check="update.rule", outcome=Outcome.PASS), part))
-    assert ran_out(report), "one part that ran out is enough"
-    assert told(report, Way("cpu", AuditSettings(), "the CPU"), []) is report
+    assert out_of_memory(report), "one part that ran out is enough"
+    assert with_fallback_note(report, MemoryPlan("cpu", AuditSettings(), "the CPU"), []) is report
 
 
 def test_a_gpu_is_known_by_its_own_id(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,7 +97,7 @@ def test_a_gpu_is_known_by_its_own_id(monkeypatch: pytest.MonkeyPatch) -> None:
 
 _HOLD = """
 import sys, threading, time
-from flows import gpu
+from flows.one_audit import gpu
 from flows.settings.environment import GradauditSettings
 gpu.host_gpus = lambda: (gpu.Gpu("GPU-a"), gpu.Gpu("GPU-b"))
 with gpu.held(sys.argv[1], GradauditSettings.load(), threading.Event()):

@@ -16,8 +16,9 @@ import pytest
 
 from audits.errors import SettingsError
 from flows.sandbox import Level, isolation
-from flows.sandbox.isolation import Limits, run_child
+from flows.sandbox.isolation import run_child
 from flows.sandbox.levels import variants_of, why_not
+from flows.sandbox.limits import Limits
 from flows.settings.environment import GradauditSettings
 
 ROOMY = Limits(seconds=60, memory_bytes=2**34, file_bytes=2**30)
@@ -195,7 +196,7 @@ def test_a_killed_parent_takes_its_child_along(tmp_path: Path, level: Level) -> 
     )
     script = f"""
 from pathlib import Path
-from flows import isolation
+from flows.sandbox import isolation
 from flows.sandbox import Level
 isolation._own_root = lambda: Path({str(own)!r})
 answer = Path({str(answer)!r})

@@ -21,7 +21,7 @@ from prefect.states import Completed, Failed, Running
 from audits.errors import ArtifactError, InfrastructureError, SettingsError
 from flows.service import handing_over
 from flows.service.embedded_prefect import prefect_server
-from flows.service.handing_over import ATTEMPTS, DEPLOYMENT, Handed, hand_over
+from flows.service.handing_over import ATTEMPTS, DEPLOYMENT, Handover, hand_over
 from flows.service.reconciling import Reconciler
 from flows.service.registering import register_webhook
 from flows.service.setup import SetupOptions, set_up
@@ -146,13 +146,13 @@ def test_the_loop_finds_what_no_webhook_told_of(
     assert loop.look() == []
     version, other = register(client), register(client, "other")
     commit(tmp_path, other, settings)
-    assert loop.look() == [Handed.NOW]
-    assert loop.look() == [Handed.UNDER_WAY]
-    assert Reconciler(settings).look() == [Handed.UNDER_WAY], "beside a second process"
+    assert loop.look() == [Handover.NOW]
+    assert loop.look() == [Handover.UNDER_WAY]
+    assert Reconciler(settings).look() == [Handover.UNDER_WAY], "beside a second process"
     commit(tmp_path, version, settings)
     assert loop.look() == []
     client.set_model_version_tag("m", "1", RECIPE_TAG, "runs:/1/audit")
-    assert loop.look() == [Handed.NOW]
+    assert loop.look() == [Handover.NOW]
     assert len(handed()) == 2
 
 
@@ -163,7 +163,7 @@ def test_old_versions_are_no_storm(client: MlflowClient, settings: GradauditSett
     loop = Reconciler(settings)
     assert loop.look(now=later) == []
     client.set_model_version_tag("m", "2", RECIPE_TAG, "runs:/1/audit")
-    assert loop.look(now=later) == [Handed.NOW], "what is given a recipe counts, however old"
+    assert loop.look(now=later) == [Handover.NOW], "what is given a recipe counts, however old"
     assert [run.parameters["versions"] for run in handed()] == [["models:/m/2"]]
 
 
@@ -174,38 +174,39 @@ def test_a_bulk_import_waits_its_turn(
     monkeypatch.setattr(handing_over, "_AT_ONCE", 1)
     versions = [register(client) for _ in range(4)]
     loop = Reconciler(settings)
-    assert loop.look() == [Handed.NOW, Handed.NOW, Handed.FULL, Handed.FULL]
+    assert loop.look() == [Handover.NOW, Handover.NOW, Handover.FULL, Handover.FULL]
     assert deliver(http, created(versions[3])) == 503
     assert deliver(http, created(versions[0])) == 200, "it is under way"
     set_state(handed()[0], Failed())
-    assert loop.look() == [Handed.RESTING, Handed.UNDER_WAY, Handed.NOW, Handed.FULL], "nothing failed is in the way"
+    expected = [Handover.RESTING, Handover.UNDER_WAY, Handover.NOW, Handover.FULL]
+    assert loop.look() == expected, "nothing failed is in the way"
 
 
 def test_attempts_rest_longer_each_time_and_end(client: MlflowClient, settings: GradauditSettings) -> None:
     wanted = [(register(client), "key")]
     now = datetime.datetime.now(datetime.UTC)
     for attempt in range(1, ATTEMPTS + 1):
-        assert hand_over(wanted, now=now) == [Handed.NOW]
+        assert hand_over(wanted, now=now) == [Handover.NOW]
         run = next(run for run in handed() if str(run.idempotency_key).endswith(f"-attempt{attempt}"))
         set_state(run, Running())
-        assert hand_over(wanted, now=now) == [Handed.UNDER_WAY]
+        assert hand_over(wanted, now=now) == [Handover.UNDER_WAY]
         set_state(run, Failed())
         now = datetime.datetime.now(datetime.UTC)
         rest = datetime.timedelta(seconds=handing_over.FIRST_REST * 2 ** (attempt - 1))
         if attempt < ATTEMPTS:
-            assert hand_over(wanted, now=now + rest * 0.9) == [Handed.RESTING]
+            assert hand_over(wanted, now=now + rest * 0.9) == [Handover.RESTING]
         now += rest * 1.1
-    assert hand_over(wanted, now=now + datetime.timedelta(days=9)) == [Handed.GIVEN_UP]
+    assert hand_over(wanted, now=now + datetime.timedelta(days=9)) == [Handover.GIVEN_UP]
     assert len(handed()) == ATTEMPTS
-    assert hand_over([(wanted[0][0], "another key")], now=now) == [Handed.NOW], "as it is now it was never tried"
+    assert hand_over([(wanted[0][0], "another key")], now=now) == [Handover.NOW], "as it is now it was never tried"
 
 
 def test_a_result_elsewhere_is_not_asked_for_again(client: MlflowClient, settings: GradauditSettings) -> None:
     wanted = [(register(client), "key")]
-    assert hand_over(wanted) == [Handed.NOW]
+    assert hand_over(wanted) == [Handover.NOW]
     set_state(handed()[0], Completed())
     later = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=1)
-    assert hand_over(wanted, now=later) == [Handed.ELSEWHERE]
+    assert hand_over(wanted, now=later) == [Handover.ELSEWHERE]
 
 
 def test_the_loop_outlives_services_that_are_down(client: MlflowClient, settings: GradauditSettings) -> None:
@@ -213,7 +214,7 @@ def test_the_loop_outlives_services_that_are_down(client: MlflowClient, settings
     loop = Reconciler(settings)
     with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}), pytest.raises(InfrastructureError):
         loop.look()
-    assert loop.look() == [Handed.NOW]
+    assert loop.look() == [Handover.NOW]
 
 
 def test_what_cannot_be_is_refused(client: MlflowClient, settings: GradauditSettings) -> None:

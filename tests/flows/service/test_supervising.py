@@ -15,7 +15,7 @@ import pytest
 from audits.errors import InfrastructureError
 from flows.service.pools import QUEUES
 from flows.service.supervising import Service, Supervisor
-from flows.service.up import Silence
+from flows.service.up import OfflineWorkers
 from tests.servers import plan_for, running
 
 #: A worker that spins: deaf to SIGTERM, asks for nothing, and has a flow run under way as its child.
@@ -115,7 +115,7 @@ def test_what_ends_again_and_again_is_started_ever_more_rarely(
 @pytest.mark.end_to_end
 def test_a_worker_that_asks_for_no_work_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A real worker, stopped by a signal: to Prefect's server it looks as the spinning one does."""
-    monkeypatch.setattr(Silence, "EVERY", 2.0)
+    monkeypatch.setattr(OfflineWorkers, "EVERY", 2.0)
     monkeypatch.setenv("PREFECT_WORKER_HEARTBEAT_SECONDS", "1")
     plan = plan_for(tmp_path)
     stalled, well = plan.workers()[1:]  # the pool of the first is missing: it must not hide the others'
@@ -125,24 +125,24 @@ def test_a_worker_that_asks_for_no_work_is_noticed(tmp_path: Path, monkeypatch: 
         server.name, server.command, {**server.environment, "PREFECT_SERVER_SERVICES_FOREMAN_LOOP_SECONDS": "1"}
     )
     with running(server, plan, f"{plan.prefect_url}/api/health"):
-        silence = Silence(f"{plan.prefect_url}/api")
+        offline = OfflineWorkers(f"{plan.prefect_url}/api")
         with running(stalled, plan) as process, running(well, plan):
             names = {"audits", "registration"}
             wait("both are online", lambda: _online(plan.prefect_url) == names, 90)
             deadline = time.monotonic() + 8
             while time.monotonic() < deadline:
-                assert silence.look() == set(), "both ask for work"
+                assert offline.look() == set(), "both ask for work"
                 time.sleep(0.2)
             process.send_signal(signal.SIGSTOP)
             found: list[set[str]] = []
 
             def noticed() -> bool:
-                found.append(silence.look())
+                found.append(offline.look())
                 return bool(found[-1])
 
             wait("the silent one is noticed", noticed, 60)
             assert found[-1] == {"audits"}
-            assert silence.look() == set(), "once: the fresh one gets its time"
+            assert offline.look() == set(), "once: the fresh one gets its time"
             process.kill()
 
 

@@ -80,7 +80,7 @@ def test_a_worker_elsewhere_is_told_the_file(tmp_path: Path, monkeypatch: pytest
         ('severity = {"update.rul" = "warn"}', "gradaudit.toml: severity of 'update.rul': no check has this name"),
         ('severity = {"update.rule" = "off"}', "'off' is neither 'fail' nor 'warn'"),
         ('[[models]]\nmatch = "a"\naudit = {probes = "many"}', "gradaudit.toml: models 'a': probes: "),
-        ("attempts = ", "gradaudit.toml is no TOML"),
+        ("attempts = ", "gradaudit.toml is not TOML"),
     ],
 )
 def test_what_cannot_be_is_refused_with_its_place(text: str, says: str) -> None:

@@ -74,7 +74,7 @@ def test_a_refusal_takes_no_heavy_import(tmp_path: Path) -> None:
     for arguments, words in (
         (["audit", "models:/m/1", "--tracking-uri", "foo://bar"], "foo://bar"),
         (["audit", ""], "the target is empty"),
-        (["audit", "models:/plain/@nope"], "'models:/plain/@nope' is no version"),
+        (["audit", "models:/plain/@nope"], "'models:/plain/@nope' does not name a version"),
         (["audit", "models:/m/1", "--nonsense"], "No such option"),
         (["nightly", "--tracking-uri", "127.0.0.1:5000"], "write http://127.0.0.1:5000"),
     ):

@@ -127,7 +127,7 @@ def test_the_digest_sees_the_files_of_its_own_model_only(recipes: Path) -> None:
 
 
 def test_a_repository_that_is_not_there_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match="is no folder"):
+    with pytest.raises(RecipeError, match="is not a folder"):
         matching_recipes(tmp_path / "nothing", "m")
 
 

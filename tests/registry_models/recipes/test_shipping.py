@@ -20,7 +20,8 @@ from audits.errors import RecipeError
 from audits.outcomes import Outcome
 from audits.recipe.callables import CallableReference
 from registry_models import attach_recipe, log_model
-from registry_models.artifacts.shipping import MAXIMUM_CODE_BYTES, has_main_guard, ship
+from registry_models.artifacts.shipping import MAXIMUM_CODE_BYTES, ship
+from registry_models.recipes.main_script import has_main_guard
 from tests.registry_models.auditing import in_a_child
 from tests.registry_models.recipes.losses_shipped import squared, step
 from tests.stores import BATCH, register_linear
@@ -132,7 +133,7 @@ def test_a_package_that_is_not_installed_is_shipped(client: MlflowClient, tmp_pa
     log_model(model, "packaged", recipe=recipe_of(model, squared, step=step), **LINEAR)
     report = in_a_child(client, "models:/packaged/1", tmp_path / "a")
     assert report.outcome in (Outcome.PASS, Outcome.WARN), report.headline
-    assert (tmp_path / "a" / "model" / "code" / "tests" / "registry_models" / "losses_shipped.py").is_file()
+    assert (tmp_path / "a" / "model" / "code" / "tests" / "registry_models" / "recipes" / "losses_shipped.py").is_file()
     assert report.provenance["step"] == "declared in the version"
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from audits.errors import ArtifactError, InfrastructureError
 from registry_models import attach_recipe, log_model
-from registry_models.artifacts.loading import load_module
+from registry_models.artifacts.loading import load_model
 from registry_models.artifacts.snapshot import Snapshot, download_version, read_snapshot
 from registry_models.recipes.recipe_files import read_recipe
 from registry_models.registry.versions import RECIPE_TAG, VersionReference, list_versions
@@ -91,7 +91,9 @@ def test_a_module_comes_back_whole(client: MlflowClient, tmp_path: Path, factory
     log_model(model, "tied", recipe=linear_recipe(model), **options)
     snapshot = fetch(client, "models:/tied/1", tmp_path / "snapshot")
     assert (snapshot.artifact_kind, snapshot.recipe_source) == (kind, "version")
-    loaded = load_module(snapshot.folder, snapshot.artifact_kind, snapshot.code_folder)
+    loaded = load_model(
+        snapshot.folder, snapshot.artifact_kind, (snapshot.code_folder,) if snapshot.code_folder else ()
+    ).module
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, loaded.state_dict()[name]), name
     assert loaded.second.weight is loaded.first.weight
@@ -143,14 +145,14 @@ def test_broken_files_are_named(client: MlflowClient, tmp_path: Path) -> None:
     weights = pickled.folder / "data" / "model.pth"
     weights.write_bytes(weights.read_bytes()[:200])
     with pytest.raises(ArtifactError, match=r"model\.pth is truncated or corrupt"):
-        load_module(pickled.folder, "pickle", None)
+        load_model(pickled.folder, "pickle")
     weights.write_bytes(b"not a pickle at all")
     with pytest.raises(ArtifactError, match="truncated or corrupt"):
-        load_module(pickled.folder, "pickle", None)
+        load_model(pickled.folder, "pickle")
     eager = fetch(client, "models:/m/2", tmp_path / "b")
     (eager.folder / "extra_files" / "audit" / "weights.safetensors").write_bytes(b"\xff" * 40)
     with pytest.raises(ArtifactError, match=r"weights\.safetensors is missing, truncated or corrupt"):
-        load_module(eager.folder, "eager", None)
+        load_model(eager.folder, "eager")
 
 
 def test_links_and_foreign_folders_are_refused(client: MlflowClient, tmp_path: Path) -> None:
@@ -167,16 +169,16 @@ def test_code_that_would_replace_a_library_is_refused(tmp_path: Path) -> None:
     code = tmp_path / "code"
     (code / "torch").mkdir(parents=True)
     with pytest.raises(ArtifactError, match="'torch', which would replace"):
-        load_module(tmp_path, "pickle", code)
+        load_model(tmp_path, "pickle", (code,))
     shutil.rmtree(code / "torch")
     (code / "json.py").write_text("")
     with pytest.raises(ArtifactError, match=r"'json\.py', which would replace"):
-        load_module(tmp_path, "pickle", code)
+        load_model(tmp_path, "pickle", (code,))
 
 
 def test_unsupported_kinds_say_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match=r"unsupported artifact kind 'sklearn'.*factory="):
-        load_module(tmp_path, "sklearn", None)
+        load_model(tmp_path, "sklearn")
 
 
 def test_another_store_than_mlflows_current_one_is_asked(client: MlflowClient, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A subject's phase lifted to float64, in place, and put back."""
+"""A phase's loss as a function of its parameters, in float64 or the model's own dtypes; lifted in place, put back."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from audits.structures import map_tensors, tensors_in
 
 
 @contextlib.contextmanager
-def float64_lane(
-    subject: Subject, phase: LivePhase, *, lane: Lane = Lane.FLOAT64, inputs: bool = False
+def lifted_loss(
+    subject: Subject, phase: LivePhase, *, precision: Lane = Lane.FLOAT64, inputs: bool = False
 ) -> Iterator[Problem]:
-    """Lend the phase's loss as a float64 function of the phase's own parameters.
+    """Lend the phase's loss as a function of the phase's own parameters, in float64 unless told otherwise.
 
     The model's parameters and buffers keep their identity and get float64 storage (never a copy of the model: patched
     forwards and hooks would go on pointing at the native one). On leaving, the subject is reset to its native state.
@@ -35,7 +35,7 @@ def float64_lane(
     Args:
         subject: the open subject.
         phase: whose loss, and whose optimizer's parameters.
-        lane: ``FLOAT32`` keeps the model's own dtypes, for models without float64 kernels.
+        precision: ``FLOAT32`` keeps the model's own dtypes, for models without float64 kernels.
         inputs: make it a function of the batch's floating tensors (named ``<batch x>``) instead.
 
     Yields:
@@ -46,28 +46,24 @@ def float64_lane(
     """
     tape = _native_tape(subject, phase)
     dtypes = {name: str(parameter.dtype) for name, parameter in phase.parameters.items()}
-    previous = torch.get_default_dtype()
-    try:
+    with _native_afterwards(subject):
         subject.reset()
-        if lane is Lane.FLOAT64:
+        if precision is Lane.FLOAT64:
             _lift_in_place(subject)
             torch.set_default_dtype(torch.float64)
         state = ModuleState(subject.model)
         batches = [
-            (weight, map_tensors(batch, lift_tensor) if lane is Lane.FLOAT64 else batch)
+            (weight, map_tensors(batch, lift_tensor) if precision is Lane.FLOAT64 else batch)
             for weight, batch in subject.micro_batches(phase)
         ]
 
+        native: dict[str, tuple[str, torch.Tensor]] = {}
         tensors: dict[str, torch.Tensor] = dict(phase.parameters)
-        asked: frozenset[str] = frozenset()
-        paths: dict[str, str] = {}
         if inputs:
-            native = subject.micro_batches(phase)
-            dtypes = {_input_name(i, p, len(native)): str(t.dtype) for i, p, t in _inputs(native)}
-            asked = frozenset(_input_name(i, p, len(native)) for i, p, t in _inputs(native) if t.requires_grad)
-            paths = {_input_name(i, p, len(native)): p for i, p, _ in _inputs(native)}
+            native = _inputs(subject.micro_batches(phase))
+            dtypes = {name: str(tensor.dtype) for name, (_, tensor) in native.items()}
             batches = [(weight, map_tensors(batch, _leaf)) for weight, batch in batches]
-            tensors = {_input_name(i, p, len(batches)): t for i, p, t in _inputs(batches)}
+            tensors = {name: tensor for name, (_, tensor) in _inputs(batches).items()}
 
         def before() -> None:
             state.restore()
@@ -75,23 +71,31 @@ def float64_lane(
 
         def loss() -> torch.Tensor:
             given = [(w, map_tensors(b, _used)) for w, b in batches] if inputs else batches
-            return weighted_loss(subject, phase, given)
+            return one_number(subject.loss(phase, given))
 
-        coarse = full_float32() if lane is Lane.FLOAT32 else contextlib.nullcontext()
+        coarse = full_float32() if precision is Lane.FLOAT32 else contextlib.nullcontext()
         with _plain_kernels(), _deterministic(subject), coarse:
             yield Problem(
                 tensors,
                 loss,
                 before,
                 tape,
-                lane,
+                precision,
                 dtypes=dtypes,
-                asked=asked,
-                paths=paths,
+                asked=frozenset(name for name, (_, tensor) in native.items() if tensor.requires_grad),
+                paths={name: path for name, (path, _) in native.items()},
                 model=None if inputs else subject.model,
                 hooked=may_step(subject.model),
                 batches=batches,
             )
+
+
+@contextlib.contextmanager
+def _native_afterwards(subject: Subject) -> Iterator[None]:
+    """Put the default dtype and the subject back to what they are natively."""
+    previous = torch.get_default_dtype()
+    try:
+        yield
     finally:
         torch.set_default_dtype(previous)
         for parameter in subject.model.parameters():
@@ -99,15 +103,9 @@ def float64_lane(
         subject.reset()
 
 
-def weighted_loss(subject: Subject, phase: LivePhase, batches: list[tuple[float, Any]]) -> torch.Tensor:
-    """Return ``sum_i w_i loss(model, batch_i)`` as one number."""
-    total: torch.Tensor | None = None
-    for weight, batch in batches:
-        value = phase.call_loss(subject.model, batch)
-        value = value if weight == 1.0 else value * weight
-        total = value if total is None else total + value
-    assert total is not None
-    return total.reshape(()) if total.dim() else total
+def one_number(loss: torch.Tensor) -> torch.Tensor:
+    """Return a loss of one element without its dimensions."""
+    return loss.reshape(()) if loss.dim() else loss
 
 
 def _seed(seed: int) -> None:
@@ -121,15 +119,15 @@ def _seed(seed: int) -> None:
     random.seed(seed)
 
 
-def _inputs(batches: list[tuple[float, Any]]) -> Iterator[tuple[int, str, torch.Tensor]]:
-    for i, (_, batch) in enumerate(batches):
-        for path, tensor in tensors_in(batch):
-            if _differentiable(tensor):
-                yield i, path, tensor
-
-
-def _input_name(position: int, path: str, count: int) -> str:
-    return f"<batch {path}>" if count == 1 else f"<batch {position} {path}>"
+def _inputs(batches: list[tuple[float, Any]]) -> dict[str, tuple[str, torch.Tensor]]:
+    """Return the batches' floating tensors by the name that rows have for them, each with its path in its batch."""
+    number = (lambda i: "") if len(batches) == 1 else (lambda i: f"{i} ")
+    return {
+        f"<batch {number(i)}{path}>": (path, tensor)
+        for i, (_, batch) in enumerate(batches)
+        for path, tensor in tensors_in(batch)
+        if _differentiable(tensor)
+    }
 
 
 def _differentiable(tensor: torch.Tensor) -> bool:
