@@ -247,6 +247,7 @@ class _Longer(torch.optim.LBFGS):
         return found
 
 
+@pytest.mark.slow
 @pytest.mark.sampled
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("options", [{}, {"lr": 0.1}, {"lr": 0.1, "max_iter": 5, "history_size": 3}], ids=str)
