@@ -5,10 +5,10 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test check docs bench gpu chaos format wheel clean help
+.PHONY: demo test test-quick test-all check docs bench gpu chaos format wheel clean help
 
 help: ## show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "gradaudit needs Python 3.11 or newer; set PYTHON=..."; exit 1; }
@@ -20,8 +20,17 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY) ## train, register and audit the demo's models on an embedded MLflow and Prefect
 	@$(BIN)/gradaudit demo
 
-test: $(READY) ## run every test
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+# A file of tests stays on one process, so that a server or a trained model is made for it once; the longest start first.
+PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+test: $(READY) ## run the tests that CI runs: each one, and a sample of the cases of the wide ones
+	$(PYTEST) -m "not exhaustive"
+
+test-quick: $(READY) ## run one case of every test that starts no process, in about a minute
+	$(PYTEST) -m quick
+
+test-all: $(READY) ## run every test with every case
+	$(PYTEST)
 
 check: $(READY) ## lint, types, import contracts and the site of docs/
 	$(BIN)/ruff check .

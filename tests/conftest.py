@@ -14,6 +14,8 @@ from flows.settings.environment import quiet_defaults
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
+pytest_plugins = ["tests.selection"]
+
 
 def _settings() -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if k.startswith(("GRADAUDIT_", "MLFLOW_", "PREFECT_"))}

@@ -19,6 +19,7 @@ CHOSEN = list({(c.kind, c.check): c for c in reversed(CATALOGUE)}.values())
 CHOSEN += [c for c in CATALOGUE if c.kind in ("precision", "phases") and c not in CHOSEN]
 
 
+@pytest.mark.sampled("case.kind", "case.check", "case.architecture")
 @pytest.mark.parametrize("case", CHOSEN, ids=lambda case: f"{case.name} ({case.architecture})")
 def test_fault_is_caught_and_its_twin_passes(case: Fault) -> None:
     assert_caught(case, NAME)

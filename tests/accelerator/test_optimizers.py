@@ -78,6 +78,7 @@ def trained(name: str, options: dict[str, Any], steps: int, device: str) -> tupl
     return model, audits.Recipe.capture(model, batch=batch, loss=loss, optimizer=optimizer)
 
 
+@pytest.mark.sampled("name", "options", "steps")
 @pytest.mark.parametrize("steps", [0, 3], ids=["fresh", "captured"])
 @pytest.mark.parametrize(("name", "options"), choices(), ids=lambda value: str(value))
 def test_healthy_on_the_device(name: str, options: dict[str, Any], steps: int) -> None:
@@ -92,6 +93,7 @@ def test_healthy_on_the_device(name: str, options: dict[str, Any], steps: int) -
     assert (report.outcome, report.coverage) == (other.outcome, other.coverage)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
 @pytest.mark.parametrize("name", ["AdamW", "SGD", "NAdam"])
 def test_other_dtypes(name: str, dtype: torch.dtype) -> None:

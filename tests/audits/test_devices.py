@@ -61,6 +61,7 @@ print(report.outcome.value, report.coverage, found)
 """
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize("device", ["cpu", accelerator.NAME])
 def test_an_audit_works_where_global_flags_are_frozen(device: str) -> None:
     """On a device the audit chooses deterministic algorithms, which plain assignment could not any more."""

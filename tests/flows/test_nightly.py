@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import collections
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
-import yaml
 from mlflow.tracking import MlflowClient
 
 from audits.results.store import ResultsStore
@@ -22,30 +19,8 @@ from flows.cli.main import main
 from flows.cli.nightly_command import SweepStoppedError
 from flows.settings.environment import GradauditSettings
 from tests.flows.choosing.committing import commit
+from tests.flows.commands import at_work, committed, private_folders, start, wait_until
 from tests.stores import register_linear
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-def start(arguments: list[str], folder: Path, client: MlflowClient) -> subprocess.Popen[str]:
-    environment = {
-        **os.environ,
-        "MLFLOW_TRACKING_URI": client.tracking_uri,
-        "HOME": str(folder / "home"),
-        "PREFECT_HOME": str(folder / "prefect"),
-    }
-    return subprocess.Popen(
-        [sys.executable, "-m", "flows.cli", *arguments],
-        cwd=folder,
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-
-
-def committed(folder: Path) -> list[Path]:
-    return list((folder / "results" / "audits").rglob("*.parquet"))
 
 
 @pytest.mark.end_to_end
@@ -56,15 +31,13 @@ def test_a_killed_sweep_is_finished_by_the_next_and_the_third_has_nothing_to_do(
     for name in names:
         register_linear(name)
     sweep = start(["nightly"], tmp_path, client)
-    deadline = time.monotonic() + 120
-    while not committed(tmp_path) and time.monotonic() < deadline:
-        assert sweep.poll() is None, sweep.communicate()
-        time.sleep(0.05)
-    time.sleep(0.7)  # somewhere inside the second version's audit
-    os.kill(sweep.pid, signal.SIGKILL)
+    wait_until(lambda: committed(tmp_path), sweep)
+    wait_until(lambda: at_work(tmp_path), sweep)
+    sweep.kill()
     sweep.communicate()
     before = len(committed(tmp_path))
     assert 1 <= before < len(names), "the kill came in the middle"
+    assert at_work(tmp_path), "of an audit"
 
     out, err = start(["nightly"], tmp_path, client).communicate(timeout=180)
     assert f"{len(names) - before} of 4 versions were due" in out, err
@@ -86,6 +59,7 @@ def test_a_killed_sweep_is_finished_by_the_next_and_the_third_has_nothing_to_do(
     visible = collections.Counter(r.data.tags["audit.id"] for r in runs if "superseded" not in r.data.tags)
     assert set(visible.values()) == {1}
     assert list((tmp_path / "results").rglob("*.tmp")) == []
+    assert private_folders(tmp_path) == [], "what the killed sweep left is removed"
 
     third = start(["nightly"], tmp_path, client)
     out, err = third.communicate(timeout=120)
@@ -120,20 +94,6 @@ def test_what_is_due_is_read_from_the_store_and_never_from_tags(client: MlflowCl
     assert "copy v1" in due(), "copied tags are no audit"
     changed = settings.model_copy(update={"audit": {"seed": 1}})
     assert len(plan_night(client, changed, models=["a", "b"]).due) == 2, "other settings make everything due"
-
-
-def test_every_deployment_fits_its_flow() -> None:
-    import importlib
-
-    described = yaml.safe_load((ROOT / "prefect.yaml").read_text())
-    names = set()
-    for deployment in described["deployments"]:
-        module, _, function = deployment["entrypoint"].rpartition(".")
-        flow = getattr(importlib.import_module(module), function)
-        names.add(f"{flow.name}/{deployment['name']}")
-        assert deployment["enforce_parameter_schema"] is True
-        assert set(deployment.get("parameters") or {}) <= set(flow.parameters.properties)
-    assert names == {"nightly-audit/nightly", "audit-versions/nightly", "audit-versions/on-registration"}
 
 
 def test_unknown_parameters_are_refused() -> None:

@@ -19,7 +19,7 @@ from flows.service.webhook import wanted_version
 from registry_models import log_model
 from registry_models.registry.versions import VersionReference
 from tests.flows.cli.test_audit_command import gradaudit
-from tests.flows.test_nightly import start
+from tests.flows.commands import start
 from tests.stores import BATCH, linear_recipe
 
 #: A right model's name, a broken one's: what a URL's parser drops or cuts off makes one of the other.

@@ -11,7 +11,7 @@ from mlflow.tracking import MlflowClient
 
 from audits import Recipe
 from registry_models import log_model
-from tests.flows.test_nightly import start
+from tests.flows.commands import start
 from tests.registry_models import stepping
 
 EXPECTED = {

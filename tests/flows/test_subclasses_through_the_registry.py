@@ -12,7 +12,7 @@ from mlflow.tracking import MlflowClient
 import audits
 from audits import Outcome, Recipe
 from registry_models import log_model
-from tests.flows.test_nightly import start
+from tests.flows.commands import start
 from tests.registry_models import subclasses
 
 

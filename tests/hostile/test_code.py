@@ -20,7 +20,10 @@ from flows.sandbox.memory_group import memory_group
 from tests.hostile.conftest import TIGHT, need
 from tests.hostile.witnesses import Witnesses, attack_source
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the levels above 'process' need Linux")
+pytestmark = [
+    pytest.mark.end_to_end,
+    pytest.mark.skipif(sys.platform != "linux", reason="the levels above 'process' need Linux"),
+]
 
 Attack = Callable[..., ChildEnd]
 ROOT = Path(__file__).resolve().parents[2]

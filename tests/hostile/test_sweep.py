@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
+import pytest
 import torch
 from mlflow.tracking import MlflowClient
 
@@ -23,6 +24,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.end_to_end
 def test_a_sweep_survives_its_hostile_versions(client: MlflowClient, witnesses: Witnesses, tmp_path: Path) -> None:
     names = [next((name for name in HOSTILE if name.split()[0] == f"m{index}"), f"m{index}") for index in range(10)]
     for name in names:

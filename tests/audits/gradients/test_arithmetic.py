@@ -96,6 +96,7 @@ def test_one_probe_misses_no_more_often_than_said() -> None:
             assert missed <= MISS_FACTOR * bound + 3 * math.sqrt(MISS_FACTOR * bound / 4000)
 
 
+@pytest.mark.slow
 def test_detection_at_the_stated_limit() -> None:
     """A factor 1 + eps_t on any tensor is found in 99 % of the draws and more."""
     found = total = 0

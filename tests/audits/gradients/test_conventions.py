@@ -189,6 +189,7 @@ def test_fake_quantisation_passes_and_a_wrong_function_beside_it_fails(kind: str
     assert failing(audit(Quantised(kind, ScaledSwish).to(dtype), batch)) == {"first.weight", "first.bias"}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Please use quant_min:UserWarning")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("fused", [False, True])

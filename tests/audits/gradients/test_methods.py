@@ -117,6 +117,7 @@ def test_check_names() -> None:
     assert [check.name for check in CHECKS][:3] == [FINITE, "gradient.native-dtype", "gradient.input"]
 
 
+@pytest.mark.slow
 def test_exact_finds_what_it_states_though_noise_hides_most() -> None:
     def offset(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         return 1e4 + nn.functional.cross_entropy(model(batch["x"]), batch["y"])

@@ -85,6 +85,7 @@ class WrongSingleOnly(SingleOnly):
         return 1.3 * SingleOnly.backward(ctx, gradient)
 
 
+@pytest.mark.slow
 def test_models_without_float64_kernels_fall_back_to_float32() -> None:
     rows = audit(net(Activation(SingleOnly)), classes(), method="probe")
     assert {row.lane for row in rows} == {Lane.FLOAT32}

@@ -208,6 +208,7 @@ def test_a_switch_on_a_cpu_widens_what_it_touches_and_nothing_else() -> None:
         assert [row.cause for row in rows if row.outcome is Outcome.FAIL] == ["Kernel in torch.float32"]
 
 
+@pytest.mark.slow
 def test_the_float32_lane_is_an_instrument_and_runs_in_float32() -> None:
     with switches_kept():
         torch.set_float32_matmul_precision("medium")

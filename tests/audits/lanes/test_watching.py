@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from audits.lanes.watching import FunctionDepth
@@ -35,6 +36,7 @@ def seen(install: str) -> str:
     return subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout.strip()
 
 
+@pytest.mark.end_to_end
 def test_a_name_bound_before_is_seen_in_a_process_of_our_own() -> None:
     assert seen("see_functions_from_now_on()") == "['Double']"
     assert seen("") == "[]"

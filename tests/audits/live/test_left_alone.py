@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from collections.abc import Callable
@@ -99,13 +100,15 @@ def test_success_leaves_nothing_behind(name: str) -> None:
     _COUNTED[name] = loss.evaluations
 
 
-@pytest.mark.parametrize("position", range(len(CASES)))
-def test_an_interrupt_leaves_nothing_behind(position: int) -> None:
-    raised, left, _ = run(CASES[position], MOMENTS[position % len(MOMENTS)], KeyboardInterrupt)
+@pytest.mark.sampled("moment")
+@pytest.mark.parametrize(("name", "moment"), list(zip(CASES, itertools.cycle(MOMENTS), strict=False)))
+def test_an_interrupt_leaves_nothing_behind(name: str, moment: float) -> None:
+    raised, left, _ = run(name, moment, KeyboardInterrupt)
     assert isinstance(raised, KeyboardInterrupt)
     assert not left
 
 
+@pytest.mark.sampled("name,error", "moment")
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 @pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize("name", AT_EVERY_MOMENT)
@@ -131,6 +134,7 @@ STAGES = {
 }
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
 @pytest.mark.parametrize("stage", STAGES)
 def test_an_exception_of_the_audit_itself_leaves_nothing_behind(
@@ -150,6 +154,7 @@ def test_an_exception_of_the_audit_itself_leaves_nothing_behind(
         assert isinstance(result, KeyboardInterrupt) or error is ZeroDivisionError
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_forward_that_keeps_things_passes_and_its_wrong_twin_fails(name: str, dtype: torch.dtype) -> None:

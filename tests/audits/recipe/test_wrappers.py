@@ -175,6 +175,7 @@ def test_a_step_function_that_steps_the_live_optimizer_is_stopped_before_it_does
     assert optimizer.state_dict() == before
 
 
+@pytest.mark.slow
 def test_lightnings_optimizer_is_looked_through() -> None:
     optimizers = pytest.importorskip("lightning.pytorch.core.optimizer", reason="lightning is not installed")
     model, optimizer = _trained()

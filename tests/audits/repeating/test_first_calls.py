@@ -40,6 +40,7 @@ def test_correct_twin_passes(dtype: torch.dtype) -> None:
     assert [r.outcome for r in report.rows if r.check == "step.first-call"] == [Outcome.PASS]
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize(
     ("fault", "dtype", "expected"),
     [
@@ -159,6 +160,7 @@ def main():
 """
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize("guarded", [True, False], ids=["main guard", "none"])
 def test_a_class_of_the_script_itself_travels_where_the_script_has_a_main_guard(guarded: bool, tmp_path: Path) -> None:
     script = tmp_path / "train.py"

@@ -88,6 +88,7 @@ CORRECT = (
 )
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("steps", [0, 3])
 @pytest.mark.parametrize("cls", CORRECT, ids=lambda c: c.__qualname__)
@@ -100,6 +101,7 @@ def test_a_correct_one_passes_fresh_and_trained(cls: Any, steps: int, dtype: tor
     assert {row.outcome for row in report.rows if row.check == "update.rule"} == {Outcome.PASS}
 
 
+@pytest.mark.sampled("cls,mistake", "dtype")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("cls", [coarse.AdamW8bit, coarse.CoarseAdamW], ids=lambda c: c.__qualname__)
 @pytest.mark.parametrize("mistake", coarse.MISTAKES)
@@ -111,6 +113,7 @@ def test_a_wrong_one_fails(cls: Any, mistake: str, dtype: torch.dtype) -> None:
         assert told in failing(report)["optimizer.probe"]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("decay", [0.1, 1e-3])
 @pytest.mark.parametrize("cls", [*CORRECT[:3], AdamWFp8, AdamW4bit], ids=lambda c: c.__qualname__)
 def test_a_small_decay_is_seen_beside_any_rounding(cls: Any, decay: float) -> None:
@@ -144,6 +147,7 @@ def test_names_are_bared_of_how_the_state_is_kept() -> None:
     assert {bare_name(name) for name in names} == {"adamw"}
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("steps", [0, 3])
 def test_master_copies_are_what_the_rule_moves(steps: int, dtype: torch.dtype) -> None:

@@ -89,6 +89,7 @@ def test_an_optimizer_that_holds_too_much_is_one_kind_of_finding(step: Any, dtyp
     assert {row.phase for row in left} == {"discriminator"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [{"expect": {"shared": ["generator.*"]}}, {"severity": {"update.isolation": "warn"}}],

@@ -178,6 +178,7 @@ _SIX = [(cls, dtype, trained) for cls in published.PUBLISHED
         for dtype in (torch.float32, torch.bfloat16) for trained in (False, True)]  # fmt: skip
 
 
+@pytest.mark.sampled("cls,dtype", "cls,trained")
 @pytest.mark.parametrize(("cls", "dtype", "trained"), _SIX, ids=lambda v: getattr(v, "__name__", str(v)))
 def test_correct_published_optimizer_passes(cls: Any, dtype: torch.dtype, trained: bool) -> None:
     rows = _audited(cls, "", dtype, trained=trained)
@@ -206,6 +207,7 @@ _PUBLIC: list[tuple[Any, dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("trained", [False, True])
 @pytest.mark.parametrize(("cls", "options"), _PUBLIC, ids=lambda v: getattr(v, "__name__", str(v)))
@@ -218,6 +220,7 @@ def test_public_implementation_passes(cls: Any, options: dict[str, Any], trained
 _FAULTS = [(cls, mistake, dtype, trained) for cls, dtype, trained in _SIX for mistake in cls.mistakes]
 
 
+@pytest.mark.sampled("cls,mistake", "cls,dtype", "cls,trained")
 @pytest.mark.parametrize(("cls", "mistake", "dtype", "trained"), _FAULTS, ids=lambda v: getattr(v, "__name__", str(v)))
 def test_planted_fault_is_caught(cls: Any, mistake: str, dtype: torch.dtype, trained: bool) -> None:
     rows = _audited(cls, mistake, dtype, trained=trained)

@@ -49,6 +49,7 @@ CORRECT: list[tuple[type[Any], dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("own", "chosen"), CORRECT, ids=lambda v: v.__name__ if isinstance(v, type) else str(v))
 def test_correct_ones_keep_every_relation(own: type[Any], chosen: dict[str, Any], dtype: torch.dtype) -> None:
@@ -91,6 +92,7 @@ WRONG: list[tuple[type[Any], str, dict[str, Any], str, bool]] = [
 ]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(
     ("own", "mistake", "chosen", "claim", "fails"), WRONG, ids=lambda v: str(getattr(v, "__name__", v))

@@ -166,6 +166,7 @@ def _findings(rows: list[ResultRow]) -> list[tuple[str | None, Outcome]]:
             and r.cause != "did not move"]  # fmt: skip
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("momentum", [0.1, None], ids=["momentum", "cumulative"])
 @pytest.mark.parametrize("name", RIGHT)

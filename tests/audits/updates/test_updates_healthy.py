@@ -36,6 +36,7 @@ def _cast(batch: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch
     return {k: v.to(dtype) if v.is_floating_point() else v for k, v in batch.items()}
 
 
+@pytest.mark.sampled("name,options", "dtype,trained")
 @pytest.mark.parametrize("trained", [False, True], ids=["fresh", "trained"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("name", "options"), CHOICES, ids=lambda value: str(value))

@@ -54,6 +54,7 @@ def _healthy(rows: list[ResultRow], model: nn.Module) -> None:
     assert probe.outcome is Outcome.PASS
 
 
+@pytest.mark.sampled("name,options", "dtype,trained")
 @pytest.mark.parametrize("trained", [False, True], ids=["fresh", "trained"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("name", "options"), FUSED, ids=str)
@@ -72,6 +73,7 @@ def test_an_older_kernel_with_double_betas_passes_as_well(dtype: torch.dtype, mo
     _healthy(audited(model, **recipe), model)
 
 
+@pytest.mark.sampled("name,options", "dtype,trained")
 @pytest.mark.parametrize("trained", [False, True], ids=["fresh", "trained"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize(("name", "options"), CAPTURABLE, ids=str)
@@ -124,6 +126,7 @@ def _beta2_of_the_first(name: str) -> Any:
     return _FirstGroup() if name == "beta2" else _without_decay
 
 
+@pytest.mark.sampled("what,dtype", "trained")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("trained", [False, True], ids=["fresh", "trained"])
 @pytest.mark.parametrize("what", ["decay", "beta2", "eps", "lr"])
@@ -244,6 +247,8 @@ class _Longer(torch.optim.LBFGS):
         return found
 
 
+@pytest.mark.slow
+@pytest.mark.sampled
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("options", [{}, {"lr": 0.1}, {"lr": 0.1, "max_iter": 5, "history_size": 3}], ids=str)
 def test_lbfgs_is_no_false_alarm_where_weights_or_curvature_are_coarse(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import socket
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,22 @@ from flows.choosing.sweeping import REGISTRATION, DiskBudget, NotTriedError, Sto
 from flows.settings.environment import GradauditSettings
 from registry_models.registry.versions import list_versions
 from tests.flows.choosing.committing import commit
+
+
+class Watched(threading.Event):
+    """What says that a sweep has ended; whoever waits looks at it again and again, and is seen to wait by that."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._looks = threading.Semaphore(0)
+
+    def is_set(self) -> bool:
+        self._looks.release()
+        return super().is_set()
+
+    def was_waited_under(self) -> bool:
+        """Wait until somebody has looked twice: he has waited in between, and has not got what he waits for."""
+        return all(self._looks.acquire(timeout=30) for _ in range(2))
 
 
 @pytest.fixture
@@ -32,20 +47,18 @@ def test_a_claimed_version_waits_and_then_finds_the_other_s_result(
     (version,) = list_versions(client)
     key = due_key(version, settings, settings.audit_settings)
     now = datetime.datetime.now(datetime.UTC)
-    inside, found = threading.Event(), []
+    stopping, found = Watched(), []
 
     def second() -> None:
-        inside.wait(10)
-        with Sweep(settings, client, "tonight", now).claim(version, key) as result:
+        with Sweep(settings, client, "tonight", now, stopping).claim(version, key) as result:
             found.append(result)
 
     other = threading.Thread(target=second)
-    other.start()
     with Sweep(settings, client, REGISTRATION, None).claim(version, key) as result:
         assert result is None
-        inside.set()
-        time.sleep(0.3)
-        assert not found, "it waits"
+        other.start()
+        assert stopping.was_waited_under(), "it waits"
+        assert not found
         # ended before the other chose its versions, committed after
         commit(tmp_path, version, settings, days_ago=1e-3, occasion=REGISTRATION)
     other.join(10)
@@ -65,17 +78,17 @@ def test_a_claimed_version_waits_and_then_finds_the_other_s_result(
 
 
 def test_downloads_wait_for_room_and_one_always_fits() -> None:
-    disk_budget, never = DiskBudget(100), threading.Event()
+    disk_budget, never, nexts = DiskBudget(100), threading.Event(), Watched()
     order: list[str] = []
 
     def next_one() -> None:
-        with disk_budget.for_bytes(60, never):
+        with disk_budget.for_bytes(60, nexts):
             order.append("next")
 
     with disk_budget.for_bytes(1000, never):
         waiting = threading.Thread(target=next_one)
         waiting.start()
-        time.sleep(0.2)
+        assert nexts.was_waited_under()
         order.append("first leaves")
     waiting.join(10)
     assert order == ["first leaves", "next"]

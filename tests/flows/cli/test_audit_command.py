@@ -52,6 +52,7 @@ def tags(client: MlflowClient, name: str) -> dict[str, str]:
     return VersionReference(name, 1).resolve(client).tags
 
 
+@pytest.mark.end_to_end
 def test_a_right_version_passes_and_is_marked(run, client: MlflowClient, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
     register_linear("right")
     capsys.readouterr()
@@ -78,6 +79,7 @@ def test_a_right_version_passes_and_is_marked(run, client: MlflowClient, tmp_pat
     assert "<html" in (tmp_path / "report.html").read_text()
 
 
+@pytest.mark.end_to_end
 def test_a_wrong_version_fails_naming_the_parameter(run, client: MlflowClient, capsys) -> None:  # type: ignore[no-untyped-def]
     register_with_a_lost_head("wrong")
     capsys.readouterr()
@@ -93,6 +95,7 @@ def test_a_wrong_version_fails_naming_the_parameter(run, client: MlflowClient, c
     assert [v.name for v in client.search_model_versions("tags.`audit.outcome` = 'fail'")] == ["wrong"]
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize("narrowing", [["--check", "registration.*"], ["--parameter", "weight"], ["--no-mark"]])
 def test_a_narrowed_audit_leaves_no_trace(run, client: MlflowClient, tmp_path: Path, narrowing: list[str]) -> None:  # type: ignore[no-untyped-def]
     register_linear("m")
@@ -101,6 +104,7 @@ def test_a_narrowed_audit_leaves_no_trace(run, client: MlflowClient, tmp_path: P
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.end_to_end
 def test_a_directory_is_audited_without_a_registry(run, client: MlflowClient, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
     register_linear("m")
     local = mlflow.artifacts.download_artifacts("models:/m/1", dst_path=str(tmp_path / "local"))
@@ -109,6 +113,7 @@ def test_a_directory_is_audited_without_a_registry(run, client: MlflowClient, tm
     assert "PASS" in capsys.readouterr().out
 
 
+@pytest.mark.end_to_end
 def test_a_version_without_recipe_is_inconclusive_and_says_how_to_give_it_one(
     run, client: MlflowClient, capsys
 ) -> None:  # type: ignore[no-untyped-def]
@@ -121,6 +126,7 @@ def test_a_version_without_recipe_is_inconclusive_and_says_how_to_give_it_one(
     assert tags(client, "bare")["audit.outcome"] == "inconclusive"
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize("pickled", [False, True])
 def test_a_corrupt_model_is_inconclusive_with_one_sentence(
     run, client: MlflowClient, tmp_path: Path, capsys, pickled
@@ -196,6 +202,7 @@ def test_an_error_of_our_own_is_no_failed_model(run, capsys, monkeypatch: pytest
     assert "ZeroDivisionError: planted (an error of gradaudit's own; nothing was judged)" in told.err
 
 
+@pytest.mark.end_to_end
 def test_what_libraries_print_is_no_result(run, client: MlflowClient, capsys, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
     from flows.cli import audit_command
 

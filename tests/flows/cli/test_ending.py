@@ -2,59 +2,24 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from mlflow.tracking import MlflowClient
 
 from flows.sandbox.private_folders import private_folder, remove_stale
-from tests.flows.test_nightly import committed
+from tests.flows.commands import committed, private_folders, start, wait_until
 from tests.stores import register_linear
 
 pytestmark = pytest.mark.end_to_end
 
 
-def started(folder: Path, client: MlflowClient, *arguments: str) -> subprocess.Popen[str]:
-    (folder / "tmp").mkdir(exist_ok=True)
-    return subprocess.Popen(
-        [sys.executable, "-m", "flows.cli", *arguments],
-        cwd=folder,
-        env={
-            **os.environ,
-            "MLFLOW_TRACKING_URI": client.tracking_uri,
-            "HOME": str(folder / "home"),
-            "PREFECT_HOME": str(folder / "prefect"),
-            "TMPDIR": str(folder / "tmp"),
-        },
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-
-
-def private_folders(folder: Path) -> list[Path]:
-    return list((folder / "tmp").glob("gradaudit-audit-*"))
-
-
-def wait_until(reached: Callable[[], object], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 180
-    while not reached():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_an_audit_that_is_ended_leaves_nothing(client: MlflowClient, tmp_path: Path, number: signal.Signals) -> None:
     register_linear("m")
-    process = started(tmp_path, client, "audit", "models:/m/1", "--json")
+    process = start(["audit", "models:/m/1", "--json"], tmp_path, client)
     wait_until(lambda: [f for folder in private_folders(tmp_path) for f in folder.rglob("MLmodel")], process)
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
@@ -70,7 +35,7 @@ def test_an_audit_that_is_ended_leaves_nothing(client: MlflowClient, tmp_path: P
 def test_a_sweep_that_is_ended_says_what_is_left(client: MlflowClient, tmp_path: Path) -> None:
     for name in "abcd":
         register_linear(name)
-    process = started(tmp_path, client, "nightly")
+    process = start(["nightly"], tmp_path, client)
     wait_until(lambda: committed(tmp_path), process)
     wait_until(lambda: private_folders(tmp_path), process)
     process.send_signal(signal.SIGTERM)
@@ -86,12 +51,12 @@ def test_a_sweep_that_is_ended_says_what_is_left(client: MlflowClient, tmp_path:
 
 def test_what_a_killed_one_left_is_removed_by_the_next(client: MlflowClient, tmp_path: Path) -> None:
     register_linear("m")
-    process = started(tmp_path, client, "audit", "models:/m/1")
+    process = start(["audit", "models:/m/1"], tmp_path, client)
     wait_until(lambda: [f for folder in private_folders(tmp_path) for f in folder.rglob("MLmodel")], process)
     process.kill()
     process.communicate()
     assert private_folders(tmp_path) != []
-    process = started(tmp_path, client, "audit", "models:/m/1")
+    process = start(["audit", "models:/m/1"], tmp_path, client)
     process.communicate(timeout=180)
     assert process.returncode == 0
     assert private_folders(tmp_path) == []

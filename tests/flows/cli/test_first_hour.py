@@ -94,6 +94,7 @@ def shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         del sys.modules[name]
 
 
+@pytest.mark.end_to_end
 def test_two_bugs_are_found_named_and_mended(
     shapes: Any, client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
@@ -178,6 +179,7 @@ def lost_head(*, frozen: bool) -> tuple[nn.Module, Recipe]:
     return model, Recipe.capture(model, batch=batch, loss="cross_entropy", optimizer=optimizer, expect=expect)
 
 
+@pytest.mark.end_to_end
 def test_a_waived_head_is_no_pass_and_a_frozen_one_is(
     client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:

@@ -62,6 +62,7 @@ def said(capsys: pytest.CaptureFixture[str]) -> str:
     return " ".join((both.out + both.err).split())
 
 
+@pytest.mark.end_to_end
 def test_an_audit_is_shown_again_as_it_was(
     run: Run, client: MlflowClient, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -256,6 +257,7 @@ def test_checks_are_explained_as_json_too(run: Run, capsys: pytest.CaptureFixtur
     assert "did you mean 'update.rule'?" in said(capsys)
 
 
+@pytest.mark.end_to_end
 def test_the_command_line_starts_without_the_heavy_libraries() -> None:
     import subprocess
 

@@ -339,6 +339,7 @@ def test_every_argument_of_every_command_has_a_case() -> None:
     assert wanted - {(c, a) for c, arguments in CASES.items() for a in arguments} == ELSEWHERE
 
 
+@pytest.mark.end_to_end
 def test_a_parameter_that_the_model_lacks_is_refused_with_the_nearest(
     client: MlflowClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
 ) -> None:

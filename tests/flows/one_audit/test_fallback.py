@@ -107,6 +107,7 @@ with gpu.held(sys.argv[1], GradauditSettings.load(), threading.Event()):
 """
 
 
+@pytest.mark.end_to_end
 def test_a_gpu_belongs_to_one_audit_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GRADAUDIT_STATE", str(tmp_path / "state"))
 

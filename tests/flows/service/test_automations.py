@@ -86,6 +86,7 @@ def wait(what: str, holds: Callable[[], object], seconds: float) -> None:
         time.sleep(0.5)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.end_to_end
 def test_killed_runs_are_crashed_and_started_again_and_living_ones_left_alone(plan: Plan) -> None:
     again = started(plan, "again", 600, "gradaudit", "reschedule-when-crashed")

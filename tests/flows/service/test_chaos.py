@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[3]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.end_to_end
 def test_killed_servers_and_runs_leave_every_version_audited_once() -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "chaos.py"), "--rounds", "2", "--versions", "2", "--seed", "3"]

@@ -92,6 +92,7 @@ def _server(command: list[str], environment: dict[str, str], health: str, log: P
         process.wait()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.end_to_end
 def test_a_night_with_both_servers_on_postgres(postgres: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import mlflow

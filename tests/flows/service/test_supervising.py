@@ -112,6 +112,7 @@ def test_what_ends_again_and_again_is_started_ever_more_rarely(
     ]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.end_to_end
 def test_a_worker_that_asks_for_no_work_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A real worker, stopped by a signal: to Prefect's server it looks as the spinning one does."""

@@ -98,6 +98,7 @@ def wait(what: str, seconds: float, holds: object) -> None:
         time.sleep(0.2)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.end_to_end
 def test_everything_starts_survives_and_ends(tmp_path: Path) -> None:
     import mlflow

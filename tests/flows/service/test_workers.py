@@ -71,6 +71,7 @@ def worker(prefect: str, client: MlflowClient, tmp_path: Path, monkeypatch: pyte
                 process.wait()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.end_to_end
 @pytest.mark.usefixtures("prefect")
 def test_a_night_does_not_wait_for_workers_for_ever() -> None:
@@ -86,6 +87,7 @@ def test_a_night_does_not_wait_for_workers_for_ever() -> None:
     assert run.idempotency_key == f"tonight-{shards[0].identity}-attempt1"
 
 
+@pytest.mark.exhaustive
 @pytest.mark.end_to_end
 @pytest.mark.usefixtures("worker")
 def test_a_night_on_workers_beside_a_second_sweep(client: MlflowClient, tmp_path: Path) -> None:

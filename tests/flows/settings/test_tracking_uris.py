@@ -63,6 +63,7 @@ def test_a_possible_one_is_made_absolute(
     assert usable_uri(uri) == absolute.format(tmp_path, parent=tmp_path.parent)
 
 
+@pytest.mark.end_to_end
 def test_a_refusal_takes_no_heavy_import(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(
         "import atexit, sys\n"

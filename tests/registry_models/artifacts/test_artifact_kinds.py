@@ -59,6 +59,7 @@ def log_exported(model: nn.Module, name: str, example: torch.Tensor, **options: 
         )
 
 
+@pytest.mark.end_to_end
 def test_a_factory_writes_pt2_where_export_works(client: MlflowClient, tmp_path: Path) -> None:
     mlflow.set_experiment("models")
     model = nn.Linear(2, 1)
@@ -74,6 +75,7 @@ def test_a_factory_writes_pt2_where_export_works(client: MlflowClient, tmp_path:
     assert model.training, "exported in eval mode, given back in train mode"
 
 
+@pytest.mark.slow
 def test_tied_weights_come_back_tied_from_pt2(client: MlflowClient, tmp_path: Path) -> None:
     mlflow.set_experiment("models")
     model = TiedNet()
@@ -85,6 +87,7 @@ def test_tied_weights_come_back_tied_from_pt2(client: MlflowClient, tmp_path: Pa
         assert torch.equal(tensor, module.state_dict()[name]), name
 
 
+@pytest.mark.slow
 def test_a_factory_writes_safetensors_where_export_does_not(client: MlflowClient, tmp_path: Path) -> None:
     mlflow.set_experiment("models")
     model = Branching()
@@ -179,6 +182,7 @@ def test_an_archive_that_would_expand_is_refused(tmp_path: Path) -> None:
         load_model(tmp_path, "exported")
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize("kind", ["exported", "lightning", "transformers"])
 @pytest.mark.filterwarnings("ignore")
 def test_every_kind_is_audited_without_mlflow(client: MlflowClient, tmp_path: Path, kind: str) -> None:

@@ -63,6 +63,7 @@ def test_missing_files_are_named_by_the_users_place(client: MlflowClient, tmp_pa
         fetch(client, "models:/gone/1", tmp_path / "c")
 
 
+@pytest.mark.end_to_end
 def test_a_missing_model_file_is_no_unknown_kind(client: MlflowClient, audited: Callable[[str], AuditReport]) -> None:
     register_linear("cut", pickled=True)
     (model,) = place_of(client, "cut").rglob("model.pth")
@@ -83,6 +84,7 @@ class Needy(nn.Module):
         return __import__, ("a_package_nobody_has.inside",)
 
 
+@pytest.mark.end_to_end
 def test_a_missing_package_is_to_be_installed(client: MlflowClient, audited: Callable[[str], AuditReport]) -> None:
     register_linear("needy", pickled=True)
     (model,) = place_of(client, "needy").rglob("model.pth")
@@ -90,6 +92,7 @@ def test_a_missing_package_is_to_be_installed(client: MlflowClient, audited: Cal
     assert "install 'a_package_nobody_has' where audits run" in audited("needy").headline
 
 
+@pytest.mark.end_to_end
 def test_nothing_trainable_is_said(client: MlflowClient, audited: Callable[[str], AuditReport]) -> None:
     mlflow.set_experiment("models")
     frozen = nn.Linear(2, 1).requires_grad_(False)
@@ -99,6 +102,7 @@ def test_nothing_trainable_is_said(client: MlflowClient, audited: Callable[[str]
     assert "input_example" not in headline
 
 
+@pytest.mark.end_to_end
 def test_a_limit_names_its_setting(client: MlflowClient, settings: GradauditSettings) -> None:
     register_linear("big")
     version = VersionReference("big", 1).resolve(client)

@@ -143,6 +143,7 @@ def test_transformers_arguments_keep_decay_off_norms_and_biases() -> None:
     assert chosen.clip_grad_norm == 1.0
 
 
+@pytest.mark.end_to_end
 @pytest.mark.filterwarnings("ignore")
 def test_a_lightning_module_from_autolog_needs_nothing(client: MlflowClient, tmp_path: Path) -> None:
     pytest.importorskip("lightning", reason="the extra 'lightning' is not installed")

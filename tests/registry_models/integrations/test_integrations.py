@@ -48,6 +48,7 @@ def fit(module: Any, callback: Any, **options: Any) -> None:
         trainer.fit(module, torch.utils.data.DataLoader(data, batch_size=4))
 
 
+@pytest.mark.slow
 def test_a_lightning_run_registers_what_it_trained(client: MlflowClient, tmp_path: Path) -> None:
     pytest.importorskip("lightning", reason="the extra 'lightning' is not installed")
     from registry_models.integrations.lightning import GradauditCallback
@@ -68,6 +69,7 @@ def test_a_lightning_run_registers_what_it_trained(client: MlflowClient, tmp_pat
     assert report.provenance["loss"] == "declared in the version"
 
 
+@pytest.mark.slow
 def test_a_lightning_gan_registers_both_phases(client: MlflowClient, tmp_path: Path) -> None:
     pytest.importorskip("lightning", reason="the extra 'lightning' is not installed")
     from registry_models.integrations.lightning import GradauditCallback

@@ -100,6 +100,7 @@ def test_a_recipe_that_cannot_be_carried_out(
     assert re.search(message, report.headline), report.headline
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_is_no_pass(client: MlflowClient, tmp_path: Path) -> None:
     mlflow.set_experiment("models")
     log_model(nn.Linear(2, 1), "m", recipe=recipe_with(infinite_loss), **FACTORY)
@@ -120,6 +121,7 @@ def test_weights_that_are_not_numbers_are_no_pass(client: MlflowClient, tmp_path
     assert {"step.loss-finite"} <= {row.check for row in report.findings}
 
 
+@pytest.mark.slow
 def test_a_loss_that_leaves_a_parameter_out_names_it(client: MlflowClient, tmp_path: Path) -> None:
     mlflow.set_experiment("models")
     log_model(nn.Linear(2, 1), "m", recipe=recipe_with(half_loss), **FACTORY)
@@ -194,6 +196,7 @@ def test_a_recipe_with_an_unknown_key_suggests_the_nearest(client: MlflowClient,
     assert "unknown key 'precison'; did you mean 'precision'" in report.headline
 
 
+@pytest.mark.slow
 def test_sklearn_models_are_no_supported_kind(client: MlflowClient, tmp_path: Path) -> None:
     sklearn = pytest.importorskip("sklearn.linear_model", reason="the extra 'demo' is not installed")
     mlflow.set_experiment("models")

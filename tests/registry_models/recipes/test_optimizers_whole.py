@@ -58,6 +58,7 @@ def _failing(report: AuditReport) -> dict[str, str]:
     return {r.check: r.message for r in report.rows if r.outcome is Outcome.FAIL}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("make", "fields"),
@@ -124,6 +125,7 @@ def _noted(model: torch.nn.Module) -> torch.optim.Optimizer:
     return optimizer
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("make", "text"),
@@ -146,6 +148,7 @@ def test_what_cannot_be_stored_is_named_and_is_no_pass(
     assert {r.outcome for r in report.rows if r.check == "update.rule"} == {Outcome.INCONCLUSIVE}
 
 
+@pytest.mark.end_to_end
 @pytest.mark.filterwarnings("ignore")
 def test_a_process_of_its_own_imports_the_hooks(client: MlflowClient, tmp_path: Path) -> None:
     mlflow.set_experiment("models")

@@ -178,6 +178,7 @@ def test_a_tag_may_name_another_version(client: MlflowClient, tmp_path: Path) ->
     assert report.provenance["loss"] == f"declared in the tag {RECIPE_TAG}=models:/good/1"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("place", ["tag", "version"])
 def test_a_stop_gradient_from_a_tag_costs_coverage(client: MlflowClient, tmp_path: Path, place: str) -> None:
     mlflow.set_experiment("models")
@@ -198,6 +199,7 @@ def test_a_stop_gradient_from_a_tag_costs_coverage(client: MlflowClient, tmp_pat
     assert "excuses stop_gradient" in report.headline
 
 
+@pytest.mark.slow
 def test_parameters_that_a_tag_freezes_cost_coverage(client: MlflowClient, tmp_path: Path) -> None:
     mlflow.set_experiment("models")
     model = Stacked()
@@ -211,6 +213,7 @@ def test_parameters_that_a_tag_freezes_cost_coverage(client: MlflowClient, tmp_p
     assert report.outcome is Outcome.INCONCLUSIVE
 
 
+@pytest.mark.slow
 def test_what_a_trusted_file_excuses_is_excused(client: MlflowClient, tmp_path: Path, recipes: Path) -> None:
     mlflow.set_experiment("models")
     model = Stacked()

@@ -88,6 +88,7 @@ def project(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.end_to_end
 def test_a_script_ships_itself_and_what_it_imports(client: MlflowClient, project: Path, tmp_path: Path) -> None:
     root = str(Path(__file__).resolve().parents[3])
     environment = {**os.environ, "PYTHONPATH": root, "PYTHONWARNINGS": "ignore"}
@@ -103,6 +104,7 @@ def test_a_script_ships_itself_and_what_it_imports(client: MlflowClient, project
     assert sorted(path.name for path in code.glob("*.py")) == ["helpers.py", "train.py"]
 
 
+@pytest.mark.end_to_end
 def test_a_script_without_a_main_guard_is_refused(tmp_path: Path) -> None:
     script = tmp_path / "train.py"
     script.write_text(
@@ -127,6 +129,7 @@ def test_a_script_without_a_main_guard_is_refused(tmp_path: Path) -> None:
     assert 'if __name__ == "__main__":' in done.stderr, "the cure"
 
 
+@pytest.mark.end_to_end
 def test_a_package_that_is_not_installed_is_shipped(client: MlflowClient, tmp_path: Path) -> None:
     mlflow.set_experiment("models")
     model = near_solution()
@@ -137,6 +140,7 @@ def test_a_package_that_is_not_installed_is_shipped(client: MlflowClient, tmp_pa
     assert report.provenance["step"] == "declared in the version"
 
 
+@pytest.mark.end_to_end
 def test_an_attached_recipe_brings_its_code(client: MlflowClient, tmp_path: Path) -> None:
     register_linear("late", with_recipe=False)
     attach_recipe("models:/late/1", recipe_of(near_solution(), squared), client=client)

@@ -81,6 +81,7 @@ def test_an_unreachable_server_is_infrastructure(monkeypatch: pytest.MonkeyPatch
         VersionReference.parse("models:/m/1").resolve(MlflowClient(tracking_uri="http://127.0.0.1:9"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("factory", "kind"), [(True, "eager"), (False, "pickle")])
 def test_a_module_comes_back_whole(client: MlflowClient, tmp_path: Path, factory: bool, kind: str) -> None:
     mlflow.set_experiment("models")

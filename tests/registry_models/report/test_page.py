@@ -186,6 +186,7 @@ def test_tables_have_captions_and_headers_with_scope() -> None:
     assert next(svg for svg in page.all("svg") if svg.get("role") == "img")["aria-label"]
 
 
+@pytest.mark.slow
 def test_two_thousand_tensors_stay_light_even_if_all_fail() -> None:
     html = render_html(report_of(2000, failing=tuple(range(2000))), rerun=RERUN)
     assert len(html.encode()) < 3_000_000

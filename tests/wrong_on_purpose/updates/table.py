@@ -2,13 +2,6 @@
 
 from __future__ import annotations
 
-from tests.wrong_on_purpose.updates import (  # noqa: F401  (they fill the catalogue)
-    faults_phases,
-    faults_registration,
-    faults_rule,
-    faults_step,
-    faults_subclasses,
-)
 from tests.wrong_on_purpose.updates.catalogue import CATALOGUE
 
 

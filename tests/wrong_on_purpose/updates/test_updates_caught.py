@@ -11,13 +11,6 @@ from audits.live.subject import open_subject
 from audits.outcomes import Outcome, ResultRow
 from audits.recipe.recipe import Recipe
 from audits.updates import check_registration, check_updates
-from tests.wrong_on_purpose.updates import (
-    faults_phases,  # noqa: F401  (fills the catalogue)
-    faults_registration,  # noqa: F401
-    faults_rule,  # noqa: F401
-    faults_step,  # noqa: F401
-    faults_subclasses,  # noqa: F401
-)
 from tests.wrong_on_purpose.updates.catalogue import CATALOGUE, Fault
 
 

@@ -1,0 +1,75 @@
+"""Which tests a command runs, as markers that are worked out when the tests are collected.
+
+``exhaustive``
+    What `make test` leaves to `make test-all`: tests marked so by hand, and the cases of a ``sampled`` test that are
+    no part of its sample.
+``sampled("fault.name", "dtype", ...)``
+    A test of many cases. Its sample is a set of cases in which every value of each of these parameters occurs at least
+    once; ``"dtype,trained"`` stands for every pair. Without a name: every value of every parameter.
+``quick``
+    What `make test-quick` runs: of every test function the first case of its sample, unless it starts processes
+    (``end_to_end``), needs a device (``accelerator``, ``gpu``) or takes seconds (``slow``).
+
+`pytest tests/ROOM` runs every case in the room; ``-m "not exhaustive"`` and ``-m quick`` choose there as well.
+"""
+
+from __future__ import annotations
+
+import types
+import zlib
+from collections.abc import Hashable, Iterable
+from operator import attrgetter
+
+import pytest
+
+#: Tests with one of these are not quick.
+NOT_QUICK = ("end_to_end", "accelerator", "gpu", "slow", "exhaustive")
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest's own hook, which leaves out what -m does not ask for
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for cases in _by_function(items):
+        if (marker := cases[0].get_closest_marker("sampled")) is not None:
+            features = {case: _features(case, marker.args) for case in cases}
+            chosen = sample(features)
+            for case in cases:
+                if case not in chosen:
+                    case.add_marker("exhaustive")
+        quick = [case for case in cases if not any(case.get_closest_marker(name) for name in NOT_QUICK)]
+        for case in quick[:1]:
+            case.add_marker("quick")
+
+
+def sample(features: dict[pytest.Item, set[Hashable]]) -> set[pytest.Item]:
+    """Return few cases that have every feature among them: always the case that adds the most.
+
+    Of equals, the one whose name's checksum is the least: with the first one, every value of one parameter would meet
+    the first value of all others.
+    """
+    missing = set().union(*features.values())
+    chosen: set[pytest.Item] = set()
+    while missing:
+        best = max(features, key=lambda case: (len(features[case] & missing), -zlib.crc32(case.nodeid.encode())))
+        chosen.add(best)
+        missing -= features[best]
+    return chosen
+
+
+def _features(case: pytest.Item, names: Iterable[str]) -> set[Hashable]:
+    """Return (name, value) of each parameter, or of those that are named, each name a list with commas between."""
+    callspec = case.callspec  # type: ignore[attr-defined]
+    if not names:
+        return set(callspec.indices.items())
+    parameters = types.SimpleNamespace(**callspec.params)
+    return {(name, *(_value(attrgetter(part)(parameters)) for part in name.split(","))) for name in names}
+
+
+def _value(value: object) -> str:
+    return getattr(value, "__qualname__", None) or repr(value)
+
+
+def _by_function(items: list[pytest.Item]) -> list[list[pytest.Item]]:
+    functions: dict[tuple[pytest.Item | pytest.Collector | None, str], list[pytest.Item]] = {}
+    for item in items:
+        functions.setdefault((item.parent, getattr(item, "originalname", item.name)), []).append(item)
+    return list(functions.values())
