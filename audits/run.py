@@ -20,6 +20,7 @@ from audits.gradients.causes.zero_gradients import with_zeros_explained
 from audits.gradients.causes.zero_start import with_one_note
 from audits.gradients.compiled.compiled import check_compiled, compiled_limits
 from audits.health import check_health
+from audits.lanes.separation import find_weighings
 from audits.live.subject import Subject, open_subject
 from audits.outcomes import Coverage, Outcome, ResultRow, Severity
 from audits.recipe.declared_names import check_asked_parameters
@@ -109,6 +110,7 @@ def _audit_on(device: str, model: nn.Module, recipe: Recipe, settings: AuditSett
     rows: list[ResultRow] = []
     with open_subject(model, recipe, settings, device) as subject:
         check_asked_parameters(settings.parameters, subject.model)
+        find_weighings(subject)
         for name, part in PARTS:
             rows += _run_part(name, part, subject)
         rows = with_zeros_explained(with_one_note(rows, subject))

@@ -23,6 +23,17 @@ STALE = Check(
     "built?",
 )
 
+REACHES_LOSS = Check(
+    name="registration.reaches-loss",
+    claim="Every leaf that requires a gradient and reaches a loss is a parameter of the model, or an optimizer holds "
+    "it; every trainable parameter reaches a loss.",
+    unmet="what reaches the loss is no parameter of the model",
+    bound="none besides; a network in eval mode, and a parameter that no loss uses, warn",
+    blind_to="what a reentrant checkpoint or a custom Function hides from the loss's graph",
+    where_to_look="Layers in a plain list or dict, tensors that are attributes or buffers, networks that the loss "
+    "function holds: nn.ModuleList, nn.ModuleDict, nn.Parameter, or requires_grad_(False).",
+)
+
 OPTIMIZER_WHOLE = Check(
     name="registration.optimizer-whole",
     unmet="the optimizer under audit is not the one that trains",
@@ -62,8 +73,8 @@ HYPERPARAMETERS = Check(
 TIED = Check(
     name="registration.tied",
     unmet="tied parameters are not one tensor",
-    claim="Parameters tied when the recipe was captured are one tensor after loading, before and after the step; "
-    "no two Parameters lie on one memory.",
+    claim="Parameters tied when the recipe was captured, or by the model's configuration, are one tensor after "
+    "loading, before and after the step; no two Parameters lie on one memory.",
     bound="identity; no element in common",
     where_to_look="Tie the weights again after loading, or save them in a format that keeps ties; tie by assigning "
     "the Parameter itself, not its .data.",
@@ -82,6 +93,7 @@ STATE_ROUND_TRIP = Check(
 CHECKS = (
     COVERAGE,
     STALE,
+    REACHES_LOSS,
     OPTIMIZER_WHOLE,
     DUPLICATE,
     REQUIRES_GRAD,

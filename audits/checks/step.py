@@ -30,6 +30,16 @@ LOSS_FINITE = Check(
     where_to_look="Logarithms, divisions and square roots at 0; overflow of float16.",
 )
 
+BATCH_UNCHANGED = Check(
+    name="step.batch-unchanged",
+    unmet="the batch is changed in place",
+    claim="The training step leaves its batch as it was: the next step on it is given the same data.",
+    bound="equality; a change on which the second step's gradient does not depend only warns",
+    blind_to="data that the step keeps elsewhere than in its batch",
+    where_to_look="In-place operations (`+=`, `mul_`, `masked_fill_`, `labels[mask] = -100`) on what came from the "
+    "batch, in the step, the loss or the forward.",
+)
+
 GRADIENT_PRESENT = Check(
     name="step.gradient-present",
     unmet="a gradient does not reach the optimizer",
@@ -101,6 +111,7 @@ FIRST_CALL = Check(
 
 CHECKS = (
     LOSS_FINITE,
+    BATCH_UNCHANGED,
     GRADIENT_PRESENT,
     GRADIENT,
     CLIPPING,

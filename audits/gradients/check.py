@@ -22,6 +22,7 @@ from audits.gradients.verdicts import Verdict
 from audits.lanes.evaluation import Point
 from audits.lanes.lifted_loss import lifted_loss
 from audits.lanes.problem import Problem
+from audits.lanes.separation import find_weighings
 from audits.live.ownership import surely_foreign
 from audits.live.subject import LivePhase, Subject
 from audits.outcomes import Lane, Outcome, ResultRow
@@ -44,6 +45,7 @@ def check_gradients(subject: Subject) -> list[ResultRow]:
     """
     settings = subject.settings
     rows: list[ResultRow] = []
+    find_weighings(subject)
     for phase in subject.phases:
         if settings.wants_check(FINITE_DIFFERENCE.name):
             rows += _finite_differences(subject, phase)

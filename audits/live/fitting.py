@@ -11,20 +11,22 @@ from torch import nn
 
 from audits.devices import mixes_devices
 from audits.errors import DeviceError, RecipeError, suggest
+from audits.leaves import BUFFER, kept_in_model, leaves_of
+from audits.live.weighing import items_of
 from audits.recipe.compiled_parts import compiled_parts, without_wrappers
 from audits.recipe.declared_names import check_functions, declares_functions
 from audits.recipe.recipe import Recipe
 from audits.structures import tensors_in
 
 if TYPE_CHECKING:
-    from audits.live.subject import Subject
+    from audits.live.subject import LivePhase, Subject
 
 
 @dataclass(frozen=True)
 class FirstForward:
-    """What the first forward of a phase in this process gave: the loss, and fingerprints of the weights after it."""
+    """What a phase's first forward in this process gave: each micro-batch's loss, fingerprints of the weights after."""
 
-    loss: float
+    losses: tuple[float, ...]
     weights: dict[str, tuple[float, float]]
 
 
@@ -47,8 +49,12 @@ def try_losses(subject: Subject) -> None:
     for phase in subject.phases:
         subject.reset()
         try:
+            if phase.asks_for_items:
+                phase.items = items_of([batch for _, batch in subject.micro_batches(phase)])
             with subject.autocast():
-                value = subject.loss(phase)
+                losses = [phase.call_loss(subject.model, batch) for _, batch in subject.micro_batches(phase)]
+                parts = zip(subject.micro_batches(phase), losses, strict=True)
+                value = sum(loss if w == 1.0 else loss * w for (w, _), loss in parts if w)
         except RecipeError:
             raise
         except torch.OutOfMemoryError as error:
@@ -58,15 +64,21 @@ def try_losses(subject: Subject) -> None:
             ) from error
         except Exception as error:
             if subject.device.type != "cpu" and mixes_devices(error):
+                kept = [place for place in kept_in_model(subject.model).values() if place.how != BUFFER]
+                which = f"; {kept[0].path} is kept {kept[0].how}, which .to() does not move" if kept else ""
                 raise DeviceError(
                     f"the loss of phase {phase.name!r} makes tensors on another device than {subject.device}, the "
-                    "batch's: give them device=..., or audit on the CPU with device='cpu' "
+                    f"batch's{which}: give them device=..., or audit on the CPU with device='cpu' "
                     f"({str(error).splitlines()[0]})"
                 ) from error
             raise RecipeError(
                 f"the loss of phase {phase.name!r} ({phase.recipe.loss.describe()}) raised {type(error).__name__}: "
                 f"{error}; does the recipe's batch ({_describe(subject.recipe.batch)}) fit the model?"
             ) from error
+        if written := subject.given.changed_since(subject.given.first):
+            subject.written_batch = tuple(dict.fromkeys((*subject.written_batch, *written)))
+            phase.writes_batch = True
+            subject.given.restore(surely=True)
         if not isinstance(value, torch.Tensor) or value.numel() != 1:
             got = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
             raise RecipeError(f"the loss of phase {phase.name!r} must return one number, not {got}: add .mean()")
@@ -74,8 +86,27 @@ def try_losses(subject: Subject) -> None:
             raise RecipeError(f"the loss of phase {phase.name!r} depends on no trainable parameter: nothing to audit")
         if declares_functions(subject.recipe):
             applied.append(value)
-        subject.first_forwards[phase.name] = FirstForward(float(value.detach()), subject.fingerprints())
+        found = tuple(float(loss.detach()) for loss in losses)
+        subject.first_forwards[phase.name] = FirstForward(found, subject.fingerprints())
+        subject.strays[phase.name] = _strays(subject, phase, value)
     check_functions(subject.recipe, subject.model, applied)
+    subject.remember_strays()
+
+
+def _strays(subject: Subject, phase: LivePhase, first: torch.Tensor) -> list[torch.Tensor]:
+    """Return the leaves of a loss that are neither the model's nor the batch's, nor made by the loss itself.
+
+    What the loss makes (the points of a gradient penalty) is another tensor in a second evaluation.
+    """
+    known = {id(parameter) for parameter in subject.parameters.values()}
+    known |= {id(tensor) for _, tensor in tensors_in(subject.given.batches)}
+    found = [leaf for leaf in leaves_of(first) if id(leaf) not in known]
+    if not found:
+        return []
+    subject.reset()
+    with subject.autocast():
+        again = {id(leaf) for leaf in leaves_of(subject.loss(phase))}
+    return [leaf for leaf in found if id(leaf) in again]
 
 
 def match_names(recipe: Recipe, parameters: Mapping[str, nn.Parameter], model: nn.Module) -> None:

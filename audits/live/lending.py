@@ -30,6 +30,8 @@ def others_in_place(model: nn.Module, device: torch.device) -> Iterator[None]:
         if id(tensor) not in copies:
             moved = tensor.detach().clone().to(device)
             made = nn.Parameter(moved, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else moved
+            if tensor.is_leaf and tensor.requires_grad:  # a buffer may, too
+                made.requires_grad_()
             vars(made).update(vars(tensor))
             for hooks in ("_backward_hooks", "_post_accumulate_grad_hooks"):
                 if getattr(tensor, hooks) is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +13,14 @@ import torch
 from torch import nn
 
 from audits.devices import choose_device
-from audits.errors import RecipeError, suggest
+from audits.errors import RecipeError
+from audits.leaves import StrayState
 from audits.live.fitting import FirstForward, compiled_here, match_names, set_modes, try_losses
+from audits.live.given_batch import GivenBatch, copy_of_plain
+from audits.live.rates import AssumedRate, audited_at
 from audits.live.state import ModuleState, ParameterState, borrowed
+from audits.live.weighing import IGNORED_LABEL as IGNORED_LABEL
+from audits.live.weighing import ITEMS, Weighing, as_list, asks_for, declared_weighing, split
 from audits.random_state import seed_everything
 from audits.recipe.callables import as_loss
 from audits.recipe.capture import canonical_names, unwrap
@@ -27,11 +32,8 @@ from audits.recipe.overlaps import Overlap, overlaps_of
 from audits.recipe.phases import PhaseRecipe
 from audits.recipe.recipe import Recipe
 from audits.settings import AuditSettings
-from audits.structures import map_tensors, tensors_in
+from audits.structures import map_tensors
 from audits.wording import module_label
-
-#: Label value that torch's losses ignore.
-IGNORED_LABEL = -100
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,24 @@ class Owner:
         return module_label(type(self.module), self.path)
 
 
+def _same(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
+
+
 class LivePhase:
     """One phase of the training step on the subject's model."""
 
     def __init__(self, recipe: PhaseRecipe, parameters: Mapping[str, nn.Parameter]) -> None:
+        #: As captured; `recipe` is the same at rates that move something.
+        self.captured = recipe
+        recipe, assumed, self.schedule_ended = audited_at(recipe)
+        #: By parameter, the rate that was assumed for its group because the captured one is 0.
+        self.assumed_rates: dict[str, AssumedRate] = {
+            name: rate
+            for index, rate in assumed.items()
+            for name in recipe.optimizer.groups[index].parameters
+            if isinstance(name, str)
+        }
         self.recipe = recipe
         self.name = recipe.name
         #: Trainable parameters in this phase's optimizer, by canonical name, in the optimizer's order.
@@ -60,10 +76,17 @@ class LivePhase:
         self._all = parameters
         #: ``(model, batch) -> scalar``.
         self.loss_function = as_loss(recipe.loss)
+        #: Whether the loss asks for ``num_items_in_batch``; and the whole batch's count, which it is told then.
+        self.asks_for_items = asks_for(ITEMS, self.loss_function)
+        self.items: int | None = None
+        #: Whether the loss changes its batch in place: it then gets tensors of its own too.
+        self.writes_batch = False
 
     def call_loss(self, model: nn.Module, batch: Any) -> torch.Tensor:
         """Return the loss of one micro-batch; the loss gets containers of its own, so it may pop from them."""
-        return self.loss_function(model, map_tensors(batch, lambda tensor: tensor))
+        told = {ITEMS: self.items} if self.asks_for_items else {}
+        own = copy_of_plain if self.writes_batch else _same
+        return self.loss_function(model, map_tensors(batch, own), **told)
 
     def weighted_loss(self, model: nn.Module, batch: Any, weight: float) -> torch.Tensor:
         """Return ``weight * loss(model, batch)``: a micro-batch's part in the loss of a step."""
@@ -115,15 +138,39 @@ class Subject:
         self.trainable = tuple(name for name, p in self.parameters.items() if p.requires_grad)
         self._names = canonical_names(model)
         self._owners = _owners(model)
-        self._batches = [map_tensors(b, lambda t: t.to(device)) for b in _as_list(recipe.batch)]
+        self.given = GivenBatch(as_list(recipe.batch), device)
+        #: Tensors of the batch that a declared loss changes in place.
+        self.written_batch: tuple[str, ...] = ()
         self.phases = tuple(LivePhase(phase, self.parameters) for phase in recipe.phases)
         #: What is compiled, here or where the recipe was made, and how the model itself was, where that is known.
         self.compiled: tuple[str, ...] = recipe.compiled
         self.compiled_with: Any = None
+        #: How the micro-batches of each phase weigh; `audits.lanes.separation.find_weighings` finds it.
+        self.weighed = False
+        self.weighings = dict.fromkeys((phase.name for phase in recipe.phases), declared_weighing(recipe.normalize))
         self._module_state = ModuleState(model)
         self._parameter_state = ParameterState(model)
+        #: By phase, the leaves that reach its loss, were there before it, and are no parameters of the model.
+        self.strays: dict[str, list[torch.Tensor]] = {phase.name: [] for phase in recipe.phases}
+        self._stray_state = StrayState(())
         #: By phase; what a process does at its first call and never again shows nowhere else.
         self.first_forwards: dict[str, FirstForward] = {}
+
+    def left_by_loss(self, phase: LivePhase) -> list[Any]:
+        """Return the micro-batches as a phase's loss leaves them, in memory of their own."""
+        copies = [map_tensors(batch, torch.clone) for _, batch in self.micro_batches(phase)]
+        phase.writes_batch = False
+        try:
+            with self.autocast():
+                for batch in copies:
+                    phase.call_loss(self.model, batch)
+        finally:
+            phase.writes_batch = True
+        return copies
+
+    def remember_strays(self) -> None:
+        """Remember storage and gradients of the leaves that reach a loss and are not the model's, to be put back."""
+        self._stray_state = StrayState({id(t): t for found in self.strays.values() for t in found}.values())
 
     def name_of(self, parameter: torch.Tensor) -> str | None:
         """Return the canonical name of a parameter, by identity."""
@@ -133,25 +180,26 @@ class Subject:
         """Return the module that holds the parameter."""
         return self._owners[name]
 
-    def micro_batches(self, phase: LivePhase, given: Sequence[Any] | None = None) -> list[tuple[float, Any]]:
-        """Return the step's micro-batches with the weight of each one's loss; weights add up to 1.
+    def micro_batches(
+        self, phase: LivePhase, given: Sequence[Any] | None = None, weighing: Weighing | None = None, *,
+        uncut: Sequence[Any] | None = None,
+    ) -> list[tuple[float, Any]]:  # fmt: skip
+        """Return the step's micro-batches with the weight of each one's loss.
 
-        ``normalize="mean"`` weighs all alike; ``"tokens:KEY"`` by the number of targets in ``batch[KEY]`` that are not
-        -100 (of True elements for a mask).
+        ``normalize="auto"`` weighs them as the losses tell (`audits.lanes.separation`), ``"mean"`` all alike,
+        ``"tokens:KEY"`` by the number of targets in ``batch[KEY]`` that are not -100 (of True elements for a mask).
 
         Args:
             phase: whose.
             given: micro-batches to weigh instead of the recipe's.
+            weighing: how to weigh them instead.
+            uncut: other values of the recipe's batch, to be cut into micro-batches as it is.
         """
-        batches = self._batches if given is None else list(given)
+        batches = list(self.given.batches if uncut is None else uncut) if given is None else list(given)
         if given is None and len(batches) == 1 and phase.recipe.accumulate > 1:
-            batches = _split(batches[0], phase.recipe.accumulate)
-        if self.recipe.normalize == "mean":
-            return [(1.0 / len(batches), batch) for batch in batches]
-        counts = [_count_tokens(batch, self.recipe.normalize.removeprefix("tokens:")) for batch in batches]
-        if not sum(counts):
-            raise RecipeError(f"normalize={self.recipe.normalize!r}: the batch has no target that counts")
-        return [(count / sum(counts), batch) for count, batch in zip(counts, batches, strict=True)]
+            batches = split(batches[0], phase.recipe.accumulate)
+        weights = (weighing or self.weighings[phase.name]).weights(batches)
+        return list(zip(weights, batches, strict=True))
 
     def loss(self, phase: LivePhase, batches: Sequence[tuple[float, Any]] | None = None) -> torch.Tensor:
         """Return the loss of a whole step of this phase; seeds nothing.
@@ -164,8 +212,9 @@ class Subject:
         """
         total: torch.Tensor | None = None
         for weight, batch in self.micro_batches(phase) if batches is None else batches:
-            value = phase.weighted_loss(self.model, batch, weight)
-            total = value if total is None else total + value
+            if weight:  # a micro-batch without a target that counts: its mean is nan
+                value = phase.weighted_loss(self.model, batch, weight)
+                total = value if total is None else total + value
         assert total is not None
         return total
 
@@ -183,14 +232,28 @@ class Subject:
         return torch.autocast(self.device.type, dtype=dtype)
 
     def kept_leaves(self) -> list[torch.Tensor]:
-        """Return the leaf tensors that the model keeps without registering them, as attributes or inside of them."""
-        return self._module_state.leaves()
+        """Return the leaf tensors, buffers among them, that model or losses keep without registering them."""
+        leaves = {id(leaf): leaf for leaf in (*self._module_state.leaves(), *self._stray_state.leaves)}
+        return list(leaves.values())
 
     def reset(self, *, seed: int | None = None) -> None:
         """Put the model back to the audit's start and seed the generators: the same evaluation again."""
+        self.given.restore()
+        self._stray_state.restore()
         self._module_state.restore()
         self._parameter_state.restore()
         seed_everything(self.seed if seed is None else seed)
+
+
+def added_up(losses: Iterable[tuple[float, Any]]) -> Any:
+    """Return ``sum_i w_i loss_i`` of (w_i, loss_i); what weighs nothing (no target that counts: nan) is left out."""
+    total: Any = None
+    for weight, value in losses:
+        if not weight:
+            continue
+        value = value if weight == 1.0 else value * weight
+        total = value if total is None else total + value
+    return total
 
 
 @contextlib.contextmanager
@@ -223,29 +286,3 @@ def _owners(model: nn.Module) -> dict[str, Owner]:
         for name, _ in module.named_parameters(recurse=False):
             owners[f"{path}.{name}" if path else name] = Owner(path, module)
     return owners
-
-
-def _as_list(batch: Any) -> list[Any]:
-    return list(batch) if isinstance(batch, list) else [batch]
-
-
-def _split(batch: Any, parts: int) -> list[Any]:
-    sizes = {tensor.shape[0] for _, tensor in tensors_in(batch) if tensor.dim()}
-    size = max(sizes, default=0)
-    if not size or size % parts:
-        raise RecipeError(
-            f"accumulate={parts} needs a batch whose first dimension it divides, not {size}; give the "
-            "micro-batches as a list instead"
-        )
-    width = size // parts
-    return [
-        map_tensors(batch, lambda t, i=i: t[i * width : (i + 1) * width] if t.dim() and t.shape[0] == size else t)  # type: ignore[misc]
-        for i in range(parts)
-    ]
-
-
-def _count_tokens(batch: Any, key: str) -> int:
-    if key not in batch:
-        raise RecipeError(f"normalize='tokens:{key}': the batch has no {key!r}{suggest(key, batch)}")
-    targets = batch[key]
-    return int((targets if targets.dtype == torch.bool else targets != IGNORED_LABEL).sum())

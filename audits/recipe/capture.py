@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from torch import nn
 
 from audits.errors import RecipeError
+from audits.leaves import Place, kept_in_loss, kept_in_model
 from audits.recipe.attributes import storable_option, to_plain
 from audits.recipe.callables import CallableReference
 from audits.recipe.compiled_parts import compiled_parts
@@ -105,10 +107,18 @@ def captured_fields(
     parameters = dict(model.named_parameters())
     held_somewhere = {id(p) for optimizer in optimizers for g in optimizer.param_groups for p in g["params"]}
     orphans = {name: p for name, p in parameters.items() if id(p) not in held_somewhere and p.requires_grad}
+
+    @functools.cache
+    def kept() -> dict[int, Place]:
+        """Where model and losses keep what is registered nowhere: the optimizer may hold it all the same."""
+        in_losses = [kept_in_loss(phase.loss, model) for phase in phases]
+        return {key: place for found in (*in_losses, kept_in_model(model)) for key, place in found.items()}
+
     return dict(
         batch=map_tensors(batch, lambda t: t.detach().cpu().clone().requires_grad_(t.requires_grad)),
         phases=tuple(
-            _phase_recipe(phase, live, parameters, orphans) for phase, live in zip(phases, optimizers, strict=True)
+            _phase_recipe(phase, live, parameters, orphans, kept)
+            for phase, live in zip(phases, optimizers, strict=True)
         ),
         parameters=tuple(
             ParameterRecord(name, tuple(p.shape), str(p.dtype), p.requires_grad) for name, p in parameters.items()
@@ -129,11 +139,12 @@ def _phase_recipe(
     live: torch.optim.Optimizer,
     parameters: Mapping[str, nn.Parameter],
     orphans: dict[str, nn.Parameter],
+    kept: Callable[[], Mapping[int, Place]],
 ) -> PhaseRecipe:
     return PhaseRecipe(
         name=phase.name,
         loss=CallableReference.of(phase.loss, role=_place("loss", phase)),
-        optimizer=_captured(phase, live, parameters, orphans),
+        optimizer=_captured(phase, live, parameters, orphans, kept),
         clip_grad_norm=phase.clip_grad_norm,
         accumulate=phase.accumulate,
         scheduler=None if phase.scheduler is None else _capture_scheduler(phase, live),
@@ -173,10 +184,11 @@ def _captured(
     live: torch.optim.Optimizer,
     parameters: Mapping[str, nn.Parameter],
     orphans: Mapping[str, nn.Parameter],
+    kept: Callable[[], Mapping[int, Place]],
 ) -> OptimizerRecipe:
     """The optimizer as data, with what only this process has: the wrapper that it was given in."""
     names = {id(parameter): name for name, parameter in parameters.items()}
-    captured = _capture_optimizer(live, names, orphans)
+    captured = _capture_optimizer(live, names, orphans, kept)
     refuse_unbuildable(live, _place("optimizer=", phase), lambda: build_optimizer(captured, parameters))
     return dataclasses.replace(captured, kept=_kept(live, captured, names), rewrap=rewrapping(phase.optimizer))
 
@@ -199,7 +211,10 @@ def _kept(live: torch.optim.Optimizer, captured: OptimizerRecipe, names: Mapping
 
 
 def _capture_optimizer(
-    optimizer: torch.optim.Optimizer, names: Mapping[int, str], orphans: Mapping[str, nn.Parameter]
+    optimizer: torch.optim.Optimizer,
+    names: Mapping[int, str],
+    orphans: Mapping[str, nn.Parameter],
+    kept: Callable[[], Mapping[int, Place]],
 ) -> OptimizerRecipe:
     if type(optimizer).__name__ in _REFUSED:
         raise RecipeError(f"{type(optimizer).__name__} shards its state over processes: audit the plain optimizer")
@@ -214,9 +229,11 @@ def _capture_optimizer(
                 raise RecipeError("the optimizer holds DTensors: audit the full model on one process")
             name = names.get(id(tensor))
             if name is None:
+                place = kept().get(id(tensor))
                 likely = next((n for n, p in unclaimed.items() if p.shape == tensor.shape), None)
                 unclaimed.pop(likely or "", None)
-                held.append(UnknownTensor(position, tuple(tensor.shape), str(tensor.dtype), likely))
+                path = place.path if place is not None else None
+                held.append(UnknownTensor(position, tuple(tensor.shape), str(tensor.dtype), likely, path))
             else:
                 held.append(name)
                 if optimizer.state.get(tensor):

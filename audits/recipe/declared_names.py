@@ -14,15 +14,13 @@ from torch import nn
 
 from audits.errors import RecipeError, SettingsError, suggest
 from audits.globs import globs_of, matching
+from audits.leaves import LOSS, kept_in_model
 from audits.recipe.constructing import mould_of_recipe
 from audits.recipe.moulds import STEP_HOOKS, callable_name, declared_hook, hooks_of, own_step
 from audits.structures import tensors_in
 
 if TYPE_CHECKING:
     from audits.recipe.recipe import Recipe
-
-#: The loss function itself, in `stop_gradient`.
-LOSS = "loss"
 
 #: Reentrant checkpointing's own Function.
 _CHECKPOINT = torch.utils.checkpoint.CheckpointFunction.__qualname__
@@ -50,6 +48,8 @@ def check_names(recipe: Recipe, model: nn.Module) -> None:
             names.require_module(path)
     for key in _GLOBS:
         for glob in globs_of(recipe.expect.get(key)):
+            if key == "frozen" and (glob.startswith(f"{LOSS}.") or matching(_unregistered(model), glob)):
+                continue  # what the loss, or the model, holds without registering it may be frozen too
             names.require_parameter(glob, f"expect[{key!r}]")
     for key in _BY_GLOB:
         names.require_mapping(recipe.expect.get(key), f"expect[{key!r}]")
@@ -68,6 +68,11 @@ def check_names(recipe: Recipe, model: nn.Module) -> None:
         names.require_prefix(prefix, "expect['ema']")
         if isinstance(what, Mapping):
             names.require_prefix(str(what.get("source", "")), f"expect['ema'][{prefix!r}]['source']")
+
+
+def _unregistered(model: nn.Module) -> list[str]:
+    """Return the paths of leaves that require a gradient and that the model keeps without registering them."""
+    return [place.path for place in kept_in_model(model).values()]
 
 
 def _require_hook(glob: str, recipe: Recipe) -> None:

@@ -40,12 +40,14 @@ class UnknownTensor:
     """A tensor that the optimizer holds and the model does not have.
 
     ``likely`` is the model's parameter that it probably was: same shape, and no optimizer holds that parameter.
+    ``path`` is where the model or a loss keeps it unregistered (`audits.leaves`), if one does.
     """
 
     position: int
     shape: tuple[int, ...]
     dtype: str
     likely: str | None = None
+    path: str | None = None
 
     @property
     def label(self) -> str:

@@ -45,7 +45,7 @@ _RECIPE_KEYS = (
 _PHASE_KEYS = ("name", "loss", "optimizer", "clip_grad_norm", "accumulate", "scheduler")
 _OPTIMIZER_KEYS = ("class", "defaults", "groups", "attributes", "missing")
 _GROUP_KEYS = ("options", "parameters")
-_STALE_KEYS = ("stale", "shape", "dtype", "likely")
+_STALE_KEYS = ("stale", "shape", "dtype", "likely", "path")
 _OVERLAP_KEYS = ("first", "second", "elements")
 _PARAMETER_KEYS = ("name", "shape", "dtype", "trainable")
 
@@ -118,7 +118,7 @@ def recipe_from_plain(plain: Mapping[str, Any], *, batch: Any, state: Mapping[st
         captured_in_eval=bool(plain.get("captured_in_eval", False)),
         step=None if plain.get("step") is None else _callable_from_plain(plain["step"], "recipe.step"),
         precision=plain.get("precision", "native"),
-        normalize=plain.get("normalize", "mean"),
+        normalize=plain.get("normalize", "auto"),
         mode=plain.get("mode", "train"),
         module_modes=dict(plain.get("module_modes") or {}),
         seed=int(plain.get("seed", 0)),
@@ -256,14 +256,16 @@ def _callable_from_plain(plain: Any, place: str) -> CallableReference:
 def _held_to_plain(held: str | UnknownTensor) -> Any:
     if isinstance(held, str):
         return held
-    return {"stale": held.position, "shape": list(held.shape), "dtype": held.dtype, "likely": held.likely}
+    plain = {"stale": held.position, "shape": list(held.shape), "dtype": held.dtype, "likely": held.likely}
+    return {**plain, **({"path": held.path} if held.path is not None else {})}
 
 
 def _held_from_plain(plain: Any, place: str) -> str | UnknownTensor:
     if isinstance(plain, str):
         return plain
     check_keys(plain, f"{place}.parameters", _STALE_KEYS, required=("stale", "shape", "dtype"))
-    return UnknownTensor(int(plain["stale"]), tuple(plain["shape"]), plain["dtype"], plain.get("likely"))
+    shape, likely, path = tuple(plain["shape"]), plain.get("likely"), plain.get("path")
+    return UnknownTensor(int(plain["stale"]), shape, plain["dtype"], likely, path)
 
 
 def _parameter(plain: Any, place: str) -> ParameterRecord:

@@ -66,7 +66,7 @@ class Recipe:
     captured_in_eval: bool = False
     step: CallableReference | None = None
     precision: str = "native"
-    normalize: str = "mean"
+    normalize: str = "auto"
     mode: str = "train"
     module_modes: Mapping[str, bool] = field(default_factory=dict)
     seed: int = 0
@@ -88,8 +88,8 @@ class Recipe:
             )
         if self.mode not in ("train", "eval"):
             raise RecipeError(f"mode must be 'train' or 'eval', not {self.mode!r}")
-        if self.normalize != "mean" and not self.normalize.startswith("tokens:"):
-            raise RecipeError(f"normalize must be 'mean' or 'tokens:KEY', not {self.normalize!r}")
+        if self.normalize not in ("auto", "mean") and not self.normalize.startswith("tokens:"):
+            raise RecipeError(f"normalize must be 'auto', 'mean' or 'tokens:KEY', not {self.normalize!r}")
         for phase in self.phases:
             if phase.accumulate < 1:
                 raise RecipeError(f"accumulate must be at least 1, not {phase.accumulate}")
@@ -112,7 +112,7 @@ class Recipe:
         accumulate: int = 1,
         precision: str = "native",
         scheduler: Any = None,
-        normalize: str = "mean",
+        normalize: str = "auto",
         mode: str = "train",
         seed: int = 0,
         expect: Mapping[str, Any] | None = None,
@@ -133,7 +133,8 @@ class Recipe:
             accumulate: cut the batch into so many equal micro-batches along dim 0.
             precision: ``"native"``, ``"bf16-autocast"`` or ``"fp16-autocast"``.
             scheduler: the live learning-rate scheduler.
-            normalize: ``"mean"`` (mean of micro-batch losses) or ``"tokens:KEY"`` (weighted by the targets in
+            normalize: how micro-batches weigh: ``"auto"`` (as the losses tell, so that the step belongs to the loss
+                of the whole batch), ``"mean"`` (mean of micro-batch losses) or ``"tokens:KEY"`` (by the targets in
                 ``batch[KEY]`` that are not -100).
             mode: ``"train"`` or ``"eval"``; modules that differ from it in a model in train mode are remembered.
             seed: seed set before every evaluation of the loss.

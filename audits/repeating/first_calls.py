@@ -159,7 +159,10 @@ def _as_first(subject: Subject, phase: LivePhase) -> _Evaluation:
     """Evaluate; what opening the subject saw of the very first forward takes the place of this one's."""
     found = _evaluate(subject, phase)
     seen = subject.first_forwards.get(phase.name)
-    return found if seen is None else dataclasses.replace(found, loss=seen.loss, weights=seen.weights)
+    if seen is None:
+        return found
+    loss = sum(w * value for (w, _), value in zip(subject.micro_batches(phase), seen.losses, strict=True) if w)
+    return dataclasses.replace(found, loss=loss, weights=seen.weights)
 
 
 def _evaluate(subject: Subject, phase: LivePhase) -> _Evaluation:

@@ -10,14 +10,17 @@ from collections.abc import Iterable
 from audits.causes import Cause
 from audits.checks import CHECKS
 from audits.findings.confirming import confirmed, key_of
+from audits.lanes.separation import find_weighings
 from audits.live.subject import LivePhase, Subject
 from audits.outcomes import WORST_FIRST, Family, Outcome, ResultRow
+from audits.updates.findings.batch_unchanged import batch_rows
 from audits.updates.findings.buffers import batch_norm_rows
 from audits.updates.findings.isolation_checks import isolation_rows
 from audits.updates.findings.registration import registration_rows, tied_rows
 from audits.updates.findings.shadow_buffers import shadow_buffer_rows
 from audits.updates.findings.shadows import ema_rows
 from audits.updates.findings.step_function_checks import (
+    idle_group_rows,
     skipped_step_function_rows,
     step_function_rows,
 )
@@ -66,6 +69,7 @@ def check_updates(subject: Subject) -> list[ResultRow]:
         subject: the model under audit; left at its start.
     """
     rows: list[ResultRow] = []
+    find_weighings(subject)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what the training warns of was said when it trained
@@ -153,6 +157,8 @@ def run_once(subject: Subject, seed: int) -> list[ResultRow]:
             rows += ema_rows(subject, step.before, step.number)
             rows += shadow_buffer_rows(subject, step.before, step.buffers, step.number)
     rows += gradient_rows(subject, steps)
+    rows += idle_group_rows(subject, steps)
+    rows += batch_rows(subject, steps, lambda: list(training_steps(subject, seed=seed, put_back=True)))
     rows = list(cut_graph_rows(subject, rows, seed))
     raised = any(step.error is not None for step in steps)
     if subject.recipe.ties and subject.settings.wants_check("registration.tied") and not raised:

@@ -40,6 +40,8 @@ def _evaluate(subject: Subject, context: StepContext, phase: LivePhase, *, graph
     for weight, batch in subject.micro_batches(phase):
         with torch.enable_grad(), subject.autocast():  # some optimizers call their closure under no_grad
             loss = phase.weighted_loss(subject.model, batch, weight)
+        if not weight:
+            continue  # a micro-batch without a target that counts: its mean is nan
         context.scaler.scale(loss).backward(create_graph=graph)  # type: ignore[no-untyped-call]
         total = loss.detach() if total is None else total + loss.detach()
     assert total is not None

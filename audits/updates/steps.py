@@ -43,6 +43,7 @@ class TrainingStep:
         modes: modules that ran in a mode other than the declared one: path -> mode.
         overflowed: the loss scaler met an overflow and skipped a step.
         renormed: parameters whose rows an embedding's ``max_norm`` rescaled in this run's forwards so far.
+        changed_batch: tensors of the batch that it changed in place.
         error: what the step function raised.
     """
 
@@ -52,6 +53,7 @@ class TrainingStep:
     modes: dict[str, bool] = field(default_factory=dict)
     overflowed: bool = False
     error: Exception | None = None
+    changed_batch: tuple[str, ...] = ()
     buffers: BufferWatch | None = None
     reference_forwards: dict[str, int] = field(default_factory=dict)
     before: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -68,30 +70,36 @@ class TrainingStep:
         return all(not isinstance(note, BeforeStep) or note.reference is None or note.agreed for note in notes)
 
 
-def training_steps(subject: Subject, *, seed: int | None = None) -> Iterator[TrainingStep]:
+def training_steps(subject: Subject, *, seed: int | None = None, put_back: bool = False) -> Iterator[TrainingStep]:
     """Run `STEPS` training steps from the audit's start and yield what each did, before the next begins.
 
     The model is left where the last step brought it; `Subject.reset` puts it back. An fp16 step that the loss scaler
     skipped for an overflow is tried again from the start at a smaller scale.
+
+    Args:
+        subject: the model under audit.
+        seed: instead of the subject's own.
+        put_back: give every step the batch as the recipe has it, whatever the step before made of it.
     """
     scale = INITIAL_SCALE
 
     def begin() -> StepContext:
+        subject.given.restore(surely=True)
         subject.reset(seed=seed)
         return build_context(subject, scale=scale)
 
     if subject.recipe.precision != "fp16-autocast":
-        yield from _run(subject, begin)
+        yield from _run(subject, begin, put_back)
         return
     for attempt in range(OVERFLOW_TRIES):
-        steps = list(_run(subject, begin))
+        steps = list(_run(subject, begin, put_back))
         if not any(step.overflowed for step in steps) or attempt == OVERFLOW_TRIES - 1:
             yield from steps
             return
         scale /= 16.0
 
 
-def _run(subject: Subject, begin: Callable[[], StepContext]) -> Iterator[TrainingStep]:
+def _run(subject: Subject, begin: Callable[[], StepContext], put_back: bool) -> Iterator[TrainingStep]:
     """Run the steps; where one received a gradient that no usual starting point explains, again under an `Observer`.
 
     What raises only while it is observed is taken as it ran by itself.
@@ -103,6 +111,8 @@ def _run(subject: Subject, begin: Callable[[], StepContext]) -> Iterator[Trainin
         again = False
         with runner.recorder.attached():
             for number in range(1, STEPS + 1):
+                if put_back:
+                    subject.given.restore(surely=True)
                 step = runner.run(number)
                 if observe and step.error is not None:
                     observe, may_observe, again = False, False, True
@@ -160,12 +170,13 @@ class _Runner:
         step.renormed = frozenset(self._renorms.found)
         step.modes = dict(self._listener.wrong_modes)
         step.buffers, step.reference_forwards = self._buffers, self._buffers.declared
+        step.changed_batch = self.subject.given.changed_since(self._search.begun_with)
         step.overflowed = self.context.scaler.get_scale() < scale
         return step
 
     def _batch(self) -> Any:
         """The whole step's batch, in containers of its own, as the recipe has it: a dict, or a list of dicts."""
-        batches = [map_tensors(batch, lambda tensor: tensor) for batch in self.subject._batches]
+        batches = [map_tensors(batch, lambda tensor: tensor) for batch in self.subject.given.batches]
         return batches if isinstance(self.subject.recipe.batch, list) else batches[0]
 
     def _before_step(self, call: Call) -> BeforeStep:

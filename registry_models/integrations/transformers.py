@@ -92,6 +92,7 @@ class GradauditCallback(TrainerCallback):
                 optimizer=optimizer,
                 clip_grad_norm=float(args.max_grad_norm) if args.max_grad_norm else None,
                 precision=precision,
+                normalize="mean",
                 expect=self._expect,
             )
         # the Trainer compiles a wrapper of its own and hands out the model inside

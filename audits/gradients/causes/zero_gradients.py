@@ -6,23 +6,27 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 
 from audits.causes import Cause
+from audits.checks.registration import REACHES_LOSS
 from audits.outcomes import GRADIENT_EVIDENCE, UPDATE_EVIDENCE, Outcome, ResultRow
 
 _PRESENT, _ALL_ZERO = "step.gradient-present", "health.all-zero"
 
 ADVICE = (
-    "if it belongs in the loss, call it there; if not, nothing needs doing, and freezing it (requires_grad_(False)) "
-    "ends this warning"
+    "To do: what belongs in the loss is to be called there; else nothing needs doing, and freezing it "
+    "(requires_grad_(False)) ends this warning"
 )
+
+#: Names of unused parameters that one warning lists; the number of the others follows.
+NAMED = 20
 
 
 def with_zeros_explained(rows: Sequence[ResultRow]) -> list[ResultRow]:
     """Return the rows with the zero gradients that have an innocent reason told as what they are.
 
     A parameter that the loss does not use (autograd gives nothing, and the finite difference confirms that the loss
-    does not depend on it) has no update to be judged: `update.rule` is skipped there, and one warning says so. Of a
-    bias whose gradient cancels the warnings are skipped: its layer's weight has a gradient, hence the derivatives by
-    the layer's outputs are not zero, and only their sum is.
+    does not depend on it) has no update to be judged: the rows that notice are skipped, and one warning of
+    `registration.reaches-loss` names all such parameters. Of a bias whose gradient cancels the warnings are skipped:
+    its layer's weight has a gradient, hence the derivatives by the layer's outputs are not zero, and only their sum is.
 
     Args:
         rows: the audit's rows.
@@ -34,13 +38,27 @@ def with_zeros_explained(rows: Sequence[ResultRow]) -> list[ResultRow]:
         if r.parameter in unused and r.check == UPDATE_EVIDENCE and r.cause == Cause.NO_GRADIENT:
             text = f"{r.parameter} is not used by the loss: there is no update to judge"
             r = dataclasses.replace(r, outcome=Outcome.SKIPPED, cause=Cause.UNUSED, message=text)
-        elif r.parameter in unused and r.check == _PRESENT and r.outcome is Outcome.WARN:
-            r = dataclasses.replace(r, cause=Cause.UNUSED, message=f"{r.message}; {ADVICE}")
+        elif r.parameter in unused and r.check in (_PRESENT, _ALL_ZERO) and r.outcome is Outcome.WARN:
+            text = f"{r.parameter} is not used by the loss: see {REACHES_LOSS.name}"
+            r = dataclasses.replace(r, outcome=Outcome.SKIPPED, cause=Cause.UNUSED, message=text, where_to_look=None)
         elif r.check in (_PRESENT, _ALL_ZERO) and r.outcome is Outcome.WARN and _cancels(r.parameter, alive):
             text = f"{r.parameter}: its gradient sums up to zero, its layer's weight has one: nothing needs doing"
             r = dataclasses.replace(r, outcome=Outcome.SKIPPED, cause=Cause.CANCELS, message=text, where_to_look=None)
         told.append(r)
-    return told
+    return [*told, *_unused_row(unused)]
+
+
+def _unused_row(unused: frozenset[str]) -> list[ResultRow]:
+    """Return the one warning that names every parameter that no loss uses."""
+    if not unused:
+        return []
+    names = sorted(unused)
+    listed = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+    verb = "is not used by any loss" if len(names) == 1 else "are not used by any loss"
+    message = f"{listed} {verb} on this batch: trainable, without a gradient, and the losses do not depend on them"
+    return [
+        ResultRow(check=REACHES_LOSS.name, outcome=Outcome.WARN, cause=Cause.UNUSED, message=f"{message}. {ADVICE}")
+    ]
 
 
 def unused_parameters(rows: Sequence[ResultRow]) -> frozenset[str]:

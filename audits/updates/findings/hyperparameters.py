@@ -60,7 +60,7 @@ def _wrong_class(subject: Subject, phase: LivePhase, expected: Any) -> list[Resu
 
 def _wrong_options(subject: Subject, phase: LivePhase, key: str, meant: Any) -> list[ResultRow]:
     rows = []
-    for group in phase.recipe.optimizer.groups:
+    for group in phase.captured.optimizer.groups:
         for name in group.parameters:
             if not isinstance(name, str):
                 continue

@@ -11,7 +11,9 @@ from audits.live.subject import Subject
 from audits.outcomes import Outcome, ResultRow
 from audits.recipe.capture import ties_of
 from audits.recipe.phases import UnknownTensor
+from audits.updates.findings.declared_ties import declared_tie_rows
 from audits.updates.findings.hyperparameters import hyperparameter_rows
+from audits.updates.findings.reaches_loss import places_of, reaches_loss_rows
 from audits.updates.judge.optimizer_whole import whole_rows
 from audits.updates.record.shadow_modules import shadows_of
 from audits.updates.update_rows import row
@@ -25,6 +27,8 @@ def registration_rows(subject: Subject) -> list[ResultRow]:
         rows += _coverage(subject)
     if wants("registration.stale"):
         rows += _stale(subject)
+    if wants("registration.reaches-loss"):
+        rows += reaches_loss_rows(subject)
     if wants("registration.optimizer-whole"):
         rows += whole_rows(subject)
     if wants("registration.duplicate"):
@@ -32,7 +36,7 @@ def registration_rows(subject: Subject) -> list[ResultRow]:
     if wants("registration.requires-grad"):
         rows += _requires_grad(subject)
     if wants("registration.tied"):
-        rows += tied_rows(subject, "after loading") + overlap_rows(subject)
+        rows += tied_rows(subject, "after loading") + overlap_rows(subject) + declared_tie_rows(subject)
     if wants("registration.hyperparameters"):
         rows += hyperparameter_rows(subject)
     return [r for r in rows if r.parameter is None or subject.settings.wants_parameter(r.parameter)]
@@ -64,14 +68,21 @@ def _stale(subject: Subject) -> list[ResultRow]:
     rows = []
     for phase in subject.phases:
         unknown = phase.recipe.optimizer.unknown
-        rows += [_stale_row(subject, phase.name, tensor) for tensor in unknown]
+        live = {place.path for place in places_of(subject, phase)} if any(t.path for t in unknown) else set()
+        rows += [_stale_row(subject, phase.name, tensor, live=tensor.path in live) for tensor in unknown]
         if not unknown:
             message = f"every tensor in the optimizer of phase {phase.name!r} is a parameter of the model"
             rows.append(row(subject, "registration.stale", Outcome.PASS, message, phase=phase.name))
     return rows
 
 
-def _stale_row(subject: Subject, phase: str, tensor: UnknownTensor) -> ResultRow:
+def _stale_row(subject: Subject, phase: str, tensor: UnknownTensor, *, live: bool) -> ResultRow:
+    if live:
+        message = (f"the optimizer of phase {phase!r} trains {tensor.path}, which reaches the loss and is no parameter "
+                   "of the model: it is not saved with the version, and its update is not audited. To do: make it a "
+                   "part of the model")  # fmt: skip
+        return row(subject, "registration.stale", Outcome.WARN, message, phase=phase, parameter=tensor.path,
+                   dtype=tensor.dtype)  # fmt: skip
     message = (f"the optimizer of phase {phase!r} holds a tensor of shape {tensor.shape} (number {tensor.position}) "
                "that the model does not have as a parameter: it trains a tensor that nothing uses")  # fmt: skip
     if tensor.likely:

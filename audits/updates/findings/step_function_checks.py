@@ -16,7 +16,6 @@ from audits.updates.compare import real_dtype
 from audits.updates.findings.hyperparameters import declared_option
 from audits.updates.received.search import BeforeStep
 from audits.updates.record.calls import Call
-from audits.updates.record.context import usable_rates
 from audits.updates.record.step_listener import ClippingCall
 from audits.updates.steps import TrainingStep
 from audits.updates.update_rows import row
@@ -32,6 +31,29 @@ def skipped_step_function_rows(subject: Subject) -> list[ResultRow]:
     """Return the rows that a canonical step cannot fail, as skipped."""
     message = "the recipe has no step function: the step is the audit's own and cannot get this wrong"
     return [row(subject, check, Outcome.SKIPPED, message, cause=Cause.CANONICAL_STEP) for check in CANONICAL_ONLY]
+
+
+def idle_group_rows(subject: Subject, steps: Sequence[TrainingStep]) -> Iterator[ResultRow]:
+    """Yield a warning for each group of trainable parameters whose rate is 0 in all that is known of its training.
+
+    A step that sets the rate itself knows more than the recipe.
+    """
+    for phase in subject.phases:
+        for number, group in enumerate(phase.recipe.optimizer.groups):
+            names = [name for name in group.parameters if isinstance(name, str) and name in phase.parameters]
+            rate = phase.assumed_rates.get(names[0]) if names else None
+            if rate is None or not rate.never:
+                continue
+            used = (call.options.get(names[0], {}).get("lr") for step in steps for call in step.of(phase))
+            if any(rate.replaced_by(each) for each in used):
+                continue
+            others = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            when = "at every step of the schedule" if phase.recipe.scheduler is not None else "and there is no schedule"
+            message = (f"group {number} of the optimizer of phase {phase.name!r} ({names[0]}{others}) has the learning "
+                       f"rate 0 {when}: it is trainable and never trained. To do: give it a rate, or freeze it "
+                       "(requires_grad_(False)) and leave it out of the optimizer")  # fmt: skip
+            yield row(subject, "step.learning-rate", Outcome.WARN, message, phase=phase.name, parameter=names[0],
+                      cause=Cause.RATE_IS_ZERO, measured=0.0)  # fmt: skip
 
 
 def step_function_rows(subject: Subject, step: TrainingStep) -> Iterator[ResultRow]:
@@ -131,15 +153,15 @@ def _rates(subject: Subject, phase: LivePhase, call: Call, scheduled: Sequence[f
         expected, source = group.options["lr"], "captured"
         if scheduled is not None:
             expected, source = scheduled[index], "scheduled"
-        elif meant is not None and meant != group.options.get("initial_lr"):
+        elif meant is not None and meant != group.options.get("initial_lr") and name not in phase.assumed_rates:
             expected, source = meant, "declared"
         yield _Rate(name, float(call.options[name]["lr"]), float(expected), source)
 
 
 def _learning_rate(subject: Subject, step: TrainingStep, phase: LivePhase) -> Iterator[ResultRow]:
     check, schedule = "step.learning-rate", phase.recipe.scheduler
-    rates, offset, assumed = ([], 0, False) if schedule is None else usable_rates(subject, phase.name)
-    scheduled = rates[min(offset + step.number - 1, len(rates) - 1)] if rates else None
+    rates = () if schedule is None else schedule.learning_rates
+    scheduled = rates[min(step.number - 1, len(rates) - 1)] if rates else None
     for call in step.of(phase):
         limit = RATE_TENSOR.value if call.tensor_rate else RATE.value
         found = list(_rates(subject, phase, call, scheduled))
@@ -158,12 +180,12 @@ def _learning_rate(subject: Subject, step: TrainingStep, phase: LivePhase) -> It
         met = worst.error <= limit
         text = (f"lr is {worst.used:.9g} in step {step.number} of phase {phase.name!r}, {worst.source} is "
                 f"{worst.expected:.9g}")  # fmt: skip
-        cause = Cause.ASSUMED if assumed else None
+        cause = Cause.ASSUMED if phase.schedule_ended else None
         outcome = Outcome.PASS if met else Outcome.FAIL
-        if not met and step.number > 1 and rates and worst.used == rates[offset][0] and len(set(rates)) > 1:
+        if not met and step.number > 1 and rates and worst.used == rates[0][0] and len(set(rates)) > 1:
             outcome, cause = Outcome.INCONCLUSIVE, Cause.NOT_STEPPED
             text += ": the step function never stepped the scheduler, which may run once per epoch"
-        if assumed:
+        if phase.schedule_ended:
             text += " (the schedule has ended at 0: audited at its initial lr)"
         yield row(subject, check, outcome, text, cause=cause, measured=worst.used, expected=worst.expected,
                   error=worst.error, **common)  # fmt: skip

@@ -198,7 +198,13 @@ class RuleJudge:
             )
         moved = "stayed" if not length else "moved"
         message = f"{name} {moved} as {self.rule.title} says ({where})"
-        return self._row("update.rule", Outcome.PASS, message, call, name, **numbers)
+        assumed = self._phase.assumed_rates.get(name)
+        if assumed is not None and assumed.replaced_by(call.options[name].get("lr")):
+            assumed = None
+        if assumed is not None:
+            message += f"; its learning rate is 0, and {assumed.rate:g} was assumed, {assumed.text}"
+        cause = Cause.ASSUMED if assumed is not None else None
+        return self._row("update.rule", Outcome.PASS, message, call, name, cause=cause, **numbers)
 
     def _blamed(self, call: Call, name: str) -> str:
         """What of the user's own ran around the rule and may have moved the parameter."""

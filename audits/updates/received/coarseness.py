@@ -11,6 +11,10 @@ from audits.updates.received.agreement import plain
 #: `step.gradient` in eps of the arithmetic inside the products: as for bfloat16, whose gradients are of that kind.
 GRADIENT_THRESHOLD = 4.0
 
+#: `step.gradient` of a float64 gradient that is a sum weighted by counts: torch's quotient of two whole numbers is a
+#: float32, whose rounding a step that weighs with it hands on; 2 roundings, the quotient's and the weighted loss's.
+COUNTED_THRESHOLD = 2 * torch.finfo(torch.float32).eps / torch.finfo(torch.float64).eps
+
 #: A gradient that is pure cancellation (a bias before BatchNorm) is then rounding of that size as well: a tenth of an
 #: eps of its neighbours, emulated; the threshold times this is four tenths.
 GRADIENT_FLOOR = 0.1
@@ -27,6 +31,8 @@ def gradient_threshold(subject: Subject, dtype: torch.dtype) -> tuple[float, flo
         dtype: of the gradient, real.
     """
     threshold, floor = plain(dtype)
+    if dtype is torch.float64 and any(w.count is not None or w.fixed for w in subject.weighings.values()):
+        threshold = COUNTED_THRESHOLD
     inside = inside_products(subject.model, subject.device) if dtype is torch.float32 else None
     if inside is None:
         return threshold, floor

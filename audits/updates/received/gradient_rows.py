@@ -12,6 +12,7 @@ from audits.causes import Cause
 from audits.devices import missing_determinism
 from audits.globs import matches
 from audits.live.subject import Subject
+from audits.live.weighing import ALIKE
 from audits.outcomes import Lane, Outcome, ResultRow, finite
 from audits.updates.compare import real_dtype, rms, to_double
 from audits.updates.received.agreement import global_rms, gradient_error
@@ -122,7 +123,7 @@ def _same(
                "dtype": dtype_name(subject, parameter.dtype)}  # fmt: skip
     if error <= threshold:
         share = scatter / (rms(to_double(meant)) or 1.0) if scatters else 0.0
-        outcome, cause, message = _agreeing(subject, call, name, use, share)
+        outcome, cause, message = _agreeing(subject, call, name, use, share, before.weighed)
     else:
         explained = explain_gradient(subject, steps, call, name, got, meant, reference)
         outcome, cause, message = _departing(call, name, use, reference, explained)
@@ -134,9 +135,12 @@ def _same(
 
 
 def _agreeing(
-    subject: Subject, call: Call, name: str, use: BatchUse | None, share: float
+    subject: Subject, call: Call, name: str, use: BatchUse | None, share: float, weighed: str
 ) -> tuple[Outcome, str | None, str]:
-    """Return outcome, cause and message of a gradient within its threshold; ``share``: how far the loss scatters."""
+    """Return outcome, cause and message of a gradient within its threshold.
+
+    ``share`` is how far the loss scatters, ``weighed`` how micro-batches weighed that are the unit.
+    """
     where = f"step {call.step}, phase {call.phase.name!r}"
     if use is not None:
         message = f"{name} received the declared loss's gradient on a batch of the step's own ({where}): {use.text}"
@@ -149,6 +153,8 @@ def _agreeing(
     message = f"{name} received the declared loss's gradient ({where})"
     if share:
         message += f", within what the loss's own backward scatters from run to run ({share:.1e} relative)"
+    if weighed:
+        message += f"; {weighed}"
     return Outcome.PASS, None, message
 
 
@@ -178,21 +184,24 @@ def explain_gradient(
     size = float(b @ b)
     if not float(a @ a):
         return "it received zeros", True
-    off = _scale(call, float(a @ b) / size) if _parallel(a, b) else "the direction is off"
+    off = _scale(subject, call, float(a @ b) / size) if _parallel(a, b) else "the direction is off"
     for text, leftover in _leftovers(steps, call, name):
         rest = a - b - to_double(leftover).reshape(-1)
         if rms(rest) <= 0.05 * rms(a - b):
             return f"{off}: {text}", True
+    for text, gradients in reference.otherwise.items():
+        if (gradient := gradients[name]) is not None:
+            other = to_double(gradient.to_dense()).reshape(-1)
+            if rms(a - other) <= 0.05 * rms(a - b):
+                mean = " (a mean of means)" if text == ALIKE.text else ""
+                right = subject.weighings[call.phase.name].text
+                return f"{off}: the micro-batches count {text}{mean} instead of {right}", True
     if size:
         factor = float(a @ b) / size
         if _parallel(a, b):
             cosine = _cosine(a, b)
             astray = max(0.0, 1 - cosine * cosine) ** 0.5
-            return _scale(call, factor), a.numel() >= ENOUGH and abs(factor - 1) > BEYOND_DRAWS * astray
-    if reference.unweighted is not None and reference.unweighted[name] is not None:
-        other = to_double(reference.unweighted[name].to_dense()).reshape(-1)  # type: ignore[union-attr]
-        if rms(a - other) <= 0.05 * rms(a - b):
-            return "the direction is off: micro-batches count alike (a mean of means) instead of by their tokens", True
+            return _scale(subject, call, factor), a.numel() >= ENOUGH and abs(factor - 1) > BEYOND_DRAWS * astray
     return "the direction is off" if size else "the loss's own gradient is zero", False
 
 
@@ -206,12 +215,14 @@ def _parallel(a: torch.Tensor, b: torch.Tensor) -> bool:
     return abs(_cosine(a, b)) > 1 - PARALLEL
 
 
-def _scale(call: Call, factor: float) -> str:
+def _scale(subject: Subject, call: Call, factor: float) -> str:
     text = f"the scale is off by a factor {factor:.6g}"
     if factor < 0:
         return text + " (the sign is flipped)"
-    count = call.phase.recipe.accumulate
-    if count > 1 and abs(factor / count - 1) < 1e-2:
+    count, summed = len(subject.micro_batches(call.phase)), subject.weighings[call.phase.name].total
+    if count > 1 and summed and abs(factor * count - 1) < 1e-2:
+        return text + f": the mean over {count} micro-batches instead of their sum, which this loss is"
+    if count > 1 and not summed and abs(factor / count - 1) < 1e-2:
         return text + f": the sum over {count} micro-batches instead of their mean"
     if call.phase.recipe.clip_grad_norm and factor > 1:
         return text + ": as if it had not been clipped"

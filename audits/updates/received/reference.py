@@ -13,6 +13,7 @@ from audits.devices import same_states
 from audits.lanes.backward import by_grad_or_backward, gradients_of
 from audits.live.state import ModuleState
 from audits.live.subject import LivePhase, Subject
+from audits.live.weighing import Weighing
 from audits.random_state import RandomState
 
 Gradients = dict[str, torch.Tensor | None]
@@ -29,7 +30,7 @@ class Reference:
         same_draws: whether the random generators ended where the training step's had, so that both drew alike.
         replayed: whether the generators were set to where the step's own loss was seen to begin.
         draws: whether the loss draws random numbers at all.
-        unweighted: gradients with all micro-batches weighed alike, where the recipe weighs them by tokens.
+        otherwise: gradients with the micro-batches weighed otherwise, by how: what may explain a wrong step.
         buffers: the model's buffers after the loss's forwards.
     """
 
@@ -39,7 +40,7 @@ class Reference:
     same_draws: bool
     replayed: bool
     draws: bool
-    unweighted: Gradients | None
+    otherwise: dict[str, Gradients]
     buffers: dict[str, torch.Tensor]
 
 
@@ -72,6 +73,7 @@ def reference_gradient(
     scale: float = 1.0,
     clip_norm: float | None = None,
     backward_in_autocast: bool = False,
+    weighing: Weighing | None = None,
 ) -> Reference:
     """Return the gradient of the declared loss at the model's present weights, leaving everything as it was.
 
@@ -86,29 +88,38 @@ def reference_gradient(
         clip_norm: norm to clip to; None for the phase's declared one.
         backward_in_autocast: run the backward under autocast too, where some of its products round once more. torch
             advises against it, training scripts do it all the same.
+        weighing: how the micro-batches weigh; None for as the loss separates.
     """
     return by_grad_or_backward(
         lambda plain: _reference(
-            subject, phase, start, scale, clip_norm, backward_in_autocast=backward_in_autocast, plain_backward=plain
+            subject,
+            phase,
+            start,
+            scale,
+            clip_norm,
+            backward_in_autocast=backward_in_autocast,
+            plain_backward=plain,
+            weighing=weighing or subject.weighings[phase.name],
         )
     )
 
 
 def _reference(
     subject: Subject, phase: LivePhase, start: Start, scale: float, clip_norm: float | None, *,
-    backward_in_autocast: bool, plain_backward: bool,
+    backward_in_autocast: bool, plain_backward: bool, weighing: Weighing,
 ) -> Reference:  # fmt: skip
     ahead, here = RandomState.now(), ModuleState(subject.model)
     sums = _Sums(
         weighted=dict.fromkeys(subject.trainable),
-        alike=dict.fromkeys(subject.trainable) if subject.recipe.normalize != "mean" else None,
+        otherwise={w.text: dict.fromkeys(subject.trainable) for w in weighing.others},
     )
     parameters = [subject.parameters[name] for name in subject.trainable]
     try:
         start.modules.restore()
         start.random.restore()
         with _weights(subject, start.weights), _as_in_training(subject):
-            batches = subject.micro_batches(phase, start.batches)
+            batches = subject.micro_batches(phase, start.batches, weighing)
+            others = {w.text: w.weights([b for _, b in batches]) for w in weighing.others}
             for index, (weight, batch) in enumerate(batches):
                 if start.pieces:
                     start.pieces[index].restore()
@@ -119,7 +130,9 @@ def _reference(
                     scaled = loss * (weight * scale) if weight * scale != 1.0 else loss
                     found = gradients_of(scaled, parameters, plain=plain_backward)
                 sums.draws = sums.draws or not same_random(RandomState.now(), began)
-                sums.add(subject.trainable, found, float(loss.detach()), weight, len(batches))
+                if weight:  # a micro-batch without a target that counts: its mean is nan
+                    shares = {text: weights[index] / weight for text, weights in others.items()}
+                    sums.add(subject.trainable, found, weight * float(loss.detach()), shares)
         ended = RandomState.now()
         buffers = {name: buffer.detach().clone() for name, buffer in subject.model.named_buffers()}
     finally:
@@ -133,32 +146,32 @@ def _reference(
         same_draws=same_random(ended, ahead),
         replayed=bool(start.pieces),
         draws=sums.draws,
-        unweighted=sums.alike,
+        otherwise=sums.otherwise,
         buffers=buffers,
     )
 
 
 @dataclass
 class _Sums:
-    """What is accumulated over the micro-batches: gradients weighted as declared, and weighed all alike."""
+    """What is accumulated over the micro-batches: gradients weighted as they should be, and otherwise."""
 
     weighted: Gradients
-    alike: Gradients | None
+    otherwise: dict[str, Gradients]
     loss: float = 0.0
     draws: bool = False
 
     def add(
-        self, names: tuple[str, ...], found: tuple[torch.Tensor | None, ...], loss: float, weight: float, count: int
+        self, names: tuple[str, ...], found: tuple[torch.Tensor | None, ...], loss: float, shares: Mapping[str, float]
     ) -> None:
-        """Add one micro-batch of ``count``: its gradients, which have its weight in them already, and its loss."""
-        self.loss += weight * loss
+        """Add one micro-batch's gradients and loss, which have its weight in them; shares of it weigh otherwise."""
+        self.loss += loss
         _add(self.weighted, names, found, 1.0)
-        if self.alike is not None:
-            _add(self.alike, names, found, 1.0 / (count * weight) if weight else 0.0)
+        for text, share in shares.items():
+            _add(self.otherwise[text], names, found, share)
 
     def finish(self, phase: LivePhase, scale: float, bound: float | None, clip_norm: float | None) -> float:
         """Unscale and clip the gradients, by value and by norm; return the phase's norm before it was clipped."""
-        sets = [gradients for gradients in (self.weighted, self.alike) if gradients is not None]
+        sets = [self.weighted, *self.otherwise.values()]
         for gradients in sets:
             if scale != 1.0:
                 gradients.update({n: None if g is None else g / scale for n, g in gradients.items()})

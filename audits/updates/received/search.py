@@ -12,6 +12,7 @@ import torch
 
 from audits.live.state import ModuleState
 from audits.live.subject import LivePhase, Subject
+from audits.live.weighing import Weighing
 from audits.random_state import RandomState
 from audits.updates.received.agreement import added, agrees, distance, scattered
 from audits.updates.received.coarseness import gradient_threshold
@@ -46,6 +47,7 @@ class BeforeStep:
         clipping: the clipping since the last optimizer step.
         agreed: whether the received gradient is the reference.
         batches: the micro-batches that the step gave to the declared loss, where they were seen.
+        weighed: that micro-batches are the unit, and how they weighed, where the loss does not separate over the batch.
         scatter: by parameter, how far (rms) the same reference evaluated again lies from itself: sums in no fixed order
             (atomics on a GPU), measured where the received gradient does not agree.
     """
@@ -55,11 +57,12 @@ class BeforeStep:
     clipping: list[ClippingCall]
     agreed: bool = False
     batches: tuple[Any, ...] | None = None
+    weighed: str = ""
     scatter: Mapping[str, float] = field(default_factory=dict)
 
 
-#: Evaluates the declared loss from a starting point, its backward under autocast or not.
-Trial = Callable[[Start, bool], Reference]
+#: Evaluates the declared loss from a starting point, its backward under autocast or not, micro-batches weighed so.
+Trial = Callable[[Start, bool, Weighing], Reference]
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,7 @@ class _Found:
     apart: float = float("inf")
     agreed: bool = False
     batches: tuple[Any, ...] | None = None
+    weighed: str = ""
     start: Start | None = None
     inside: bool = False
 
@@ -96,12 +100,15 @@ class ReferenceSearch:
         self._listener, self._buffers, self._observer = listener, buffers, observer
         self._own_step = own_step
         self._starts: list[Start] = []
+        #: The batch's values when the training step began.
+        self.begun_with: list[Any] = subject.given.copies()
         self._received: dict[str, Gradients] = {}
         self._since: list[tuple[str, Gradients]] = []
         self._begun: dict[str, int] = {}
 
     def begin(self) -> None:
-        """A training step begins here."""
+        """A training step begins here, with the batch as it is."""
+        self.begun_with = self._subject.given.copies()
         self._starts = [self._here()]
 
     def stepped(self) -> None:
@@ -138,16 +145,22 @@ class ReferenceSearch:
         self._begun[call.phase.name] = len(self._since)
         if found.reference is not None:
             self._since.append((call.phase.name, found.reference.gradients))
-        return BeforeStep(found.reference, problem, clipping, found.agreed, found.batches, scatter)
+        return BeforeStep(found.reference, problem, clipping, found.agreed, found.batches, found.weighed, scatter)
 
     def _trial(self, call: Call, clipping: list[ClippingCall], scale: float) -> Trial:
         """Return what evaluates the declared loss from a starting point, the backward under autocast or not."""
         limit = clipping[0].max_norm if clipping and call.phase.recipe.clip_grad_norm is None else None
 
-        def evaluate(start: Start, inside: bool) -> Reference:
+        def evaluate(start: Start, inside: bool, weighing: Weighing) -> Reference:
             self._buffers.begin_trial()
             return reference_gradient(
-                self._subject, call.phase, start, scale=scale, clip_norm=limit, backward_in_autocast=inside
+                self._subject,
+                call.phase,
+                start,
+                scale=scale,
+                clip_norm=limit,
+                backward_in_autocast=inside,
+                weighing=weighing,
             )
 
         return evaluate
@@ -158,13 +171,18 @@ class ReferenceSearch:
         names = [n for n in call.phase.parameters if n in received]
         leftovers = (None, *self._leftovers(call))
         best = _Found()
-        for (start, batches), inside in itertools.product(self._candidates(call), self._backwards()):
+        weighing = self._subject.weighings[call.phase.name]
+        tries = itertools.product(self._candidates(call), self._backwards(), (weighing, *weighing.accepted))
+        for (start, batches), inside, weighed in tries:
             if best.reference is not None and not best.reference.draws and start.random_only:
                 continue  # a loss that draws nothing does not care where the generators stand
-            tried = trial(start, inside)
+            tried = trial(start, inside, weighed)
             if agrees(tried.gradients, received, self._subject.parameters, names, self._allowed):
-                yield _Found(tried, 0.0, agreed=True, batches=batches)
+                unit = f"{weighing.unit}: the micro-batches are the unit, weighed {weighed.text}"
+                yield _Found(tried, 0.0, agreed=True, batches=batches, weighed=unit if weighing.unit else "")
                 return
+            if weighed is not weighing:
+                continue  # a step that is wrong is wrong against the loss's own
             apart = min(distance(tried.gradients, received, names, left) for left in leftovers)
             if apart > AGREED and not (tried.same_draws or tried.replayed):
                 apart += UNLIKE
@@ -180,7 +198,7 @@ class ReferenceSearch:
         assert found.start is not None
         received = _compared(call)
         for _ in range(REPEATS):
-            again = trial(found.start, found.inside)
+            again = trial(found.start, found.inside, self._subject.weighings[call.phase.name])
             names = [n for n in call.phase.parameters if n in received]
             for name, off in scattered(found.reference.gradients, again.gradients, names).items():
                 scatter[name] = max(off, scatter.get(name, 0.0))
@@ -213,6 +231,11 @@ class ReferenceSearch:
         for weights in with_weights:
             for start in self._plain(call.phase):
                 yield replace(start, weights=weights), None
+        if self._subject.given.changed_since(self.begun_with):  # the loss was given what the step began with
+            begun = tuple(batch for _, batch in self._subject.micro_batches(call.phase, uncut=self.begun_with))
+            for weights in with_weights:
+                for start in self._plain(call.phase):
+                    yield replace(start, weights=weights, batches=begun), None
         for start, batches in itertools.islice(self._observed(call.phase), OBSERVED_TRIES):
             for weights in with_weights:
                 yield replace(start, weights=weights), batches

@@ -23,13 +23,12 @@ class ReplayedSchedule:
     Args:
         optimizer: whose ``lr`` it sets.
         rates: per step from now, the rate of every group.
-        offset: the step of the schedule to start from.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, rates: Sequence[Sequence[float]], offset: int = 0) -> None:
+    def __init__(self, optimizer: torch.optim.Optimizer, rates: Sequence[Sequence[float]]) -> None:
         self.optimizer = optimizer
         self._rates = rates
-        self._position = offset
+        self._position = 0
         self._step_count = 0  # accelerate's wrapper counts it up
         self._apply()
 
@@ -137,29 +136,8 @@ def build_context(subject: Subject, *, scale: float = INITIAL_SCALE) -> StepCont
         schedule = phase.recipe.scheduler
         if schedule is None or not schedule.learning_rates:
             continue
-        rates, offset, _ = usable_rates(subject, phase.name)
-        schedulers[phase.name] = ReplayedSchedule(optimizers[phase.name], rates, offset)
+        schedulers[phase.name] = ReplayedSchedule(optimizers[phase.name], schedule.learning_rates)
     scaler = torch.amp.GradScaler(
         subject.device.type, init_scale=scale, enabled=subject.recipe.precision == "fp16-autocast"
     )
     return StepContext(optimizers, schedulers, scaler, subject.device)
-
-
-def usable_rates(subject: Subject, phase_name: str) -> tuple[Sequence[Sequence[float]], int, bool]:
-    """Return (rates, first step with a rate above 0, whether a rate had to be assumed).
-
-    A warm-up that starts at 0 is entered at its first positive rate; a schedule that has ended at 0 is audited at the
-    groups' ``initial_lr``.
-    """
-    phase = next(p for p in subject.phases if p.name == phase_name)
-    schedule = phase.recipe.scheduler
-    assert schedule is not None
-    rates = schedule.learning_rates
-    for offset, step in enumerate(rates):
-        if any(rate > 0 for rate in step):
-            return rates, offset, False
-    started = tuple(
-        float(group.options.get("initial_lr") or phase.recipe.optimizer.defaults.get("lr") or 0.0)
-        for group in phase.recipe.optimizer.groups
-    )
-    return (started,) * len(rates), 0, True

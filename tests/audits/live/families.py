@@ -326,7 +326,7 @@ class OddTensors(Kept):
             self.inferred = torch.ones(2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return super().forward(x * self.expanded * self.repeated * self.leaf + self.inferred[0].item())
+        return super().forward(x * self.expanded * self.repeated * self.leaf.detach() + self.inferred[0].item())
 
 
 class InPlace(Kept):

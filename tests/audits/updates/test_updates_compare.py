@@ -97,12 +97,6 @@ def test_what_float32_cannot_resolve_is_resolved_in_float64_or_said_to_be_open()
     assert {r.outcome for r in of(rows, "update.lost-to-rounding", "first.weight")} == {Outcome.WARN}
 
 
-def test_learning_rate_zero_is_open() -> None:
-    model, batch = models.mlp()
-    rows = audited(model, batch=batch, loss=models.classify, optimizer=torch.optim.SGD(model.parameters(), lr=0.0))
-    assert {(r.outcome, r.cause) for r in of(rows, "update.rule")} == {(Outcome.INCONCLUSIVE, "lr is 0")}
-
-
 def test_bfloat16_is_judged_on_wider_copies() -> None:
     model, batch = models.gpt()
     rows = audited(

@@ -320,3 +320,45 @@ def _(wrong: bool) -> Built:
         return value + torch.log(value.detach() * 0 if wrong else value.detach() * 0 + 1)
 
     return _supervised(model, batch, loss, torch.optim.Adam(model.parameters()))
+
+
+class Unregistered(nn.Module):
+    """A net whose middle is kept as ``how`` says; the correct twin registers it."""
+
+    def __init__(self, how: str, wrong: bool) -> None:
+        super().__init__()
+        self.how = how
+        self.first, self.head = nn.Linear(6, 16), nn.Linear(16, 3)
+        layer, scale = nn.Linear(16, 16), torch.full((16,), 0.9)
+        self.middle: Any
+        if how == "buffer" and wrong:
+            self.register_buffer("middle", scale.requires_grad_())
+        elif how in ("buffer", "tensor"):
+            self.middle = scale.requires_grad_() if wrong else nn.Parameter(scale)
+        elif how == "list":
+            self.middle = [layer] if wrong else nn.ModuleList([layer])
+        else:
+            self.middle = {"layer": layer} if wrong else nn.ModuleDict({"layer": layer})
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = torch.tanh(self.first(x))
+        if self.how in ("buffer", "tensor"):
+            return self.head(hidden * self.middle)
+        return self.head(torch.tanh(self.middle[0 if self.how == "list" else "layer"](hidden)))
+
+
+for _how, _named in {
+    "buffer": "middle",
+    "tensor": "middle",
+    "list": "middle.0.weight",
+    "dict": "middle.layer.weight",
+}.items():
+
+    def _unregistered(wrong: bool, how: str = _how) -> Built:
+        _, batch = models.mlp()
+        model = Unregistered(how, wrong)
+        return _supervised(model, batch, models.classify, torch.optim.SGD(model.parameters(), lr=0.1))
+
+    fault(f"learnable {_how} that is no parameter", "registration", "mlp", "registration.reaches-loss", _named)(
+        _unregistered
+    )

@@ -204,8 +204,7 @@ for _dtype in (torch.float32, torch.bfloat16):
             context.optimizer.step()
 
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        return model, {"batch": parts, "loss": models.next_token, "optimizer": optimizer, "step": step,
-                       "normalize": "tokens:targets"}  # fmt: skip
+        return model, {"batch": parts, "loss": models.next_token, "optimizer": optimizer, "step": step}
 
     fault(f"mean of means over unequal micro-batches, {_dtype}", "step", "gpt", "step.gradient", "block.up.weight")(
         _unequal
