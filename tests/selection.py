@@ -5,7 +5,8 @@
     no part of its sample.
 ``sampled("fault.name", "dtype", ...)``
     A test of many cases. Its sample is a set of cases in which every value of each of these parameters occurs at least
-    once; ``"dtype,trained"`` stands for every pair. Without a name: every value of every parameter.
+    once; ``"dtype,trained"`` stands for every pair. Without a name: every value of every parameter, of those that are
+    listed together every row. ``cases=2``: so many of them, where other tests see what distinguishes the cases.
 ``quick``
     What `make test-quick` runs: of every test function the first case of its sample, unless it starts processes
     (``end_to_end``), needs a device (``accelerator``, ``gpu``) or takes seconds (``slow``).
@@ -30,8 +31,10 @@ NOT_QUICK = ("end_to_end", "accelerator", "gpu", "slow", "exhaustive")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for cases in _by_function(items):
         if (marker := cases[0].get_closest_marker("sampled")) is not None:
-            features = {case: _features(case, marker.args) for case in cases}
-            chosen = sample(features)
+            if "cases" in marker.kwargs:
+                chosen = set(sorted(cases, key=_checksum)[: marker.kwargs["cases"]])
+            else:
+                chosen = sample({case: _features(case, marker.args) for case in cases})
             for case in cases:
                 if case not in chosen:
                     case.add_marker("exhaustive")
@@ -49,23 +52,23 @@ def sample(features: dict[pytest.Item, set[Hashable]]) -> set[pytest.Item]:
     missing = set().union(*features.values())
     chosen: set[pytest.Item] = set()
     while missing:
-        best = max(features, key=lambda case: (len(features[case] & missing), -zlib.crc32(case.nodeid.encode())))
+        best = max(features, key=lambda case: (len(features[case] & missing), -_checksum(case)))
         chosen.add(best)
         missing -= features[best]
     return chosen
 
 
+def _checksum(case: pytest.Item) -> int:
+    return zlib.crc32(case.nodeid.encode())
+
+
 def _features(case: pytest.Item, names: Iterable[str]) -> set[Hashable]:
-    """Return (name, value) of each parameter, or of those that are named, each name a list with commas between."""
-    callspec = case.callspec  # type: ignore[attr-defined]
+    """Return (names, values) of each parameter, or of those that are named; parameters listed together are one."""
+    parameters = types.SimpleNamespace(**case.callspec.params)  # type: ignore[attr-defined]
     if not names:
-        return set(callspec.indices.items())
-    parameters = types.SimpleNamespace(**callspec.params)
-    return {(name, *(_value(attrgetter(part)(parameters)) for part in name.split(","))) for name in names}
-
-
-def _value(value: object) -> str:
-    return getattr(value, "__qualname__", None) or repr(value)
+        listed = [marker.args[0] for marker in case.iter_markers("parametrize")]
+        names = [names if isinstance(names, str) else ",".join(names) for names in listed]
+    return {(name, *(repr(attrgetter(part.strip())(parameters)) for part in name.split(","))) for name in names}
 
 
 def _by_function(items: list[pytest.Item]) -> list[list[pytest.Item]]:

@@ -16,6 +16,7 @@ def _bench() -> Bench:
     return Bench("cpu", True, time.perf_counter() + 600.0)
 
 
+@pytest.mark.exhaustive
 def test_healthy_cases_pass_and_wrong_ones_are_found(capsys: pytest.CaptureFixture[str]) -> None:
     bench = _bench()
     chosen = [c for c in (*nets.cases(bench), *sizes.cases(bench)) if not c.cuda]

@@ -12,6 +12,7 @@ from tests.flows.demo.test_audits import PLANTED
 pytestmark = pytest.mark.accelerator
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("version", DEMO_VERSIONS, ids=lambda version: version.label)
 def test_verdict(version: DemoVersion) -> None:
     trained = version.train()

@@ -28,6 +28,7 @@ def held(model: nn.Module) -> list[nn.Parameter]:
     return [p for p in model.parameters() if p.requires_grad]
 
 
+@pytest.mark.sampled(cases=9)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_says_what_the_cpu_says(name: str) -> None:
     """The model is made on the CPU; the audit brings it to the device and back."""
@@ -41,6 +42,7 @@ def test_says_what_the_cpu_says(name: str) -> None:
     assert [text for text in failing(report) if not any(part in text for part in known)] == []
 
 
+@pytest.mark.sampled(cases=6)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_trained_there_with_its_state(name: str) -> None:
     """The model is made and trained on the device, and the optimizer's state is captured there."""

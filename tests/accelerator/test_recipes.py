@@ -160,6 +160,7 @@ def line_search() -> tuple[nn.Module, dict[str, Any]]:
     return model, {"batch": batch, "loss": models.classify, "optimizer": optimizer}
 
 
+@pytest.mark.sampled(cases=4)
 @pytest.mark.parametrize(
     "build",
     [gan, accumulated, batch_norm, two_optimizers, shadow, equal_average, line_search],

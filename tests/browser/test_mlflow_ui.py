@@ -25,6 +25,7 @@ pytestmark = [pytest.mark.end_to_end, pytest.mark.skipif(bool(MISSING), reason=M
 FINDING = "the optimizer of phase 'step' is SGD, expect declares Adam"
 
 
+@pytest.mark.exhaustive
 def test_a_person_finds_the_failing_version_its_finding_and_its_report(client: MlflowClient, tmp_path: Path) -> None:
     register_linear("fine")
     register_failing("broken")

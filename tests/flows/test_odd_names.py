@@ -63,6 +63,7 @@ def register(client: MlflowClient, names: list[str]) -> None:
         client.delete_registered_model(name)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.end_to_end
 def test_a_night_gives_every_odd_name_its_own_verdict(
     client: MlflowClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -85,6 +86,7 @@ def test_a_night_gives_every_odd_name_its_own_verdict(
         assert (code, printed["model"], printed["outcome"]) == (int(outcome == "fail"), name, outcome)
 
 
+@pytest.mark.sampled(cases=1)
 @pytest.mark.parametrize("name", ["a\nb", "c\td", "name@v", "?q=1"])
 def test_the_command_line_audits_what_it_is_told(
     name: str, client: MlflowClient, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -220,8 +220,7 @@ def test_control_run_directly_it_takes_semaphores() -> None:
 _PARENT = """
 import os, sys
 from pathlib import Path
-from flows.sandbox import isolation
-from flows.sandbox import Level, Limits
+from flows.sandbox import Level, Limits, isolation
 base = Path(sys.argv[1])
 isolation._own_root = lambda: base / "own"
 for name in sys.argv[2:]:

@@ -24,6 +24,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.exhaustive
 @pytest.mark.end_to_end
 def test_a_sweep_survives_its_hostile_versions(client: MlflowClient, witnesses: Witnesses, tmp_path: Path) -> None:
     names = [next((name for name in HOSTILE if name.split()[0] == f"m{index}"), f"m{index}") for index in range(10)]

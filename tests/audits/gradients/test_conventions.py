@@ -83,6 +83,7 @@ EMBEDDINGS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
+@pytest.mark.sampled
 @DTYPES
 @pytest.mark.parametrize("method", ["auto", "probe", "elementwise"])
 @pytest.mark.parametrize("name", EMBEDDINGS)
@@ -144,6 +145,7 @@ def test_a_tied_heads_use_of_the_padding_row_is_judged() -> None:
     assert "embed.weight" in failing(audit(model, batch, language_loss, method="probe"))
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("mode", ["sum", "mean"])
 @pytest.mark.parametrize("padding", [None, 0])
 def test_bags_scaled_by_frequency_pass_and_a_detached_path_behind_them_fails(mode: str, padding: int | None) -> None:
@@ -178,6 +180,7 @@ class Quantised(nn.Module):
         return self.last(self.act(F.linear(self.act(x), weight, self.first.bias)))
 
 
+@pytest.mark.sampled
 @DTYPES
 @pytest.mark.parametrize("kind", ["tensor", "tensors", "channels"])
 def test_fake_quantisation_passes_and_a_wrong_function_beside_it_fails(kind: str, dtype: torch.dtype) -> None:
@@ -189,6 +192,7 @@ def test_fake_quantisation_passes_and_a_wrong_function_beside_it_fails(kind: str
     assert failing(audit(Quantised(kind, ScaledSwish).to(dtype), batch)) == {"first.weight", "first.bias"}
 
 
+@pytest.mark.sampled(cases=1)
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Please use quant_min:UserWarning")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

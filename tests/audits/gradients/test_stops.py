@@ -181,6 +181,7 @@ def reconstruction(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Te
 ENCODER = {"encoder.weight", "encoder.bias"}
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("in_place", [False, True])
 @pytest.mark.parametrize("trained", [False, True])
 def test_residual_quantisation_gets_no_declaration_under_which_its_bug_would_pass(

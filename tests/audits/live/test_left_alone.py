@@ -154,7 +154,7 @@ def test_an_exception_of_the_audit_itself_leaves_nothing_behind(
         assert isinstance(result, KeyboardInterrupt) or error is ZeroDivisionError
 
 
-@pytest.mark.sampled
+@pytest.mark.sampled(cases=9)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_forward_that_keeps_things_passes_and_its_wrong_twin_fails(name: str, dtype: torch.dtype) -> None:

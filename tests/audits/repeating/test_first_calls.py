@@ -40,6 +40,7 @@ def test_correct_twin_passes(dtype: torch.dtype) -> None:
     assert [r.outcome for r in report.rows if r.check == "step.first-call"] == [Outcome.PASS]
 
 
+@pytest.mark.sampled(cases=2)
 @pytest.mark.end_to_end
 @pytest.mark.parametrize(
     ("fault", "dtype", "expected"),

@@ -89,6 +89,7 @@ def test_an_optimizer_that_holds_too_much_is_one_kind_of_finding(step: Any, dtyp
     assert {row.phase for row in left} == {"discriminator"}
 
 
+@pytest.mark.sampled(cases=1)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
@@ -101,6 +102,7 @@ def test_what_is_meant_or_only_warned_of_is_judged_in_both_phases(options: Any) 
     assert all("stop_gradient" in row.message for row in stopped)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(
     ("step", "phase", "left"),

@@ -248,7 +248,7 @@ class _Longer(torch.optim.LBFGS):
 
 
 @pytest.mark.slow
-@pytest.mark.sampled
+@pytest.mark.sampled("dtype")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("options", [{}, {"lr": 0.1}, {"lr": 0.1, "max_iter": 5, "history_size": 3}], ids=str)
 def test_lbfgs_is_no_false_alarm_where_weights_or_curvature_are_coarse(

@@ -135,6 +135,7 @@ def generator_loss(model: Any, batch: Any) -> torch.Tensor:
     return -model.critic(model.generator(batch["z"])).mean()
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("own", [False, True])
 def test_gradient_penalty_of_an_earlier_phase_is_evaluated(dtype: torch.dtype, own: bool) -> None:
@@ -217,6 +218,7 @@ def _in_backward(model: nn.Module, batch: Any, step_of: Any, scale: float = 1.0)
         handle.remove()
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("scale", [1.0, 1.5])
 def test_optimizer_per_parameter_inside_the_backward(dtype: torch.dtype, scale: float) -> None:

@@ -97,6 +97,7 @@ for versions, occasion in (
 """
 
 
+@pytest.mark.exhaustive
 @pytest.mark.end_to_end
 def test_a_new_failure_is_told_once_and_a_repeat_or_a_success_never(
     client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -95,6 +95,7 @@ def test_a_wrong_version_fails_naming_the_parameter(run, client: MlflowClient, c
     assert [v.name for v in client.search_model_versions("tags.`audit.outcome` = 'fail'")] == ["wrong"]
 
 
+@pytest.mark.sampled(cases=1)
 @pytest.mark.end_to_end
 @pytest.mark.parametrize("narrowing", [["--check", "registration.*"], ["--parameter", "weight"], ["--no-mark"]])
 def test_a_narrowed_audit_leaves_no_trace(run, client: MlflowClient, tmp_path: Path, narrowing: list[str]) -> None:  # type: ignore[no-untyped-def]
@@ -126,6 +127,7 @@ def test_a_version_without_recipe_is_inconclusive_and_says_how_to_give_it_one(
     assert tags(client, "bare")["audit.outcome"] == "inconclusive"
 
 
+@pytest.mark.sampled(cases=1)
 @pytest.mark.end_to_end
 @pytest.mark.parametrize("pickled", [False, True])
 def test_a_corrupt_model_is_inconclusive_with_one_sentence(

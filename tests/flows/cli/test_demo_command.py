@@ -37,6 +37,7 @@ def demo(folder: Path) -> tuple[int, dict[str, object], str]:
     return done.returncode, json.loads(done.stdout), done.stderr
 
 
+@pytest.mark.exhaustive
 @pytest.mark.end_to_end
 def test_every_planted_bug_is_found_and_no_right_version_is_blamed(tmp_path: Path) -> None:
     code, result, log = demo(tmp_path)

@@ -32,6 +32,7 @@ def test_an_audit_that_is_ended_leaves_nothing(client: MlflowClient, tmp_path: P
     assert list((tmp_path / "results").rglob("part-*")) == []
 
 
+@pytest.mark.exhaustive
 def test_a_sweep_that_is_ended_says_what_is_left(client: MlflowClient, tmp_path: Path) -> None:
     for name in "abcd":
         register_linear(name)
@@ -49,6 +50,7 @@ def test_a_sweep_that_is_ended_says_what_is_left(client: MlflowClient, tmp_path:
     assert private_folders(tmp_path) == []
 
 
+@pytest.mark.exhaustive
 def test_what_a_killed_one_left_is_removed_by_the_next(client: MlflowClient, tmp_path: Path) -> None:
     register_linear("m")
     process = start(["audit", "models:/m/1"], tmp_path, client)

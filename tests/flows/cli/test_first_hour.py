@@ -179,6 +179,7 @@ def lost_head(*, frozen: bool) -> tuple[nn.Module, Recipe]:
     return model, Recipe.capture(model, batch=batch, loss="cross_entropy", optimizer=optimizer, expect=expect)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.end_to_end
 def test_a_waived_head_is_no_pass_and_a_frozen_one_is(
     client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any

@@ -28,6 +28,7 @@ def test_every_planted_bug_is_listed():
     assert set(PLANTED) == {version.label for version in DEMO_VERSIONS if version.planted}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", DEMO_VERSIONS, ids=lambda version: version.label)
 def test_verdict(version, trained):
     result = trained[version.label]

@@ -52,6 +52,7 @@ def test_training_is_deterministic_and_leaves_the_generator_alone(version, few_s
         assert torch.equal(a, b), name
 
 
+@pytest.mark.slow
 @each_version()
 def test_the_loss_falls(version, trained):
     losses = trained[version.label].losses
@@ -60,6 +61,7 @@ def test_the_loss_falls(version, trained):
     assert end < 0.9 * losses[0]
 
 
+@pytest.mark.slow
 @each_version()
 def test_models_are_small_and_every_parameter_gets_a_gradient(version, trained):
     result = trained[version.label]
@@ -104,6 +106,7 @@ def test_scaled_gelu_is_right_for_positive_inputs_and_backward_wrong_for_negativ
             assert not got.any()
 
 
+@pytest.mark.slow
 def test_the_gans_second_version_moves_the_generator_in_the_discriminators_phase(trained):
     for number, wrong in ((1, False), (2, True)):
         held = trained[f"digits-gan v{number}"].recipe.phases[0].optimizer.names
@@ -114,6 +117,7 @@ def test_the_gans_second_version_moves_the_generator_in_the_discriminators_phase
     )
 
 
+@pytest.mark.slow
 def test_the_second_gpt_holds_a_stale_head(trained):
     right, wrong = (trained[f"char-gpt v{number}"].recipe.phases[0].optimizer for number in (1, 2))
     assert not right.unknown
@@ -122,6 +126,7 @@ def test_the_second_gpt_holds_a_stale_head(trained):
     assert trained["char-gpt v1"].recipe.ties == (("tokens.weight", "head.weight"),)
 
 
+@pytest.mark.slow
 def test_the_second_backbone_was_moved(trained):
     assert trained["frozen-features v1"].metrics["backbone_moved_by"] == 0
     assert trained["frozen-features v2"].metrics["backbone_moved_by"] > 1e-3

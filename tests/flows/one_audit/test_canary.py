@@ -68,6 +68,7 @@ def prefect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
+@pytest.mark.exhaustive
 @pytest.mark.end_to_end
 def test_a_sick_environment_stops_the_sweep_and_marks_nothing(
     client: MlflowClient, tmp_path: Path, sick: pytest.MonkeyPatch, prefect: None

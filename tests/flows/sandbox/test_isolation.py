@@ -196,15 +196,16 @@ def test_a_killed_parent_takes_its_child_along(tmp_path: Path, level: Level) -> 
     )
     script = f"""
 from pathlib import Path
-from flows.sandbox import isolation
-from flows.sandbox import Level
+from flows.sandbox import Level, isolation
 isolation._own_root = lambda: Path({str(own)!r})
 answer = Path({str(answer)!r})
 isolation.run_child({{}}, answer.parent, isolation.Limits(60, 2**34, 2**30), level=Level({str(level)!r}), answer=answer)
 """
     parent = subprocess.Popen([sys.executable, "-c", script], cwd=Path(__file__).resolve().parents[3])
     deadline = time.monotonic() + 30
-    while not answer.exists() and time.monotonic() < deadline:
+    while not answer.exists():
+        assert parent.poll() is None, "it ended before its child had started"
+        assert time.monotonic() < deadline
         time.sleep(0.02)
     assert carrying(str(own))
     os.kill(parent.pid, signal.SIGKILL)

@@ -108,6 +108,7 @@ def test_killed_runs_are_crashed_and_started_again_and_living_ones_left_alone(pl
             process.wait()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.end_to_end
 def test_a_run_that_was_taken_and_never_started_is_handed_out_again(plan: Plan) -> None:
     for name, tags in (("taken", ["gradaudit"]), ("taken-foreign", [])):
@@ -116,6 +117,7 @@ def test_a_run_that_was_taken_and_never_started_is_handed_out_again(plan: Plan) 
     assert state(plan, "taken-foreign") == "Pending"
 
 
+@pytest.mark.exhaustive
 @pytest.mark.end_to_end
 def test_an_event_of_ones_own_has_its_version_audited(plan: Plan) -> None:
     event = {

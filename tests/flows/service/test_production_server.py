@@ -82,6 +82,7 @@ def client_of(door: Door) -> MlflowClient:
     return MlflowClient(tracking_uri=door.url)
 
 
+@pytest.mark.exhaustive
 def test_every_json_is_json_and_nothing_else(door: Door, tmp_path: Path) -> None:
     name = "json \n@v"
     register_linear(name)

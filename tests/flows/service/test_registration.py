@@ -75,6 +75,7 @@ def hold_to_the_promise(plan: Plan, name: str, taken: float) -> None:
     assert taken < PROMISED + max(0.0, audit["seconds"] - USUAL)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.end_to_end
 def test_a_registered_version_is_audited_within_a_minute(plan: Plan) -> None:
     hook = plan.webhook()

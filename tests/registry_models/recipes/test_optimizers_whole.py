@@ -58,6 +58,7 @@ def _failing(report: AuditReport) -> dict[str, str]:
     return {r.check: r.message for r in report.rows if r.outcome is Outcome.FAIL}
 
 
+@pytest.mark.sampled(cases=3)
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
@@ -81,6 +82,7 @@ def test_a_right_one_passes_as_a_version(client: MlflowClient, tmp_path: Path, m
     assert (report.outcome, report.coverage) == (Outcome.PASS, 1.0), report.headline
 
 
+@pytest.mark.sampled(cases=3)
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     ("make", "check", "text", "fields"),
@@ -125,6 +127,7 @@ def _noted(model: torch.nn.Module) -> torch.optim.Optimizer:
     return optimizer
 
 
+@pytest.mark.sampled(cases=2)
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(

@@ -178,6 +178,7 @@ def test_a_tag_may_name_another_version(client: MlflowClient, tmp_path: Path) ->
     assert report.provenance["loss"] == f"declared in the tag {RECIPE_TAG}=models:/good/1"
 
 
+@pytest.mark.sampled(cases=1)
 @pytest.mark.slow
 @pytest.mark.parametrize("place", ["tag", "version"])
 def test_a_stop_gradient_from_a_tag_costs_coverage(client: MlflowClient, tmp_path: Path, place: str) -> None:
