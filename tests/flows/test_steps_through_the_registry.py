@@ -21,6 +21,7 @@ EXPECTED = {
 }
 
 
+@pytest.mark.exhaustive
 @pytest.mark.end_to_end
 def test_each_step_gets_its_own_verdict(client: MlflowClient, tmp_path: Path) -> None:
     mlflow.set_experiment("models")

@@ -21,6 +21,7 @@ def in_process(model: subclasses.Heads, recipe: Recipe) -> tuple[audits.AuditRep
     return report, {(row.phase, row.check) for row in report.rows if row.outcome is Outcome.FAIL}
 
 
+@pytest.mark.exhaustive
 @pytest.mark.end_to_end
 def test_wrong_subclasses_fail_by_the_right_check_and_their_twins_pass(client: MlflowClient, tmp_path: Path) -> None:
     mlflow.set_experiment("models")
