@@ -35,6 +35,7 @@ def test_every_optimizer_and_implementation_is_a_case() -> None:
     assert optimizers.implementations("LBFGS") == ["plain"]
 
 
+@pytest.mark.end_to_end
 def test_what_goes_wrong_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     def raising(bench: Bench) -> Found:
         raise RuntimeError("no such kernel")

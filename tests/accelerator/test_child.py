@@ -61,6 +61,7 @@ def directory(folder: Path, *, wrong: bool) -> Path:
     return Path(found)
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize("wrong", [False, True], ids=["right", "wrong"])
 @pytest.mark.usefixtures("client")
 def test_audit_of_a_directory(wrong: bool, tmp_path: Path, installed: Path) -> None:

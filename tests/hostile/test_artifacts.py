@@ -195,6 +195,7 @@ def test_yaml_neither_expands_nor_builds_objects(witnesses: Witnesses, tmp_path:
     assert witnesses.findings() == set()
 
 
+@pytest.mark.end_to_end
 def test_deeply_nested_yaml_does_not_crash_the_parent(tmp_path: Path) -> None:
     (tmp_path / "MLmodel").write_text("a: " + "[" * 20_000 + "]" * 20_000)
     source = "import sys; from pathlib import Path; from registry_models.recipes.recipe_files import load_yaml\n"
@@ -204,6 +205,7 @@ def test_deeply_nested_yaml_does_not_crash_the_parent(tmp_path: Path) -> None:
     assert done.stdout.strip() == "refused", done.returncode
 
 
+@pytest.mark.slow
 def test_a_zip_bomb_is_refused_from_its_description(tmp_path: Path) -> None:
     zip_bomb(tmp_path / "model.pt2", mebibytes=512)
     assert (tmp_path / "model.pt2").stat().st_size < 2 << 20
@@ -213,6 +215,7 @@ def test_a_zip_bomb_is_refused_from_its_description(tmp_path: Path) -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10
 
 
+@pytest.mark.end_to_end
 def test_a_zip_bomb_in_a_pt2_is_inconclusive(tmp_path: Path) -> None:
     model = model_directory(tmp_path / "model", solved())
     (model / "data" / "model.pth").unlink()

@@ -106,6 +106,7 @@ def not_utf8(folder: Path) -> None:
     (folder / os.fsdecode(b"\xff\xfe")).touch()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plant", [deep, many, not_utf8])
 def test_folders_beyond_a_model_s_are_refused(tmp_path: Path, plant: Callable[[Path], None]) -> None:
     folder = model_directory(tmp_path / "model", solved(), mlmodel=MLMODEL)

@@ -96,6 +96,7 @@ def test_a_failing_version_is_found_by_its_tag_and_its_run_is_complete(
     assert list(pd.read_parquet(local)["parameter"].dropna()) == ["weight", "weight", "bias"]
 
 
+@pytest.mark.slow
 def test_a_retry_supersedes_its_own_run_and_an_older_audit_never_wins(registered: MlflowClient) -> None:
     first, _ = publish_and_mark(registered, report(minute=5))
     second, _ = publish_and_mark(registered, report(minute=6))
@@ -106,6 +107,7 @@ def test_a_retry_supersedes_its_own_run_and_an_older_audit_never_wins(registered
     assert version(registered).tags["audit.run_id"] == second
 
 
+@pytest.mark.slow
 def test_what_a_killed_audit_left_running_is_closed_by_the_next_audit_of_its_version(registered: MlflowClient) -> None:
     publish_and_mark(registered, report())
     experiment = registered.get_experiment_by_name("gradaudit").experiment_id
@@ -120,6 +122,7 @@ def test_what_a_killed_audit_left_running_is_closed_by_the_next_audit_of_its_ver
     assert status == {killed: "KILLED", other_model: "RUNNING", other_version: "RUNNING", finished: "FINISHED"}
 
 
+@pytest.mark.slow
 def test_copied_tags_do_not_hold_back_a_real_audit(registered: MlflowClient) -> None:
     registered.set_model_version_tag("m", "1", "audit.subject", "other/7")
     registered.set_model_version_tag("m", "1", "audit.at", "2999-01-01T00:00:00.000+00:00")
@@ -127,6 +130,7 @@ def test_copied_tags_do_not_hold_back_a_real_audit(registered: MlflowClient) -> 
     assert marked
 
 
+@pytest.mark.slow
 def test_what_is_the_users_stays(registered: MlflowClient) -> None:
     registered.update_model_version("m", "1", "My words.\n\nMore of them.")
     registered.set_model_version_tag("m", "1", "owner", "me")

@@ -122,6 +122,7 @@ AUDITS: dict[str, Callable[[], AuditReport]] = {
 CALM = {"offset_1e9", "only_float32"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", AUDITS)
 def test_every_row_that_warns_or_stays_open_says_what_to_do(name: str) -> None:
     torch.manual_seed(0)

@@ -26,6 +26,7 @@ class Own(nn.Module):
         return x * 2 if self.training else x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("middle", [nn.Dropout(0.1), nn.BatchNorm1d(6), Own()])
 def test_a_model_captured_in_eval_mode_is_named(middle: nn.Module) -> None:
     model = nn.Sequential(nn.Linear(6, 6), middle, nn.Linear(6, 3))
@@ -45,6 +46,7 @@ def test_a_model_without_modes_has_nothing_to_say() -> None:
     assert not audited(nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3)).eval()).limits
 
 
+@pytest.mark.slow
 def test_zero_gradients_that_the_start_explains_are_one_note() -> None:
     model, batch, loss = FAMILIES["lora_initial"]()
     report = audited(model, batch, loss)

@@ -126,6 +126,7 @@ def judged(report: AuditReport) -> list[ResultRow]:
     return [row for row in report.rows if row.check == "gradient.compiled"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_what_is_compiled_is_found_said_and_judged(way: str) -> None:
     torch.manual_seed(0)
@@ -222,6 +223,7 @@ def scaled(factor: float) -> Any:
     return aot_autograd(fw_compiler=lambda graph, _: graph.forward, bw_compiler=backward)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_compiler_that_gets_the_backward_wrong(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
@@ -246,6 +248,7 @@ def test_a_compiler_that_fails_is_no_verdict() -> None:
     assert LIMIT in report.headline
 
 
+@pytest.mark.slow
 def test_the_model_is_given_back_as_it_was() -> None:
     torch.manual_seed(0)
     model = Net(0.5)

@@ -250,6 +250,7 @@ class Straight(nn.Module):
 IDIOMS = ["detach first", "difference", "data", "no_grad", "in place", "gumbel", "one-hot"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", IDIOMS)
 def test_a_straight_through_estimate_passes_and_a_bug_beside_it_fails(how: str) -> None:
     torch.manual_seed(0)

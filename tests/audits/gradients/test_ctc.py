@@ -32,6 +32,7 @@ def ctc(model: nn.Module, batch: Any) -> torch.Tensor:
     return F.ctc_loss(model(batch["x"]), batch["y"], batch["frames"], batch["symbols"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_ctc_gives_the_gradient_by_normalised_log_probabilities(dtype: torch.dtype) -> None:
     torch.manual_seed(0)

@@ -83,6 +83,7 @@ def test_what_cannot_be_carried_to_a_fresh_process_stays_open_and_says_why() -> 
     assert all("no fresh process could be asked (the model cannot be sent to it: " in r.message for r in found)
 
 
+@pytest.mark.slow
 def test_a_gradient_that_is_merely_random_is_no_first_call() -> None:
     for _ in range(3):
         model, recipe = models.case("noise")

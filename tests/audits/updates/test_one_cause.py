@@ -102,6 +102,7 @@ def test_what_is_meant_or_only_warned_of_is_judged_in_both_phases(options: Any) 
     assert all("stop_gradient" in row.message for row in stopped)
 
 
+@pytest.mark.slow
 @pytest.mark.sampled
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(

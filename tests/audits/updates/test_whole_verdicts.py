@@ -218,6 +218,7 @@ def _in_backward(model: nn.Module, batch: Any, step_of: Any, scale: float = 1.0)
         handle.remove()
 
 
+@pytest.mark.slow
 @pytest.mark.sampled
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("scale", [1.0, 1.5])

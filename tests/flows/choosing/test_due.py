@@ -73,6 +73,7 @@ def test_every_version_has_its_turn_within_the_days(
     assert set(seen) == set(versions)
 
 
+@pytest.mark.slow
 def test_a_new_environment_is_no_storm(client: MlflowClient, settings: GradauditSettings, tmp_path: Path) -> None:
     versions = registered(client, 6, versions=5)
     for version in versions:

@@ -157,6 +157,7 @@ def test_sql_keeps_names_whole_and_sentences_broad(screen: Console, columns: lis
         assert len(found) <= 4 * 6 + 5, "no tower"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", ["80", "120"])
 def test_help_shows_every_word(width: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any) -> None:
     """Square brackets in a help text are markup to typer: what stood in them was lost."""

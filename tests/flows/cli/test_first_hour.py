@@ -149,6 +149,7 @@ def documented(heading: str) -> str:
     return text[text.index(heading) :].split("```python\n", 1)[1].split("```", 1)[0]
 
 
+@pytest.mark.slow
 def test_the_documented_gan_passes_and_its_version_too(
     client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -24,6 +24,7 @@ def only(monkeypatch, *labels):
     monkeypatch.setattr(register, "DEMO_VERSIONS", tuple(v for v in DEMO_VERSIONS if v.label in labels))
 
 
+@pytest.mark.end_to_end
 def test_registering_twice_makes_nothing_new(client, tmp_path, capfd):
     capfd.readouterr()
     seen = []
@@ -55,6 +56,7 @@ def test_registering_twice_makes_nothing_new(client, tmp_path, capfd):
     assert isinstance(read_factory(stored), torch.nn.Module)
 
 
+@pytest.mark.slow
 def test_an_interrupted_registration_is_completed_with_the_right_numbers(client, monkeypatch):
     labels = ("tutorial-linear v1", "digits-classifier v1", "digits-classifier v2")
     only(monkeypatch, *labels)

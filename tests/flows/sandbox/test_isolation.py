@@ -56,6 +56,7 @@ def gone(pid: int, seconds: float = 5.0) -> bool:
     return not alive(pid)
 
 
+@pytest.mark.end_to_end
 def test_no_secret_reaches_the_child(program, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
     for name in ("MLFLOW_TRACKING_TOKEN", "AWS_SECRET_ACCESS_KEY", "PREFECT_API_KEY", "GRADAUDIT_RESULTS", "HOME"):
         monkeypatch.setenv(name, "planted-secret")
@@ -67,11 +68,13 @@ def test_no_secret_reaches_the_child(program, monkeypatch: pytest.MonkeyPatch) -
     assert not (folder / "home").exists(), "the private home is removed"
 
 
+@pytest.mark.end_to_end
 def test_the_request_arrives(program) -> None:  # type: ignore[no-untyped-def]
     folder = program("import json, sys; print(json.load(open(sys.argv[1]))['x'])")
     assert run_child({"x": "seen"}, folder, ROOMY).log.strip() == "seen"
 
 
+@pytest.mark.end_to_end
 def test_a_hanging_child_and_what_it_started_are_ended(program) -> None:  # type: ignore[no-untyped-def]
     folder = program("""
         import subprocess, sys, time
@@ -85,6 +88,7 @@ def test_a_hanging_child_and_what_it_started_are_ended(program) -> None:  # type
     assert gone(int(end.log.split()[0]))
 
 
+@pytest.mark.end_to_end
 def test_a_greedy_child_is_ended(program) -> None:  # type: ignore[no-untyped-def]
     folder = program("import time; held = bytearray(300 * 2**20); print('held', flush=True); time.sleep(60)")
     end = run_child({}, folder, Limits(seconds=30, memory_bytes=150 * 2**20, file_bytes=2**30))
@@ -92,6 +96,7 @@ def test_a_greedy_child_is_ended(program) -> None:  # type: ignore[no-untyped-de
     assert "GiB" in end.message
 
 
+@pytest.mark.end_to_end
 def test_what_a_child_prints_is_limited_and_touches_no_disk(program) -> None:  # type: ignore[no-untyped-def]
     folder = program("while True: print('x' * 2**16)")
     end = run_child({}, folder, replace(ROOMY, log_bytes=2**20))
@@ -100,6 +105,7 @@ def test_what_a_child_prints_is_limited_and_touches_no_disk(program) -> None:  #
     assert [path.name for path in folder.iterdir()] == ["request.json"]
 
 
+@pytest.mark.end_to_end
 def test_a_file_is_limited(program) -> None:  # type: ignore[no-untyped-def]
     folder = program("open('big', 'wb').write(bytes(2**21))")
     end = run_child({}, folder, replace(ROOMY, file_bytes=2**20))
@@ -107,6 +113,7 @@ def test_a_file_is_limited(program) -> None:  # type: ignore[no-untyped-def]
     assert "File too large" in end.log
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -120,6 +127,7 @@ def test_a_child_cannot_fill_the_disk(program, text: str, words: str) -> None:  
     assert words in end.message
 
 
+@pytest.mark.end_to_end
 def test_too_many_threads_end_the_audit(program) -> None:  # type: ignore[no-untyped-def]
     folder = program("""
         import threading, time
@@ -133,12 +141,14 @@ def test_too_many_threads_end_the_audit(program) -> None:  # type: ignore[no-unt
     assert end.seconds < 10
 
 
+@pytest.mark.end_to_end
 def test_processor_time_is_limited(program) -> None:  # type: ignore[no-untyped-def]
     end = run_child({}, program("while True: pass"), replace(ROOMY, cpu_seconds=1.0))
     assert end.cause == "time limit"
     assert "CPU" in end.message
 
 
+@pytest.mark.end_to_end
 def test_who_leaves_the_session_is_ended_too(program) -> None:  # type: ignore[no-untyped-def]
     folder = program("""
         import os, time
@@ -153,11 +163,13 @@ def test_who_leaves_the_session_is_ended_too(program) -> None:  # type: ignore[n
     assert gone(int(end.log.split()[0]), seconds=1.0)
 
 
+@pytest.mark.end_to_end
 def test_what_a_child_prints_holds_no_control_characters(program) -> None:  # type: ignore[no-untyped-def]
     end = run_child({}, program(r"print('\x1b[2J\x1b]0;owned\x07 seen \u202e')"), ROOMY)
     assert end.log.strip() == "[2J]0;owned seen"
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -182,6 +194,7 @@ def carrying(mark: str) -> list[int]:
     return found
 
 
+@pytest.mark.end_to_end
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends children with their parent")
 @pytest.mark.parametrize("level", list(Level))
 def test_a_killed_parent_takes_its_child_along(tmp_path: Path, level: Level) -> None:

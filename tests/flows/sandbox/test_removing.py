@@ -63,6 +63,7 @@ def test_any_depth_is_removed(folder: Path) -> None:
     assert list(folder.iterdir()) == []
 
 
+@pytest.mark.end_to_end
 def test_modes_and_links_are_not_in_the_way_and_lead_nowhere(folder: Path) -> None:
     outside, left = folder / "outside", folder / "left"
     (outside / "inner").mkdir(parents=True)

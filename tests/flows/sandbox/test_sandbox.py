@@ -51,12 +51,14 @@ def test_required_refuses_below_bubblewrap_and_names_the_cure(tmp_path: Path) ->
         audit_directory(tmp_path / "model", GradauditSettings.load(isolation="required"))
 
 
+@pytest.mark.end_to_end
 @pytest.mark.usefixtures("without_bubblewrap")
 def test_auto_takes_the_next_level() -> None:
     assert reached_level("auto") in (Level.NETWORK, Level.PROCESS)
     assert reached_level("process") is Level.PROCESS
 
 
+@pytest.mark.end_to_end
 def test_a_bubblewrap_that_does_not_work_is_not_counted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """As in a container that forbids namespaces: the program is there and fails."""
     program = tmp_path / "bwrap"
@@ -72,6 +74,7 @@ def test_a_bubblewrap_that_does_not_work_is_not_counted(monkeypatch: pytest.Monk
         forget()
 
 
+@pytest.mark.end_to_end
 def test_the_order_of_levels() -> None:
     assert list(Level) == ["bubblewrap", "network", "process"]
     best = reached_level("auto")

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from flows.service.prefect_server import CONNECTIONS, wide_engine
 
 _POOL = """
@@ -21,6 +23,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.end_to_end
 def test_prefects_own_engine_on_a_sqlite_file_has_the_wide_pool(tmp_path: Path) -> None:
     database = {"PREFECT_API_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{tmp_path / 'prefect.db'}"}
     environment = {**os.environ, **database, "PREFECT_HOME": str(tmp_path)}

@@ -55,6 +55,7 @@ def supervisor(tmp_path: Path, said: list[str]) -> Iterator[Supervisor]:
         yield supervisor
 
 
+@pytest.mark.end_to_end
 def test_a_spinning_worker_is_replaced_and_its_run_goes_on(
     tmp_path: Path, supervisor: Supervisor, said: list[str]
 ) -> None:
@@ -90,6 +91,7 @@ def test_a_spinning_worker_is_replaced_and_its_run_goes_on(
     assert not [pid for start in started() for pid in start if alive(pid)], "and ends with `gradaudit up`"
 
 
+@pytest.mark.end_to_end
 def test_what_ends_at_once_is_refused_with_its_last_words(tmp_path: Path, supervisor: Supervisor) -> None:
     service = Service("mlflow", [sys.executable, "-c", "raise SystemExit('no such database')"], dict(os.environ))
     supervisor.start(service)
@@ -97,6 +99,7 @@ def test_what_ends_at_once_is_refused_with_its_last_words(tmp_path: Path, superv
         supervisor.wait_for(service, lambda: False, 30, lambda: False)
 
 
+@pytest.mark.end_to_end
 def test_what_ends_again_and_again_is_started_ever_more_rarely(
     tmp_path: Path, supervisor: Supervisor, said: list[str]
 ) -> None:

@@ -20,6 +20,7 @@ from flows.service.plan import Plan
 from flows.service.up import UpOptions, answers, free_ports, visible_gpus
 
 
+@pytest.mark.end_to_end
 def test_a_taken_port_is_refused_before_anything_starts(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

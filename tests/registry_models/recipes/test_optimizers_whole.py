@@ -82,6 +82,7 @@ def test_a_right_one_passes_as_a_version(client: MlflowClient, tmp_path: Path, m
     assert (report.outcome, report.coverage) == (Outcome.PASS, 1.0), report.headline
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(cases=3)
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(

@@ -63,6 +63,7 @@ batches = st.dictionaries(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(batch=batches)
 def test_any_batch_survives(batch: dict[str, Any], tmp_path: Path) -> None:

@@ -57,6 +57,7 @@ def test_what_only_looks_like_a_reference_is_refused(text: str) -> None:
         VersionReference.parse(text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("original", ["ab", "a\nb", "name@v", "?q=1&b"])
 def test_a_copy_has_its_originals_files_or_is_refused(client: MlflowClient, tmp_path: Path, original: str) -> None:
     for name in dict.fromkeys(["ab", "?q=1", original]):
@@ -98,6 +99,7 @@ def test_a_copy_of_a_lost_name_that_is_read_as_another_is_refused(client: Mlflow
         fetch(client, "models:/copy/1", tmp_path / "refused")
 
 
+@pytest.mark.slow
 def test_files_of_another_model_of_this_server_are_refused(client: MlflowClient, tmp_path: Path) -> None:
     """Files from elsewhere keep the id they had there: those are taken."""
     register_linear("mine")
@@ -115,6 +117,7 @@ def test_files_of_another_model_of_this_server_are_refused(client: MlflowClient,
         fetch(client, "models:/mine/1", tmp_path / "refused")
 
 
+@pytest.mark.slow
 def test_a_version_replaced_meanwhile_is_neither_fetched_nor_marked(client: MlflowClient, tmp_path: Path) -> None:
     register_linear("m")
     asked = resolved(client, "m")

@@ -14,6 +14,7 @@ from tests.registry_models.report.synthetic import HOSTILE, report_of
 NAMES = ["gradient_norm.png", "gradient_error.png", "update_ratio.png"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tensors", [5, 148, 2000])
 def test_plots_are_pictures_of_a_sensible_size(tensors: int) -> None:
     plots = render_plots(report_of(tensors, failing=(1, 2), inconclusive=(3,), warned=(4,)))
