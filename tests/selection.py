@@ -23,6 +23,33 @@ from operator import attrgetter
 
 import pytest
 
+#: Seconds that the longest files of `make test` take. They start first, so that no process is left alone with one at
+#: the end; what a file takes matters by its order of magnitude only.
+LONGEST = {
+    "tests/wrong_on_purpose/updates/test_updates_caught.py": 90,
+    "tests/flows/test_nightly.py": 60,
+    "tests/audits/repeating/test_first_calls.py": 55,
+    "tests/flows/cli/test_audit_command.py": 50,
+    "tests/registry_models/recipes/test_recipe_sources.py": 50,
+    "tests/flows/demo/test_audits.py": 45,
+    "tests/audits/live/test_left_alone.py": 40,
+    "tests/registry_models/recipes/test_shipping.py": 40,
+    "tests/flows/service/test_handing_over.py": 35,
+    "tests/audits/gradients/test_conventions.py": 35,
+    "tests/flows/service/test_setup.py": 30,
+    "tests/registry_models/recipes/test_optimizers_whole.py": 25,
+    "tests/registry_models/registry/test_artifact_places.py": 25,
+    "tests/flows/service/test_production_server.py": 25,
+    "tests/accelerator/test_recipes.py": 20,
+    "tests/hostile/test_code.py": 20,
+    "tests/flows/test_odd_names.py": 20,
+    "tests/docs/test_python_blocks.py": 20,
+    "tests/docs/test_commands.py": 20,
+    "tests/flows/demo/test_register.py": 20,
+    "tests/audits/findings/test_advice.py": 20,
+    "tests/audits/gradients/test_each_function.py": 20,
+}
+
 #: Tests with one of these are not quick.
 NOT_QUICK = ("end_to_end", "accelerator", "gpu", "slow", "exhaustive")
 
@@ -41,6 +68,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         quick = [case for case in cases if not any(case.get_closest_marker(name) for name in NOT_QUICK)]
         for case in quick[:1]:
             case.add_marker("quick")
+    items.sort(key=lambda item: -LONGEST.get(item.nodeid.partition("::")[0], 0))
 
 
 def sample(features: dict[pytest.Item, set[Hashable]]) -> set[pytest.Item]:
