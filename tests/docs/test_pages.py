@@ -222,6 +222,7 @@ def build(folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.end_to_end
 def test_the_site_builds_and_asks_nobody_for_anything(copy: Path) -> None:
     done = build(copy)
     assert done.returncode == 0, done.stderr
@@ -234,6 +235,7 @@ def test_the_site_builds_and_asks_nobody_for_anything(copy: Path) -> None:
         assert not re.search(r"url\([\"']?(?:https?:)?//", sheet.read_text(encoding="utf-8")), sheet.name
 
 
+@pytest.mark.end_to_end
 @pytest.mark.parametrize("target", ["nowhere.md", "glossary.md#nothing"])
 def test_a_broken_link_fails_the_build(copy: Path, target: str) -> None:
     page = copy / "docs" / "explanation" / "architecture.md"

@@ -62,6 +62,7 @@ def run(block: Block, names: dict[str, object], folder: Path) -> None:
                 test()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", RUN, ids=name_of)
 def test_the_blocks_of_a_page_run(page: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names: dict[str, object] = {"__name__": "page"}
@@ -73,6 +74,7 @@ def test_the_blocks_of_a_page_run(page: Path, folder: Path, capsys: pytest.Captu
             run(block, names, folder)
 
 
+@pytest.mark.slow
 def test_the_first_hour_ends_with_a_version_that_passes(client: MlflowClient, folder: Path) -> None:
     page = DOCS / "start" / "first_hour.md"
     for block in blocks(page):

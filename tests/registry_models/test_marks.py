@@ -71,6 +71,7 @@ def registered(client: MlflowClient) -> MlflowClient:
     return client
 
 
+@pytest.mark.slow
 def test_a_failing_version_is_found_by_its_tag_and_its_run_is_complete(
     registered: MlflowClient, tmp_path: Path
 ) -> None:

@@ -180,6 +180,7 @@ class Quantised(nn.Module):
         return self.last(self.act(F.linear(self.act(x), weight, self.first.bias)))
 
 
+@pytest.mark.slow
 @pytest.mark.sampled
 @DTYPES
 @pytest.mark.parametrize("kind", ["tensor", "tensors", "channels"])

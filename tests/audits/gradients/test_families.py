@@ -33,6 +33,7 @@ def test_no_false_alarm(name: str) -> None:
         assert any(row.outcome is Outcome.PASS for row in rows)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("offset", [1e9, 1e12])
 def test_what_an_offset_hides_is_not_passed(offset: float) -> None:
     loss = lambda m, b: F.cross_entropy(m(b["x"]), b["y"]) + offset  # noqa: E731

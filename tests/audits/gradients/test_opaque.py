@@ -102,6 +102,7 @@ def test_a_right_kernel_is_resolved(precision: str) -> None:
     assert all(row.detection_limit <= 1e-3 for row in judged)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize(("coupling", "forgotten"), [(0.9, 0), (0.0, 0), (1.0, 8)])
 def test_a_wrong_kernel_fails_by_name(coupling: float, forgotten: int, precision: str) -> None:
@@ -112,6 +113,7 @@ def test_a_wrong_kernel_fails_by_name(coupling: float, forgotten: int, precision
     assert any("OpaqueRms" in row.message for row in rows if row.outcome is Outcome.FAIL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factor", [1.003, 1.0])
 def test_an_error_above_the_limit_is_found(factor: float) -> None:
     class Stretched(rms_norm()):  # type: ignore[misc]

@@ -181,6 +181,7 @@ def reconstruction(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Te
 ENCODER = {"encoder.weight", "encoder.bias"}
 
 
+@pytest.mark.slow
 @pytest.mark.sampled
 @pytest.mark.parametrize("in_place", [False, True])
 @pytest.mark.parametrize("trained", [False, True])

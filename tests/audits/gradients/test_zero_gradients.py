@@ -59,6 +59,7 @@ def test_an_unused_parameter_is_one_warning_outside_coverage(dtype: torch.dtype)
     assert set(of(report, "update.rule", "pooler.0.weight")) == {(Outcome.SKIPPED, "not used by the loss")}
 
 
+@pytest.mark.slow
 @DTYPES
 def test_its_twins_are_used_or_cut_off(dtype: torch.dtype) -> None:
     torch.manual_seed(0)

@@ -154,6 +154,7 @@ def test_an_exception_of_the_audit_itself_leaves_nothing_behind(
         assert isinstance(result, KeyboardInterrupt) or error is ZeroDivisionError
 
 
+@pytest.mark.slow
 @pytest.mark.sampled(cases=9)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("name", FAMILIES)

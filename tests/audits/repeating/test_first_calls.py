@@ -63,6 +63,7 @@ def test_a_fault_of_the_first_call_fails_when_a_fresh_process_shows_it_again(
     assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_in_one_process_alone_it_is_suspected_and_open() -> None:
     model, recipe = models.case("optimizer")
     report = audit_once(model, recipe, device="cpu")

@@ -42,6 +42,7 @@ def _scaled(model: nn.Module, batch: Any, context: Any) -> None:
     optimizer.step()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("step", "right"), [(_other_algorithm, True), (_scaled, False)])
 def test_step_gradient_takes_its_eps_from_the_products(step: Any, right: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     model, batch = _cnn()

@@ -135,6 +135,7 @@ def generator_loss(model: Any, batch: Any) -> torch.Tensor:
     return -model.critic(model.generator(batch["z"])).mean()
 
 
+@pytest.mark.slow
 @pytest.mark.sampled
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("own", [False, True])

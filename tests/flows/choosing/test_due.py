@@ -37,6 +37,7 @@ def chosen(plan: Plan, reason: Reason) -> list[str]:
     return [due.version.label for due in plan.due if due.reason is reason]
 
 
+@pytest.mark.slow
 def test_unchanged_versions_take_turns_the_longest_unseen_first(
     client: MlflowClient, settings: GradauditSettings, tmp_path: Path
 ) -> None:
@@ -58,6 +59,7 @@ def test_unchanged_versions_take_turns_the_longest_unseen_first(
     assert plan_night(client, settings.model_copy(update={"rotation_days": 0.0}), now=tomorrow).due == ()
 
 
+@pytest.mark.slow
 def test_every_version_has_its_turn_within_the_days(
     client: MlflowClient, settings: GradauditSettings, tmp_path: Path
 ) -> None:

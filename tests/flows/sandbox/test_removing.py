@@ -53,6 +53,7 @@ def as_a_plain_user(folder: Path) -> bool:
     return done.stdout.strip() == "True"
 
 
+@pytest.mark.slow
 def test_any_depth_is_removed(folder: Path) -> None:
     left = folder / "left"
     left.mkdir()

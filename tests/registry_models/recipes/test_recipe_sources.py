@@ -50,6 +50,7 @@ def recipes(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_trusted_file_gives_what_the_version_lacks(client: MlflowClient, tmp_path: Path, recipes: Path) -> None:
     mlflow.set_experiment("models")
     options = {"factory": "torch.nn:Linear", "factory_args": {"in_features": 2, "out_features": 1}}
@@ -67,6 +68,7 @@ def test_a_trusted_file_gives_what_the_version_lacks(client: MlflowClient, tmp_p
     assert after.provenance["batch"].startswith("assumed: ")
 
 
+@pytest.mark.slow
 def test_a_trusted_file_wins_field_by_field(client: MlflowClient, tmp_path: Path, recipes: Path) -> None:
     register_linear("m")
     (recipes / "a.yaml").write_text("models: m\nclip_grad_norm: 1.0\nexpect: {optimizer: AdamW}\n")
@@ -96,6 +98,7 @@ def test_a_broken_repository_stops_the_audit(
         audited(client, "models:/m/1", tmp_path / "a", recipes=recipes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -131,6 +134,7 @@ def test_a_repository_that_is_not_there_is_an_error(tmp_path: Path) -> None:
         matching_recipes(tmp_path / "nothing", "m")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "uri",
     [
@@ -160,6 +164,7 @@ def test_a_tag_cannot_bring_too_much(client: MlflowClient, tmp_path: Path, monke
     assert not list((tmp_path / "a").glob("recipe/*")), "refused before it was downloaded"
 
 
+@pytest.mark.slow
 def test_a_models_tag_holds_for_all_its_versions(client: MlflowClient, tmp_path: Path) -> None:
     register_linear("m", with_recipe=False)
     register_linear("m", with_recipe=False)
@@ -169,6 +174,7 @@ def test_a_models_tag_holds_for_all_its_versions(client: MlflowClient, tmp_path:
     assert fetch(client, "models:/m/2", tmp_path / "a").recipe_source == uri
 
 
+@pytest.mark.slow
 def test_a_tag_may_name_another_version(client: MlflowClient, tmp_path: Path) -> None:
     register_linear("good")
     register_linear("bare", with_recipe=False)
@@ -227,6 +233,7 @@ def test_what_a_trusted_file_excuses_is_excused(client: MlflowClient, tmp_path: 
     assert report.coverage == 1.0
 
 
+@pytest.mark.slow
 def test_the_request_names_every_source(client: MlflowClient, tmp_path: Path, recipes: Path) -> None:
     register_linear("m")
     attach_recipe("models:/m/1", linear_recipe(nn.Linear(2, 1)), client=client)

@@ -78,6 +78,7 @@ def test_a_copy_has_its_originals_files_or_is_refused(client: MlflowClient, tmp_
     assert fetched_id(client, "copy", tmp_path / "copy") == model_id(asked)
 
 
+@pytest.mark.slow
 def test_a_number_given_out_again_is_not_what_was_copied(client: MlflowClient, tmp_path: Path) -> None:
     """A model that is deleted and registered again counts from 1 again; the copy keeps the files of the first."""
     register_linear("original")
@@ -90,6 +91,7 @@ def test_a_number_given_out_again_is_not_what_was_copied(client: MlflowClient, t
     assert logged_model_of(client, resolved(client, "copy")) is None, "which LoggedModel it was is no longer said"
 
 
+@pytest.mark.slow
 def test_a_copy_of_a_lost_name_that_is_read_as_another_is_refused(client: MlflowClient, tmp_path: Path) -> None:
     register_linear("ab")
     register_linear("a\nb")
@@ -163,6 +165,7 @@ def test_sizes_and_files_are_found_behind_every_kind_of_reference(client: Mlflow
         assert (artifacts.download(folder) / "MLmodel").is_file(), place
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a\nb", "name@v", "@champ", "?q=1&b", "100%"])
 def test_recipes_are_attached_to_and_taken_from_odd_names(client: MlflowClient, tmp_path: Path, name: str) -> None:
     register_linear(name, with_recipe=False)

@@ -47,6 +47,7 @@ def test_what_is_no_reference_is_refused(text: str) -> None:
         VersionReference.parse(text)
 
 
+@pytest.mark.slow
 def test_versions_are_found_by_number_alias_and_glob(client: MlflowClient) -> None:
     register_linear("team-a")
     register_linear("team-a")
@@ -63,6 +64,7 @@ def test_an_absent_version_is_the_callers_mistake(client: MlflowClient, referenc
         VersionReference.parse(reference).resolve(client)
 
 
+@pytest.mark.slow
 def test_what_there_is_instead_is_said(client: MlflowClient) -> None:
     register_linear("char-gpt")
     client.set_registered_model_alias("char-gpt", "best", "1")
@@ -102,6 +104,7 @@ def test_a_module_comes_back_whole(client: MlflowClient, tmp_path: Path, factory
     assert read_recipe(snapshot.recipe_folder).ties == (("first.weight", "second.weight"),)
 
 
+@pytest.mark.slow
 def test_a_factory_that_builds_something_else_is_refused(client: MlflowClient) -> None:
     with pytest.raises(ArtifactError, match=r"do not fit .* missing weight, .*|missing"):
         log_model(TiedNet(), "bad", factory="torch.nn:Linear", factory_args={"in_features": 4, "out_features": 4})
@@ -139,6 +142,7 @@ def test_the_digest_sees_content_and_not_the_download(client: MlflowClient, tmp_
     assert read_snapshot(second.folder).digest != first.digest
 
 
+@pytest.mark.slow
 def test_broken_files_are_named(client: MlflowClient, tmp_path: Path) -> None:
     register_linear("m", pickled=True)
     register_linear("m")
@@ -156,6 +160,7 @@ def test_broken_files_are_named(client: MlflowClient, tmp_path: Path) -> None:
         load_model(eager.folder, "eager")
 
 
+@pytest.mark.slow
 def test_links_and_foreign_folders_are_refused(client: MlflowClient, tmp_path: Path) -> None:
     register_linear("m")
     snapshot = fetch(client, "models:/m/1", tmp_path / "a")

@@ -78,6 +78,7 @@ def test_one_wrong_element_is_found() -> None:
     assert "only element 1234" in next(row.message for row in rows if row.parameter == "2.weight")
 
 
+@pytest.mark.slow
 def test_errors_in_a_pair_of_opposite_sign_are_found() -> None:
     for seed in range(10):
         torch.manual_seed(seed)
@@ -125,6 +126,7 @@ def test_stop_gradients_are_named_and_can_be_declared(how: str) -> None:
     assert all("stop-gradient" in (row.cause or "") for row in declared if row.parameter in failing(rows))
 
 
+@pytest.mark.slow
 def test_a_declared_stop_gradient_hides_no_other_error() -> None:
     model = nn.Sequential(*net(Detaching("detach")), Activation(TermSwish))
     rows = audit(model, classes(), method="probe", stop_gradient=("1",))
@@ -228,6 +230,7 @@ def test_gan_phases_know_their_own_parameters() -> None:
             assert (row.outcome is Outcome.SKIPPED) is not own
 
 
+@pytest.mark.slow
 def test_target_network_and_surrogates_are_named_by_their_place() -> None:
     class Agent(nn.Module):
         def __init__(self) -> None:
