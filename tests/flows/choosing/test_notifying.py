@@ -136,7 +136,7 @@ def test_a_new_failure_is_told_once_and_a_repeat_or_a_success_never(
     ]
     text = next(message["text"] for message in messages if " v1 " in message["subject"])
     assert text.split("\n") == [
-        "broken v1 fails registration.hyperparameters.",
+        "broken v1 fails: the optimizer's options are not those declared (registration.hyperparameters).",
         "the optimizer of phase 'step' is SGD, expect declares Adam",
         payload["link"],
     ]
