@@ -31,7 +31,7 @@ def installed(tmp_path: Path) -> Path:
         extension = accelerator.built()
     except accelerator.NoCompilerError as error:
         pytest.skip(str(error))
-    root, rooms = tmp_path / "installed", Path(cli.__file__).parents[1]
+    root, rooms = tmp_path / "installed", Path(cli.__file__).parents[2]
     for name in ("audits", "flows", "registry_models"):
         shutil.copytree(rooms / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
     backend = root / "emulated_backend"
