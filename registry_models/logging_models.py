@@ -31,6 +31,7 @@ from registry_models.artifacts.exporting import (
 )
 from registry_models.artifacts.factory_files import Factory, write_factory
 from registry_models.artifacts.shipping import copy_code, ship
+from registry_models.inference.peft_parts import with_declared_parts
 from registry_models.recipes.recipe_files import (
     BATCH_FILE,
     CODE_FOLDER,
@@ -86,6 +87,8 @@ def log_model(
     if recipe is not None:
         recipe = recipe.on(model)
     model = unwrap(model)
+    if recipe is not None:
+        recipe = with_declared_parts(model, recipe)
     if factory is None and factory_args is not None:
         raise ArtifactError("factory_args= needs factory=")
     code_paths = [str(path) for path in mlflow_options.pop("code_paths", None) or []]

@@ -128,7 +128,7 @@ def renamed(plain: Mapping[str, Any], rename: Callable[[str], str]) -> tuple[dic
         found = []
         for name, item in parts:
             try:
-                found.append((name, _with_imports(item, rename)))
+                found.append((name, with_imports(item, rename)))
             except RecipeError:
                 what = f"its attribute {name!r}" if key == _ATTRIBUTES else f"the {key.rstrip('s').replace('_', ' ')}"
                 missing.append(f"{what} ({', '.join(imports_in(item))})")
@@ -142,13 +142,14 @@ def _listed(held: Any) -> list[Any]:
     return held if isinstance(held, list) else [held]
 
 
-def _with_imports(plain: Any, rename: Callable[[str], str]) -> Any:
+def with_imports(plain: Any, rename: Callable[[str], str]) -> Any:
+    """Return a description with every import path renamed."""
     if isinstance(plain, Mapping):
         if set(plain) == {"import"}:
             return {"import": rename(plain["import"])}
-        return {key: _with_imports(item, rename) for key, item in plain.items()}
+        return {key: with_imports(item, rename) for key, item in plain.items()}
     if isinstance(plain, (list, tuple)):
-        return type(plain)(_with_imports(item, rename) for item in plain)
+        return type(plain)(with_imports(item, rename) for item in plain)
     return plain
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from audits.errors import GradauditError
+from audits.recipe.attributes import imports_in
 from audits.recipe.callables import CallableReference
 from audits.recipe.plain_form import recipe_to_plain
 from audits.recipe.recipe import Recipe
@@ -78,10 +79,13 @@ def _functions(recipe: Recipe) -> list[str]:
 
 def _source_of(reference: CallableReference) -> str:
     """Digest of the file that defines a loss or step function; empty for torch's own and for what has no file."""
+    held = [_source_of(CallableReference(path)) for path in imports_in(reference.arguments)]
     try:
         target = reference.resolve()
     except GradauditError:
         return ""
+    if held:  # a step or loss that is built around classes of the user's own
+        return _digest(*held)
     target = type(target) if isinstance(target, nn.Module) else inspect.unwrap(target) if callable(target) else None
     return "" if target is None or _is_torchs(target) else _file_digest_of(target)
 

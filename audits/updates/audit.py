@@ -23,6 +23,7 @@ from audits.updates.findings.step_function_checks import (
     idle_group_rows,
     skipped_step_function_rows,
     step_function_rows,
+    with_own_places,
 )
 from audits.updates.judge.apply_rule import is_lbfgs, rule_for
 from audits.updates.judge.closures import ClosureJudge, closure_probe_rows
@@ -168,7 +169,7 @@ def run_once(subject: Subject, seed: int) -> list[ResultRow]:
         if shadows_of(subject):
             rows.append(row(subject, "buffers.ema", Outcome.SKIPPED, "the canonical step updates no EMA",
                             cause=Cause.CANONICAL_STEP))  # fmt: skip
-    return worst(rows)
+    return with_own_places(subject, worst(rows))
 
 
 def _raised(subject: Subject, step: TrainingStep) -> ResultRow:

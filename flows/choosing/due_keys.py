@@ -16,6 +16,9 @@ from flows.team_policy import today, waivers_of
 from registry_models.recipes.recipe_sources import matching_digest
 from registry_models.registry.versions import RECIPE_TAG, Version
 
+#: Libraries whose own training steps and modules are audited: when one changes, the fleet's sample is audited again.
+FRAMEWORKS = ("transformers", "lightning", "pytorch-lightning", "peft", "accelerate")
+
 _DRIVER = Path("/proc/driver/nvidia/version")
 
 
@@ -41,10 +44,16 @@ def due_key(
 
 
 def environment(settings: GradauditSettings) -> str:
-    """Return what the whole fleet's verdicts depend on: gradaudit, torch, the device setting, this host's driver."""
-    return f"gradaudit {_installed('gradaudit')}, torch {_installed('torch')}, device {settings.device}" + (
-        f", driver {driver}" if (driver := driver_version()) else ""
-    )
+    """Return what the whole fleet's verdicts depend on: gradaudit, torch, the frameworks, the device, the driver.
+
+    Of the frameworks those that are installed beside gradaudit, where audits run.
+    """
+    parts = [f"gradaudit {_installed('gradaudit')}", f"torch {_installed('torch')}"]
+    parts += [f"{name} {version}" for name in FRAMEWORKS if (version := _installed(name))]
+    parts.append(f"device {settings.device}")
+    if driver := driver_version():
+        parts.append(f"driver {driver}")
+    return ", ".join(parts)
 
 
 @cache
@@ -59,7 +68,11 @@ def driver_version() -> str:
 
 @cache
 def _installed(package: str) -> str:
-    return metadata.version(package)
+    """The version of an installed package; empty where it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
 
 
 def trusted_digest(settings: GradauditSettings, model_name: str) -> str:

@@ -96,11 +96,13 @@ def _modules_of(recipe: Recipe | None, main: MainScript) -> Iterable[str]:
         return
     for phase in renamed.phases:
         yield _module_of(phase.loss.path)
+        yield from map(_module_of, imports_in(phase.loss.arguments))
         yield _module_of(phase.optimizer.class_path)
         if phase.optimizer.kept is not None:
             yield from map(_module_of, imports_in(phase.optimizer.kept.attributes))
     if renamed.step is not None:
         yield _module_of(renamed.step.path)
+        yield from map(_module_of, imports_in(renamed.step.arguments))
     for rule in renamed.optimizer_rules:
         yield _module_of(rule.path)
 

@@ -56,10 +56,17 @@ class _Events:
     optimizers: int
     pending: list[torch.Tensor] = field(default_factory=list)
     steps: list[tuple[int, list[torch.Tensor]]] = field(default_factory=list)
+    clipped: float | None = None
+    clips: list[float | None] = field(default_factory=list)
 
     def stepped(self, index: int) -> None:
         self.steps.append((index, self.pending))
-        self.pending = []
+        self.clips.append(self.clipped)
+        self.pending, self.clipped = [], None
+
+    def clip(self, _: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None) -> None:
+        if str(getattr(gradient_clip_algorithm, "value", gradient_clip_algorithm)) != "value" and gradient_clip_val:
+            self.clipped = float(gradient_clip_val)
 
 
 class TrainingStepLoss:
@@ -148,12 +155,26 @@ def lightning_phases(
         if losses and index not in phases:
             optimizer, scheduler = pairs[index]
             loss = TrainingStepLoss(len(pairs), position)
-            phases[index] = Phase(f"optimizer-{index}", loss=loss, optimizer=optimizer, scheduler=scheduler)
+            phases[index] = Phase(
+                f"optimizer-{index}", loss=loss, optimizer=optimizer, scheduler=scheduler,
+                clip_grad_norm=events.clips[position],
+            )  # fmt: skip
     if not phases:
         raise RecipeError(
             "training_step optimizes by hand and calls no self.manual_backward(loss): attach a recipe with phases=[...]"
         )
     return list(phases.values())
+
+
+def steps_often(module: Any, batch: Any, optimizers: int) -> bool:
+    """Whether the module steps an optimizer several times in one training step, each time for a loss of its own."""
+    if getattr(module, "automatic_optimization", True):
+        return False
+    events = _Events(optimizers)
+    with _without_trainer(module, events):
+        _call_step(module, batch)
+    stepped = [index for index, losses in events.steps if losses]
+    return len(set(stepped)) < len(stepped)
 
 
 def _call_step(module: Any, batch: Any) -> Any:
@@ -182,7 +203,7 @@ def _without_trainer(module: Any, events: _Events) -> Iterator[None]:
         "toggle_optimizer": lambda *a, **k: None,
         "untoggle_optimizer": lambda *a, **k: None,
         "toggled_optimizer": lambda *a, **k: contextlib.nullcontext(),
-        "clip_gradients": lambda *a, **k: None,
+        "clip_gradients": events.clip,
     }
     names = [name for name in replaced if name not in module.__dict__]
     for name in names:

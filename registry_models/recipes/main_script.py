@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import inspect
 import sys
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from audits.errors import RecipeError
-from audits.recipe.attributes import renamed
+from audits.recipe.attributes import imports_in, renamed, with_imports
 from audits.recipe.callables import CallableReference, import_object
 from audits.recipe.moulds import Kept
 from audits.recipe.recipe import Recipe
@@ -37,10 +38,18 @@ class MainScript:
                 "be stored. Cure: move it to a module that can be imported, and pass it or its path 'package.module:"
                 "function'"
             )
-        if not reference.path.startswith((f"{MAIN}:", f"{MAIN}.")):
+        path = reference.path
+        if reference.arguments is not None and any(imports_in(reference.arguments)):
+            arguments = with_imports(reference.arguments, functools.partial(self._imported, role=role))
+            reference = dataclasses.replace(reference, arguments=arguments)
+        if not path.startswith((f"{MAIN}:", f"{MAIN}.")):
             return reference
         target = reference.target if reference.arguments is None else type(reference.target)
-        return dataclasses.replace(reference, path=self.rename(reference.path, target, role))
+        return dataclasses.replace(reference, path=self.rename(path, target, role))
+
+    def _imported(self, path: str, role: str) -> str:
+        """Return an import path inside of a callable's arguments under the name it has elsewhere."""
+        return self.rename(path, import_object(path, role=role), role) if path.startswith(f"{MAIN}:") else path
 
     def rename(self, path: str, target: object, role: str) -> str:
         """Return ``__main__:name`` as ``script:name``."""

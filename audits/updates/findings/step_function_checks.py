@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -65,6 +66,28 @@ def step_function_rows(subject: Subject, step: TrainingStep) -> Iterator[ResultR
     yield _mode(subject, step)
 
 
+def with_own_places(subject: Subject, rows: list[ResultRow]) -> list[ResultRow]:
+    """Return the rows, failing ones with the place that a framework's step names: its options, its user's methods.
+
+    A step that is an object may have a method ``where_to_look(check) -> text or None``.
+    """
+    step = subject.recipe.step
+    look = None if step is None else getattr(step.resolve(role="step"), "where_to_look", None)
+    if look is None:
+        return rows
+    found: dict[str, str | None] = {}
+
+    def placed(r: ResultRow) -> ResultRow:
+        if r.outcome is not Outcome.FAIL:
+            return r
+        if r.check not in found:
+            found[r.check] = look(r.check)
+        own = found[r.check]
+        return r if own is None else dataclasses.replace(r, where_to_look=f"{own} {r.where_to_look or ''}".rstrip())
+
+    return [placed(r) for r in rows]
+
+
 def _count(subject: Subject, step: TrainingStep, phase: LivePhase) -> ResultRow:
     count = len(step.of(phase))
     numbers: dict[str, Any] = {"measured": float(count), "expected": 1.0}
@@ -84,6 +107,10 @@ def _clipping(subject: Subject, step: TrainingStep, phase: LivePhase) -> Iterato
         reference = before.reference if isinstance(before, BeforeStep) else None
         where = f"phase {phase.name!r}, step {step.number}"
         common: dict[str, Any] = {"phase": phase.name, "step": step.number}
+        bound = subject.recipe.expect.get("clip_grad_value")
+        if declared is None and not seen and bound is not None:
+            yield _by_value(subject, call, float(bound), where, common)
+            continue
         if declared is None and not seen:
             message = "the recipe declares no clipping"
             yield row(subject, check, Outcome.SKIPPED, message, cause=Cause.NOT_DECLARED, **common)
@@ -126,6 +153,17 @@ def _norms(
     return arrived, wanted, (
         f"the gradient's norm at the optimizer is {arrived:.6g}, as declared it is {wanted:.6g} ({where})"
     )  # fmt: skip
+
+
+def _by_value(subject: Subject, call: Call, bound: float, where: str, common: dict[str, Any]) -> ResultRow:
+    received = [g for n in call.phase.parameters if (g := call.gradients.get(n)) is not None and g.numel()]
+    largest = max((float(g.to_dense().abs().max()) for g in received), default=0.0)
+    met = largest <= bound * (1 + RATE_TENSOR.value)
+    message = (
+        f"the largest element of the gradient is {largest:.6g}, clipped by value it is at most {bound:g} ({where})"
+    )
+    return row(subject, "step.clipping", Outcome.PASS if met else Outcome.FAIL, message, measured=largest,
+               expected=bound, **common)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,11 @@ class ReplayedSchedule:
         """Return the position, for step functions that log it."""
         return {"last_epoch": self._position}
 
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go to a position, for frameworks that restore schedulers."""
+        self._position = min(int(state["last_epoch"]), len(self._rates) - 1)
+        self._apply()
+
     def _apply(self) -> None:
         for group, rate in zip(self.optimizer.param_groups, self._rates[self._position], strict=False):
             if isinstance(group["lr"], torch.Tensor):

@@ -250,7 +250,8 @@ class Recorder:
             gradients = self._gradients(optimizer)
             weights = snapshot({n: self._subject.parameters[n] for n in gradients})
             value = loss.detach() if isinstance(loss, torch.Tensor) else loss
-            call.evaluations.append((weights, float(value), gradients))
+            # Lightning's manual optimization hands over a closure that does nothing and returns nothing
+            call.evaluations.append((weights, float("nan") if value is None else float(value), gradients))
             if first:
                 call.gradients = call.handed = gradients
                 call.note = self._before_call(call)

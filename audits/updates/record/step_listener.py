@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -82,7 +83,7 @@ class StepListener(Pausable):
 
     def _clipping(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def clip(parameters: Any, max_norm: float, total_norm: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-            if not self.is_paused:
+            if not self.is_paused and not math.isinf(max_norm):  # an infinite limit only measures the norm
                 self._pending.append(ClippingCall(float(total_norm), float(max_norm)))
             return original(parameters, max_norm, total_norm, *args, **kwargs)
 

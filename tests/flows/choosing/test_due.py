@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from audits.results.committed import CommittedAudits
 from audits.results.compaction import compact
 from audits.results.store import ResultsStore
 from flows.choosing.due import Plan, Reason, plan_night, without_result
+from flows.choosing.due_keys import FRAMEWORKS, environment
 from flows.choosing.night_summary import summarise_night
 from flows.settings.environment import GradauditSettings
 from registry_models.registry.versions import RECIPE_TAG, Version, list_versions
@@ -158,3 +160,12 @@ def test_the_index_of_audits_survives_compaction_and_rewriting(
     commit(tmp_path, versions[1], settings, occasion="now")
     assert committed.refresh().of("m1", 1)[-1].occasion == "now"
     assert len(committed.latest()) == 3
+
+
+def test_the_installed_frameworks_belong_to_the_environment(settings: GradauditSettings) -> None:
+    said = environment(settings)
+    for name in FRAMEWORKS:
+        try:
+            assert f", {name} {metadata.version(name)}," in said
+        except metadata.PackageNotFoundError:
+            assert f" {name} " not in said

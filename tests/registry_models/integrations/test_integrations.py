@@ -139,7 +139,7 @@ def test_the_trainers_loss_is_the_recipes(tmp_path: Path) -> None:
     )
     optimizer = torch.optim.AdamW(model.parameters())
     recipe = GradauditCallback("x").capture(arguments, model, optimizer, loader)
-    count = int((labels != -100).sum())
+    count = int((labels[:, 1:] != -100).sum())
     with open_subject(model, recipe, device="cpu") as subject:
         subject.model.eval()
         measured = float(subject.loss(subject.phases[0]))
