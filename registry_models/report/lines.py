@@ -1,4 +1,4 @@
-"""One line a parameter, in forward order: what its gradient and its update came to."""
+"""One line a parameter, in the model's order: what its gradient and its update came to."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class ParameterLine:
     """What an audit found about one parameter.
 
     Attributes:
-        index: place in forward order, from 0.
+        index: place in the model's order, from 0.
         name: canonical parameter name.
         group: the part of the network it is folded under.
         gradient: outcome of the gradient claims; None when nothing was said.

@@ -1,4 +1,4 @@
-"""The tensors in forward order as inline SVG: gradient norm, error over detection limit, update/weight ratio."""
+"""The tensors in the model's order as inline SVG: gradient norm, error over detection limit, update/weight ratio."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def picture(lines: Sequence[ParameterLine]) -> Markup | None:
     for position, (panel, scale) in enumerate(shown):
         parts.append(_panel(panel, scale, lines, TOP + position * (PANEL + GAP)))
     parts.append(f'<path class="cursor" d="M0 {TOP - 6}V{height - BOTTOM}" visibility="hidden"/>')
-    label = f"{len(lines)} tensors in forward order. The table of parameters below holds the same numbers."
+    label = f"{len(lines)} tensors in the model's order. The table of parameters below holds the same numbers."
     return Markup(
         f'<svg id="picture-svg" viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{label}" tabindex="0" '
         f'data-left="{LEFT}" data-span="{SPAN}" data-count="{len(lines)}">{"".join(parts)}</svg>'

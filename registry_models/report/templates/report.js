@@ -50,7 +50,7 @@
   reveal(location.hash.slice(1));
   if (!table) return;
 
-  // The table: forward order folds by part of the network, any other order is one flat list.
+  // The table: the model's order folds by part of the network, any other order is one flat list.
   const parts = all("tbody", table);
   const rows = all("tbody tr[id]", table);
   const home = new Map(rows.map((row) => [row, row.parentElement]));
