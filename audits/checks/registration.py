@@ -20,7 +20,7 @@ STALE = Check(
     bound="none stale",
     blind_to="nothing that identity can show",
     where_to_look="Was the module replaced, cast or moved in a way that made new tensors after the optimizer was "
-    "built?",
+    "built? Build the optimizer last.",
 )
 
 REACHES_LOSS = Check(
