@@ -76,7 +76,8 @@ def _plot(
         axes.set_ylim(bottom, top * (top / bottom) ** 0.4)
         _name_failures(axes, lines)
     axes.set_title(title, loc="left", color=_INK, fontsize=12, pad=12)
-    axes.set_xlabel(f"{len(lines)} tensors, in the model's order" + ("; zero is drawn at the bottom" if 0 in values else ""))
+    at_zero = "; zero is drawn at the bottom" if 0 in values else ""
+    axes.set_xlabel(f"{len(lines)} tensors, in the model's order{at_zero}")
     _quieten(axes)
     axes.set_xlim(-0.5, len(lines) - 0.5)
     axes.legend(frameon=False, fontsize=9, ncols=6, loc="lower right", bbox_to_anchor=(1, 1), labelcolor=_MUTED)

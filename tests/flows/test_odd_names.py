@@ -22,6 +22,8 @@ from tests.flows.cli.test_audit_command import gradaudit
 from tests.flows.commands import start
 from tests.stores import BATCH, linear_recipe
 
+pytestmark = pytest.mark.slow
+
 #: A right model's name, a broken one's: what a URL's parser drops or cuts off makes one of the other.
 TWINS = [
     ("ab", "a\nb"),

@@ -19,6 +19,8 @@ from audits.report import AuditReport
 from audits.run import refused
 from registry_models.child.answer import MAXIMUM_BYTES, MAXIMUM_ROWS, clean, read_answer, write_answer
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def answer(tmp_path: Path) -> Path:

@@ -36,6 +36,8 @@ from tests.hostile.conftest import need
 from tests.hostile.witnesses import Witnesses, attack_source
 from tests.stores import register_linear
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

@@ -22,6 +22,8 @@ from registry_models.registry.versions import Version, VersionReference, list_ve
 from tests.registry_models.test_marks import publish_and_mark, report
 from tests.stores import register_linear
 
+pytestmark = pytest.mark.slow
+
 #: Model -> where its version's audit breaks: module, function, and whether a plain result would break there as well.
 STAGES: dict[str, tuple[Any, str]] = {
     "fetched": (fetching, "download_version"),

@@ -15,6 +15,8 @@ from registry_models import log_model
 from tests.registry_models import reaching
 from tests.registry_models.auditing import audited, in_a_child
 
+pytestmark = pytest.mark.slow
+
 
 def logged(client: MlflowClient, folder: Path, *, child: bool = False, factory: bool = True, step: Any = None,
            lr: float = 0.1, **options: Any) -> AuditReport:  # fmt: skip

@@ -16,6 +16,8 @@ from flows.demo.training import seeded
 from registry_models.artifacts.factory_files import Factory, read_factory, write_factory
 from registry_models.recipes.recipe_files import read_recipe, write_recipe
 
+pytestmark = pytest.mark.slow
+
 #: Beyond this an audit takes too long for a demo.
 MAXIMUM_PARAMETERS = 150_000
 

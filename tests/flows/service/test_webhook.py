@@ -24,6 +24,8 @@ from flows.service.webhook import BODY_LIMIT, WebhookOptions, make_app, run_webh
 from flows.settings.environment import GradauditSettings
 from tests.stores import register_linear
 
+pytestmark = pytest.mark.slow
+
 SECRET = "a long random text"
 
 

@@ -19,7 +19,7 @@ pytest.importorskip("accelerate", reason="the extra 'transformers' is not instal
 
 from tests.registry_models.integrations import loops
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]
 
 
 def captured(step: Any, **options: Any) -> tuple[torch.nn.Module, Recipe]:
