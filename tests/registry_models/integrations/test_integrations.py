@@ -21,7 +21,7 @@ from tests.registry_models.registry.test_versions import fetch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-pytestmark = [pytest.mark.filterwarnings("ignore")  # of the frameworks about themselves, pytest.mark.slow]
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]  # of the frameworks about themselves
 
 
 def stored_recipe(client: MlflowClient, reference: str, folder: Path) -> Recipe:

@@ -20,7 +20,7 @@ from registry_models.integrations.lightning import GradauditCallback  # noqa: E4
 from tests.registry_models.integrations import fitted  # noqa: E402
 from tests.registry_models.lightning_modules import Classifier  # noqa: E402
 
-pytestmark = [pytest.mark.filterwarnings("ignore")  # of the framework about itself, pytest.mark.slow]
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]  # of the framework about itself
 
 #: What a canonical step cannot get wrong, and Lightning's can.
 HANDLING = ("step.count", "step.learning-rate", "step.mode")

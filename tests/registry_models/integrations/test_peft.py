@@ -26,7 +26,7 @@ pytest.importorskip("accelerate", reason="the extra 'transformers' is not instal
 from registry_models.integrations.transformers import GradauditCallback  # noqa: E402
 from tests.registry_models.integrations.test_trainer_steps import arguments, rows, tiny  # noqa: E402
 
-pytestmark = [pytest.mark.filterwarnings("ignore")  # of the frameworks about themselves, pytest.mark.slow]
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]  # of the frameworks about themselves
 
 _LORA = {"r": 2, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
 

@@ -23,7 +23,7 @@ pytest.importorskip("accelerate", reason="the extra 'transformers' is not instal
 from registry_models.integrations.transformers import GradauditCallback  # noqa: E402
 from tests.registry_models.integrations import trainers  # noqa: E402
 
-pytestmark = [pytest.mark.filterwarnings("ignore")  # of the framework about itself, pytest.mark.slow]
+pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.slow]  # of the framework about itself
 
 #: What a canonical step cannot get wrong, and the Trainer can.
 HANDLING = ("step.clipping", "step.count", "step.learning-rate", "step.mode")
