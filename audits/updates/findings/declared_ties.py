@@ -65,7 +65,9 @@ def _pairs(module: nn.Module) -> Iterator[tuple[str, str, str]]:
         return
     inside = _name_of_weight(module, "get_input_embeddings")
     outside = _name_of_weight(module, "get_output_embeddings")
-    if tie and inside and outside:
+    if (
+        tie and inside and outside and not isinstance(keys, Mapping)
+    ):  # a mapping says all of it: LUKE's head is not tied
         yield inside, outside, "config.tie_word_embeddings"
     in_force = getattr(module, "all_tied_weights_keys", None)
     if isinstance(keys, Mapping):

@@ -77,6 +77,15 @@ def test_what_the_configuration_does_not_tie_may_be_apart(keys: Any) -> None:
     assert failed(judged(Speaker(None, None, tied=False))) == set()
 
 
+def test_a_mapping_of_ties_says_all_of_them() -> None:
+    """LUKE's configuration says ``tie_word_embeddings``, and its mapping ties the entities alone."""
+    model = Speaker({"twin.weight": "source.weight"}, True, tied=False)
+    model.source, model.twin = nn.Linear(2, 2), nn.Linear(2, 2)
+    assert failed(judged(model)) == {"twin.weight"}
+    model.twin.weight = model.source.weight
+    assert failed(judged(model)) == set()
+
+
 def test_two_frozen_tensors_only_warn() -> None:
     model = Speaker(None, True, tied=False).requires_grad_(False)
     model.extra = nn.Parameter(torch.zeros(11))
