@@ -382,8 +382,8 @@ def run(options: argparse.Namespace) -> Tally:
                 one_round(fleet, number, options, tally, mounted=mounted)
         finally:
             fleet.stop()
-            if options.store_publish_mark_commit:
-                subprocess.run(["cp", "-r", str(folder), options.store_publish_mark_commit], check=False)
+            if options.keep:
+                subprocess.run(["cp", "-r", str(folder), options.keep], check=False)
         time.sleep(2)
         tally.wrong += [f"left running: {line}" for line in remains(str(folder))]
     return tally

@@ -48,7 +48,7 @@ def _bullet(finding: RootFinding) -> str:
     row = finding.rows[0]
     checks = escape_markdown(", ".join(finding.checks))
     waived = f" *Waived:* {_short(row.waiver)}" if row.waiver else ""
-    seen = f" {_short(row.message)}" if row.message else ""
+    seen = f" {_short(row.message[:1].upper() + row.message[1:])}" if row.message else ""
     return f"- {SIGNS[finding.outcome]} **{finding.outcome}** {_short(finding.text)} ({checks}).{seen}{waived}"
 
 

@@ -22,6 +22,7 @@ from tests.stores import register_linear
 
 pytestmark = [pytest.mark.end_to_end, pytest.mark.skipif(bool(MISSING), reason=MISSING)]
 
+CAUSE = "the optimizer's options are not those declared"
 FINDING = "the optimizer of phase 'step' is SGD, expect declares Adam"
 
 
@@ -43,7 +44,7 @@ def test_a_person_finds_the_failing_version_its_finding_and_its_report(client: M
         assert "fine v1" not in driver.find_element(By.TAG_NAME, "body").text
         find(driver, "//a[normalize-space()='broken v1']").click()
         see(driver, "audit.n_failed")
-        see(driver, f"registration.hyperparameters: {FINDING}")  # the note
+        see(driver, f"{CAUSE} (registration.hyperparameters). {FINDING[0].upper()}{FINDING[1:]}")  # the note
         run_id = client.get_model_version("broken", "1").tags["audit.run_id"]
         assert run_id in driver.current_url
 
@@ -54,7 +55,7 @@ def test_a_person_finds_the_failing_version_its_finding_and_its_report(client: M
 
         driver.get("about:blank")
         driver.get(f"{url}/#/models/broken/versions/1")
-        see(driver, "FAIL: registration.hyperparameters")
+        see(driver, f"FAIL: {CAUSE} (registration.hyperparameters)")
         find(driver, '//a[normalize-space()="Open the audit\'s report"]').click()
         WebDriverWait(driver, 30).until(lambda d: len(d.window_handles) == 2)  # MLflow opens it in a tab of its own
         driver.switch_to.window(driver.window_handles[-1])

@@ -251,8 +251,8 @@ def layer_scale_and_stochastic_depth() -> Made:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             h = self.enter(x)
             for block, scale in zip(self.blocks, self.scales, strict=True):
-                store_publish_mark_commit = (torch.rand(len(x), 1) > 0.2).float() / 0.8
-                h = h + store_publish_mark_commit * scale * block(h)
+                keep = (torch.rand(len(x), 1) > 0.2).float() / 0.8
+                h = h + keep * scale * block(h)
             return self.leave(h)
 
     return Net(), labelled(), "cross_entropy"
