@@ -20,8 +20,9 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY) ## train, register and audit the demo's models on an embedded MLflow and Prefect
 	@$(BIN)/gradaudit demo
 
+# One thread a process: two processes keep two cores busy, and more threads wait for each other.
 # A file of tests stays on one process, so that a server or a trained model is made for it once; the longest start first.
-PYTEST = $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test: $(READY) ## run the tests that CI runs: each one, and a sample of the cases of the wide ones
 	$(PYTEST) -m "not exhaustive"
