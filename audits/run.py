@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from audits.causes import Cause
 from audits.checks.severities import with_severities
 from audits.devices import device_name
 from audits.errors import DeviceError
@@ -155,10 +156,10 @@ def _run_part(name: str, part: Callable[[Subject], list[ResultRow]], subject: Su
         subject.reset()
         return part(subject)
     except torch.OutOfMemoryError as error:
-        text, cause = f"out of memory during the {name} checks: {str(error).splitlines()[0]}", "out of memory"
+        text, cause = f"out of memory during the {name} checks: {str(error).splitlines()[0]}", Cause.OUT_OF_MEMORY
     except Exception as error:
         _log.exception("the %s checks stopped", name)
-        text, cause = f"the {name} checks stopped: {type(error).__name__}: {error}", "stopped"
+        text, cause = f"the {name} checks stopped: {type(error).__name__}: {error}", Cause.STOPPED
     finally:
         subject.reset()
     # What health would have said is a warning at most, and so is not having heard it.
@@ -168,7 +169,7 @@ def _run_part(name: str, part: Callable[[Subject], list[ResultRow]], subject: Su
     ]
 
 
-def refused(message: str, *, cause: str = "refused", identity: AuditIdentity | None = None) -> AuditReport:
+def refused(message: str, *, cause: str = Cause.REFUSED, identity: AuditIdentity | None = None) -> AuditReport:
     """Return the report of an audit that could not run: one inconclusive row with the cause."""
     row = ResultRow(check="audit.completed", outcome=Outcome.INCONCLUSIVE, cause=cause, message=message)
     empty = Coverage(tensors=0.0, elements=0.0, unresolved=())

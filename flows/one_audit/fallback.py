@@ -13,7 +13,7 @@ from flows.one_audit.gpu import chosen_gpu, needed_bytes
 from registry_models.artifacts.snapshot import Snapshot
 
 #: Causes of rows that say that memory ran out.
-OUT_OF_MEMORY = frozenset({"out of memory", "memory limit"})
+OUT_OF_MEMORY = frozenset({Cause.OUT_OF_MEMORY, Cause.MEMORY_LIMIT})
 
 _GIB = 2**30
 

@@ -106,4 +106,4 @@ def run_plan(
         _log.warning("attempt %d: %s\n%s", attempt + 1, end.message, end.log)
         if end.cause != Cause.CRASHED:
             break
-    return refused(end.message, cause=end.cause or "crashed")
+    return refused(end.message, cause=end.cause or Cause.CRASHED)

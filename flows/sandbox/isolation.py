@@ -143,7 +143,7 @@ def run_child(
             output.close()
             remove_tree(folder / "home")
         if cause == Cause.CRASHED and group is not None and group.ran_out:
-            cause, message = "memory limit", _memory_text(_COUNTED, limits)
+            cause, message = Cause.MEMORY_LIMIT, _memory_text(_COUNTED, limits)
     return ChildEnd(cause, message, time.monotonic() - began, clean(printed.text, KEPT_LOG))
 
 
@@ -223,12 +223,12 @@ def _wait(
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(_POLL)
         if output.printed.excessive:
-            return "output limit", (
+            return Cause.OUTPUT_LIMIT, (
                 f"the audit was ended after printing {limits.log_bytes / _MIB:.0f} MiB, its output limit "
                 "(GRADAUDIT_LOG_LIMIT, in GiB)"
             )
         if output.answered.excessive:
-            return "answer limit", (
+            return Cause.ANSWER_LIMIT, (
                 f"the audit was ended after answering with {output.answered.limit / _MIB:.0f} MiB, the most that an "
                 "answer may have"
             )
@@ -245,24 +245,24 @@ def _excess(
 ) -> tuple[str, str] | None:
     """Return what is past its limit, or None."""
     if seconds > limits.seconds:
-        return "time limit", (
+        return Cause.TIME_LIMIT, (
             f"the audit was ended after {limits.seconds:.0f} s, its time limit: does the model hang? "
             "GRADAUDIT_TIME_LIMIT gives it more seconds"
         )
     usage = tree.look()
     # First, because many small processes are also much memory; a few of ours stand around the child's.
     if usage.tasks > limits.tasks + 8:
-        return "process limit", (
+        return Cause.PROCESS_LIMIT, (
             f"the audit was ended at {usage.tasks} processes and threads, its limit is {limits.tasks} "
             "(GRADAUDIT_PROCESS_LIMIT)"
         )
     if usage.memory_bytes > limits.memory_bytes:
-        return "memory limit", _memory_text(f"{usage.memory_bytes / _GIB:.1f} GiB", limits)
+        return Cause.MEMORY_LIMIT, _memory_text(f"{usage.memory_bytes / _GIB:.1f} GiB", limits)
     if group is not None and group.ran_out:  # the kernel has ended one of its processes, and others go on without it
-        return "memory limit", _memory_text(_COUNTED, limits)
+        return Cause.MEMORY_LIMIT, _memory_text(_COUNTED, limits)
     disk = excess_on_disk(folder, limits, usage.nameless_bytes)
     if disk is not None:
-        return "disk limit", (
+        return Cause.DISK_LIMIT, (
             f"the audit was ended after leaving {disk} on disk; it may leave {limits.answer_bytes / _MIB:.0f} MiB "
             "(GRADAUDIT_ANSWER_LIMIT, in GiB)"
         )
@@ -286,10 +286,10 @@ def _ending(code: int) -> tuple[str | None, str]:
     except ValueError:
         name = None
     if name is None:
-        return "crashed", f"the audit's process ended with exit code {code} and gave no answer"
+        return Cause.CRASHED, f"the audit's process ended with exit code {code} and gave no answer"
     if name == "SIGXCPU":
-        return "time limit", "the audit used up its CPU time: GRADAUDIT_CPU_LIMIT gives it more seconds"
-    return "crashed", f"the audit's process was ended by {name}: the model's code or a native kernel crashed"
+        return Cause.TIME_LIMIT, "the audit used up its CPU time: GRADAUDIT_CPU_LIMIT gives it more seconds"
+    return Cause.CRASHED, f"the audit's process was ended by {name}: the model's code or a native kernel crashed"
 
 
 def _own_root() -> Path:

@@ -42,7 +42,7 @@ def run(request: dict[str, object]) -> AuditReport:
         report = audit_once(loaded.module, assembled.recipe, settings=settings, device=device)
         return with_limits(report, loaded, assembled, settings)
     except InputError as error:
-        return refused(str(error), cause=Cause.NO_RECIPE if str(error) == NO_RECIPE else "refused")
+        return refused(str(error), cause=Cause.NO_RECIPE if str(error) == NO_RECIPE else Cause.REFUSED)
     except GradauditError as error:
         return refused(str(error), cause=Cause.STOPPED)
     except MemoryError:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from audits.causes import Cause
 from audits.checks.registration import REACHES_LOSS
 from audits.outcomes import GRADIENT_EVIDENCE, UPDATE_EVIDENCE, Outcome, ResultRow
+from audits.wording import listed
 
 _PRESENT, _ALL_ZERO = "step.gradient-present", "health.all-zero"
 
@@ -53,9 +54,11 @@ def _unused_row(unused: frozenset[str]) -> list[ResultRow]:
     if not unused:
         return []
     names = sorted(unused)
-    listed = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
     verb = "is not used by any loss" if len(names) == 1 else "are not used by any loss"
-    message = f"{listed} {verb} on this batch: trainable, without a gradient, and the losses do not depend on them"
+    message = (
+        f"{listed(names, NAMED)} {verb} on this batch: trainable, without a gradient, and the losses do not depend "
+    )
+    message += "on them"
     return [
         ResultRow(check=REACHES_LOSS.name, outcome=Outcome.WARN, cause=Cause.UNUSED, message=f"{message}. {ADVICE}")
     ]
