@@ -6,7 +6,7 @@ import contextlib
 import signal
 import threading
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import nn
@@ -43,11 +43,26 @@ class ModuleState:
         self._memory.restore()
 
 
-class ParameterState:
-    """Values, gradients and ``requires_grad`` of all parameters."""
+#: By a parameter's id, the storage that its values came from: nobody writes there while the model is lent.
+Originals = Mapping[int, torch.Tensor]
 
-    def __init__(self, model: nn.Module) -> None:
-        self._saved = [(p, p.data.clone(), p.requires_grad) for p in model.parameters()]
+
+class ParameterState:
+    """Values, gradients and ``requires_grad`` of all parameters.
+
+    Args:
+        model: the model.
+        originals: what `borrowed` lends beside the model; a parameter's values there are not copied once more.
+    """
+
+    def __init__(self, model: nn.Module, originals: Originals | None = None) -> None:
+        lent = originals or {}
+        self._saved = [(p, _untouched(p, lent.get(id(p))), p.requires_grad) for p in model.parameters()]
+        self._values = {id(p): value for p, value, _ in self._saved}
+
+    def value(self, parameter: torch.Tensor) -> torch.Tensor:
+        """Return a parameter's native values at the audit's start; not to be written."""
+        return self._values[id(parameter)]
 
     def restore(self) -> None:
         """Put the values back and drop the gradients."""
@@ -58,6 +73,14 @@ class ParameterState:
                 parameter.data = value.clone()
             parameter.grad = None
             parameter.requires_grad_(requires_grad)
+
+
+def _untouched(parameter: torch.Tensor, original: torch.Tensor | None) -> torch.Tensor:
+    """Return values of the parameter that stay: where they came from, if that is on its device; else a copy."""
+    data = parameter.data
+    if original is None or original.device != data.device or original.dtype != data.dtype:
+        return data.clone()
+    return original if original.shape == data.shape and original.stride() == data.stride() else data.clone()
 
 
 class _TensorHooks:
@@ -80,13 +103,16 @@ class _TensorHooks:
 
 
 @contextlib.contextmanager
-def borrowed(model: nn.Module, device: torch.device) -> Iterator[None]:
+def borrowed(model: nn.Module, device: torch.device) -> Iterator[Originals]:
     """Lend the model out on ``device`` and give it back bit for bit as it was, whatever is raised meanwhile.
 
     The parameters and buffers keep their identity but get storage of their own (where a device's tensors are of another
     kind, others stand in their place), so whatever happens to the values meanwhile happens to a copy; gradients, modes,
     attributes, hooks, what is registered under which name, and random generators are put back as well. An interrupt
     waits until all of it is.
+
+    Yields:
+        The parameters' own values by the parameters' ids; empty where others stand in their place.
     """
     generators = RandomState.now()
     modules = ModuleState(model, hooks=True)
@@ -111,10 +137,10 @@ def borrowed(model: nn.Module, device: torch.device) -> Iterator[None]:
                 parameter.grad = None
             for buffer, value in buffers.values():
                 buffer.data = value.detach().clone().to(device)
-            yield
+            yield {id(parameter): value.detach() for parameter, value, _, _ in parameters}
         else:
             with others_in_place(model, device):
-                yield
+                yield {}
     finally:
         with interrupts_held(), contextlib.ExitStack() as each_of_them:  # last in, first out
             each_of_them.callback(generators.restore)

@@ -18,7 +18,7 @@ from audits.leaves import StrayState
 from audits.live.fitting import FirstForward, compiled_here, match_names, set_modes, try_losses
 from audits.live.given_batch import GivenBatch, copy_of_plain
 from audits.live.rates import AssumedRate, audited_at
-from audits.live.state import ModuleState, ParameterState, borrowed
+from audits.live.state import ModuleState, Originals, ParameterState, borrowed
 from audits.live.weighing import IGNORED_LABEL as IGNORED_LABEL
 from audits.live.weighing import ITEMS, Weighing, as_list, asks_for, declared_weighing, split
 from audits.random_state import seed_everything
@@ -122,6 +122,7 @@ class Subject:
         settings: AuditSettings,
         device: torch.device,
         overlaps: tuple[Overlap, ...] = (),
+        originals: Originals | None = None,
     ) -> None:
         self.model = model
         self.recipe = recipe
@@ -149,7 +150,7 @@ class Subject:
         self.weighed = False
         self.weighings = dict.fromkeys((phase.name for phase in recipe.phases), declared_weighing(recipe.normalize))
         self._module_state = ModuleState(model)
-        self._parameter_state = ParameterState(model)
+        self._parameter_state = ParameterState(model, originals)
         #: By phase, the leaves that reach its loss, were there before it, and are no parameters of the model.
         self.strays: dict[str, list[torch.Tensor]] = {phase.name: [] for phase in recipe.phases}
         self._stray_state = StrayState(())
@@ -175,6 +176,10 @@ class Subject:
     def name_of(self, parameter: torch.Tensor) -> str | None:
         """Return the canonical name of a parameter, by identity."""
         return self._names.get(id(parameter))
+
+    def native_value(self, name: str) -> torch.Tensor:
+        """Return a parameter's native values at the audit's start, on its device; not to be written."""
+        return self._parameter_state.value(self.parameters[name])
 
     def owner(self, name: str) -> Owner:
         """Return the module that holds the parameter."""
@@ -271,8 +276,8 @@ def open_subject(
     if lazy:
         raise RecipeError(f"parameter {lazy[0]!r} is lazy and was never initialised: run one forward before capture")
     overlaps = overlaps_of(model)
-    with borrowed(model, chosen), torch.enable_grad(), warnings.catch_warnings(), eager():
-        subject = Subject(model, recipe, settings or AuditSettings(), chosen, overlaps)
+    with borrowed(model, chosen) as originals, torch.enable_grad(), warnings.catch_warnings(), eager():
+        subject = Subject(model, recipe, settings or AuditSettings(), chosen, overlaps, originals)
         subject.compiled, subject.compiled_with = compiled_here(wrapped, recipe)
         try_losses(subject)
         subject.reset()
