@@ -8,7 +8,7 @@ each ``k 2^-14`` is off by 2^-13 / sqrt(12) in the root mean square, so a sum ov
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -35,6 +35,49 @@ def held_names(sizes: Mapping[str, int]) -> frozenset[str]:
     return frozenset(held)
 
 
+#: Share of the elements whose integers are kept while evaluations go along one direction, on a CPU, where making them
+#: takes three times as long as the rest of a move: 1.5 bytes a parameter at a time when there is no gradient.
+CODED_SHARE = 0.75
+
+
+class Codes:
+    """The integers of the random direction that was last moved along, two bytes each.
+
+    Args:
+        sizes: elements by tensor; the integers of the first of them are kept, `CODED_SHARE` of all elements.
+    """
+
+    def __init__(self, sizes: Mapping[str, int]) -> None:
+        self._unit: Unit | None = None
+        self._kept: dict[str, torch.Tensor] = {}
+        self._names: set[str] = set()
+        left = CODED_SHARE * sum(sizes.values())
+        for name, size in sizes.items():
+            if size <= left:
+                left -= size
+                self._names.add(name)
+
+    def of(self, unit: Unit, name: str) -> torch.Tensor | None:
+        """Return a tensor's integers in a direction, flattened, if they are kept."""
+        return self._kept.get(name) if unit == self._unit else None
+
+    def keep(self, unit: Unit, name: str, make: Callable[[torch.Tensor, slice], None], like: torch.Tensor) -> None:
+        """Make and keep a tensor's integers, if they are to be; those of another direction go."""
+        if unit != self._unit:
+            self.clear()
+            self._unit = unit
+        if name in self._names and name not in self._kept:
+            codes = torch.empty(like.numel(), dtype=torch.int16)
+            for place in pieces(codes):
+                make(codes[place], place)
+            self._kept[name] = codes
+
+    def clear(self) -> None:
+        """Let go of them: memory is needed for gradients."""
+        self._unit = None
+        self._kept.clear()
+
+
 class Direction(Protocol):
     """A direction: ``v_t = factor(t) * whole(t)`` for each tensor t of `names`."""
 
@@ -50,6 +93,9 @@ class Direction(Protocol):
 
     def whole(self, name: str) -> torch.Tensor:
         """Return all values of a tensor, in its shape."""
+
+    def moves(self, name: str) -> None:
+        """Say that several evaluations along it may follow, with this tensor moved."""
 
     def unit_of(self) -> Unit | None:
         """Return what identifies the values of a random direction, None for a given one."""
@@ -71,12 +117,15 @@ class Random:
         tensors: the problem's tensors, all of them: a tensor's values depend on its place among them.
         scales: s_t by name; the direction is zero in all others.
         held: names whose values are kept once they are made.
+        codes: keeps the integers of others on the way.
     """
 
     def __init__(
-        self, unit: Unit, tensors: Mapping[str, torch.Tensor], scales: Mapping[str, float], held: frozenset[str]
-    ) -> None:
+        self, unit: Unit, tensors: Mapping[str, torch.Tensor], scales: Mapping[str, float],
+        held: frozenset[str] = frozenset(), codes: Codes | None = None,
+    ) -> None:  # fmt: skip
         self.unit = unit
+        self._codes = codes
         self._tensors, self._scales, self._held = tensors, dict(scales), held
         self._places = {name: position for position, name in enumerate(tensors)}
         self._kept: dict[str, torch.Tensor] = {}
@@ -100,8 +149,17 @@ class Random:
             return self.whole(name).view(-1)[place]
         like = self._tensors[name]
         values = torch.empty(place.stop - place.start, dtype=like.dtype, device=like.device)
+        codes = None if self._codes is None else self._codes.of(self.unit, name)
+        if codes is not None:
+            return values.copy_(codes[place])
         self._fill(values, name, place)
         return values
+
+    def moves(self, name: str) -> None:
+        """Keep the integers of a large tensor on a CPU."""
+        like = self._tensors[name]
+        if self._codes is not None and name not in self._held and like.device.type == "cpu":
+            self._codes.keep(self.unit, name, lambda target, place: self._fill(target, name, place), like)
 
     def whole(self, name: str) -> torch.Tensor:
         """Return all integers of a tensor, in its shape and dtype."""
@@ -135,6 +193,9 @@ class Given:
     def factor(self, name: str) -> float:
         """Return 1."""
         return 1.0
+
+    def moves(self, name: str) -> None:
+        """Do nothing: the values are there."""
 
     def unit_of(self) -> None:
         """Return None: such a direction is not made again."""

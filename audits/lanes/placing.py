@@ -44,6 +44,8 @@ class Placing:
         stored = self._theta.stored(name)
         if stored is None and target.is_contiguous():
             flat = target.view(-1)
+            if direction is not None:
+                direction.moves(name)
             for place in pieces(flat):
                 piece = flat[place].copy_(self._theta.piece(name, place))
                 if direction is not None:

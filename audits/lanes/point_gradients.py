@@ -194,6 +194,7 @@ class Gradients:
 
     def _backward_once(self, take: Taker, direction: Direction, step: float) -> tuple[dict[str, torch.Tensor], float]:
         problem, program = self._problem, self._program
+        self._theta.codes.clear()
         self._place.at(direction, step)
         problem.before()
         cursor = problem.tape.cursor()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from audits.lanes.arithmetic import norm, piece_size, pieces
-from audits.lanes.directions import Random, Unit, held_names
+from audits.lanes.directions import Codes, Random, Unit, held_names
 from audits.lanes.problem import Problem, as_real
 
 
@@ -24,6 +24,7 @@ class Theta:
 
     Attributes:
         held: names whose values, directions and gradients may be held.
+        codes: the integers of the direction along which evaluations go.
     """
 
     def __init__(self, problem: Problem) -> None:
@@ -41,6 +42,7 @@ class Theta:
             if name not in self._native
         }
         self.likes: Mapping[str, torch.Tensor] = reals
+        self.codes = Codes({name: real.numel() for name, real in reals.items() if name not in self.held})
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -70,7 +72,7 @@ class Theta:
 
     def random(self, unit: Unit, scales: Mapping[str, float]) -> Random:
         """Return a random direction through some tensors, ``scales`` by name."""
-        return Random(unit, self.likes, scales, self.held)
+        return Random(unit, self.likes, scales, self.held, self.codes)
 
     def equals(self, name: str, tensor: torch.Tensor) -> bool:
         """Whether a tensor has the values of the point."""
@@ -109,7 +111,7 @@ class Displaced(Theta):
 
     def __init__(self, origin: Theta, sizes: Mapping[str, float], seed: int) -> None:
         self._origin, self._sizes, self._seed = origin, dict(sizes), seed
-        self.held, self.likes = origin.held, origin.likes
+        self.held, self.likes, self.codes = origin.held, origin.likes, origin.codes
         self._positions = {name: position for position, name in enumerate(origin.names)}
         self._stored = {}
         for name in origin.names:
@@ -160,6 +162,9 @@ class Itself:
     def factor(self, name: str) -> float:
         """Return 1."""
         return 1.0
+
+    def moves(self, name: str) -> None:
+        """Do nothing: the values are there."""
 
     def unit_of(self) -> None:
         """Return None: it is no random direction."""

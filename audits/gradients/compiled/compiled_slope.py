@@ -80,7 +80,7 @@ class CompiledLoss:
         """Return the derivative along a random direction; at the smaller step where the larger one's exceeds."""
         reals = {name: as_real(value) for name, value in self._here.items()}
         scales = {n: max(norm(reals[n]) / max(reals[n].numel(), 1) ** 0.5, SMALLEST_RMS) for n in names}
-        direction = Random(Unit(seed + 89, 0), reals, scales, frozenset())
+        direction = Random(Unit(seed + 89, 0), reals, scales)
         gradients = {n: g for n, g in self._gradients.items() if g is not None and n in scales}
         total = math.fsum(direction.factor(n) * dot(g, direction, n)[0] for n, g in gradients.items())
         spread = math.sqrt(sum(norm(g * values_of(direction, n)) ** 2 for n, g in gradients.items()))
