@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from audits.errors import GradauditError, InfrastructureError, SetupError
+from audits.parts import missing_part
 from flows.cli.ending import StoppedBySignal, ended_by_exception, exit_as_ended
 from flows.cli.options import AsJson, Results, TrackingUri
 from flows.cli.results_cli import add_result_commands
@@ -183,6 +184,10 @@ def main() -> None:
         _refuse(f"{error}", f"{marked}; repeat when it answers")
     except GradauditError as error:
         _refuse(f"{error}")
+    except ModuleNotFoundError as error:
+        if (missing := missing_part(error)) is None:
+            raise
+        _refuse(f"{missing}")
     except StoppedBySignal as stopped:
         print(f"gradaudit: stopped; {stopped.told or 'nothing was marked'}", file=sys.stderr, flush=True)
         exit_as_ended(stopped.number)
