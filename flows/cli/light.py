@@ -22,6 +22,7 @@ PIPELINE_COMMANDS = (
     "compact",
     "demo",
     "diff",
+    "gate",
     "history",
     "nightly",
     "settings",

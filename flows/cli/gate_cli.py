@@ -1,0 +1,49 @@
+"""The commands by which others decide: ``gate``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from flows.cli.options import AsJson, Results, TrackingUri
+from flows.cli.targets import refuse_reference
+
+
+def gate(
+    target: Annotated[str, typer.Argument(help="models:/NAME/VERSION or models:/NAME@ALIAS.")],
+    max_age: Annotated[
+        str | None, typer.Option(help="Believe no audit older than this, such as 30m, 12h or 7d.")
+    ] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            min=0.0,
+            help="Seconds to wait for an audit that others make; the setting time_limit otherwise, 0 with --no-audit.",
+        ),
+    ] = None,
+    no_audit: Annotated[bool, typer.Option("--no-audit", help="Make no audit: believe what there is.")] = False,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or any type torch finds.")] = None,
+    as_json: AsJson = False,
+    tracking_uri: TrackingUri = None,
+    results: Results = None,
+) -> None:
+    """Tell whether a version may be promoted, by the audit of exactly this version and environment; make it if need be.
+
+    Exit codes: 0 the version passes, 1 it fails, 2 it could not be judged or has no audit.
+    """
+    refuse_reference(target)
+    from flows.arguments import age_of
+    from flows.settings.environment import GradauditSettings
+
+    age = None if max_age is None else age_of(max_age, "--max-age")
+    settings = GradauditSettings.load(tracking_uri=tracking_uri, results=results, device=device)
+    from flows.cli.gate_command import run_gate
+
+    raise typer.Exit(run_gate(target, settings, max_age=age, timeout=timeout, make=not no_audit, as_json=as_json))
+
+
+def add_gate_commands(app: typer.Typer) -> None:
+    """Add them to the command line, in the order of its help."""
+    for command in (gate,):
+        app.command()(command)
