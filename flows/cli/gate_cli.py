@@ -1,13 +1,48 @@
-"""The commands by which others decide: ``gate``."""
+"""The commands by which others decide, a promotion or a pull request: ``check``, ``gate``."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from flows.cli.options import AsJson, Results, TrackingUri
 from flows.cli.targets import refuse_reference
+
+
+def check(
+    target: Annotated[str, typer.Argument(help="FILE.py: each function audit_... of it; or FILE.py:FUNCTION.")],
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:N or any type torch finds.")] = None,
+    github: Annotated[
+        bool, typer.Option("--github", help="Annotate the lines at fault, as GitHub Actions reads it from stdout.")
+    ] = False,
+    gitlab: Annotated[Path | None, typer.Option(help="Write a code-quality report, GitLab's JSON file.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Audit the models of a Python file without a registry: functions that return (model, recipe).
+
+    The file is imported and run in this process, as a test is: check what you would run. Exit codes: 0 all pass, 1 one
+    fails, 2 one could not be judged.
+    """
+    from flows.arguments import refuse_device, refuse_output
+    from flows.cli.check_command import run_check
+    from flows.output import RESULTS
+    from flows.settings.environment import GradauditSettings
+
+    refuse_output(gitlab, "--gitlab")
+    settings = GradauditSettings.load(device=device)
+    refuse_device(settings.device)
+    code = run_check(
+        target,
+        device=settings.device,
+        settings=settings.audit_settings,
+        as_json=as_json,
+        github=github,
+        gitlab=gitlab,
+        out=RESULTS,
+    )
+    raise typer.Exit(code)
 
 
 def gate(
@@ -45,5 +80,5 @@ def gate(
 
 def add_gate_commands(app: typer.Typer) -> None:
     """Add them to the command line, in the order of its help."""
-    for command in (gate,):
+    for command in (check, gate):
         app.command()(command)

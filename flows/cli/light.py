@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from importlib import metadata
+from pathlib import Path
 
 from audits.checks import CHECKS, find_check
 from audits.errors import GradauditError, InputError, suggest
@@ -77,6 +78,28 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_check(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("target", help="FILE.py: each function audit_... of it; or FILE.py:FUNCTION.")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or any type torch finds.")
+    parser.add_argument("--github", action="store_true", help="Annotate the lines at fault, for GitHub Actions.")
+    parser.add_argument("--gitlab", type=Path, help="Write a code-quality report, GitLab's JSON file.")
+    parser.add_argument("--json", action="store_true", help="Print the result as JSON.")
+    parser.set_defaults(run=_check)
+
+
+def _check(given: argparse.Namespace) -> int:
+    from flows.cli.check_command import run_check
+
+    return run_check(
+        given.target,
+        device=given.device,
+        as_json=given.json,
+        github=given.github,
+        gitlab=given.gitlab,
+        out=sys.stdout,
+    )
+
+
 def _add_checks(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="Print the result as JSON.")
     parser.set_defaults(run=_checks)
@@ -134,6 +157,7 @@ def _report(given: argparse.Namespace) -> int:
 
 
 _COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
+    "check": (_add_check, "Audit the models of a Python file: functions that return (model, recipe)."),
     "checks": (_add_checks, "List every check: its claim and its severity."),
     "explain": (_add_explain, "Explain one check: claim, formula, threshold, what it cannot see, where to look."),
     "report": (_add_report, "Show the newest stored audit of a version again, without auditing it."),
