@@ -44,7 +44,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 
 def readable(report: AuditReport) -> str:
-    """Return the verdict and what keeps it from passing: each root finding's cause, checks, what was seen, where to look."""
+    """Return the verdict, and of each root finding that keeps it from passing cause, checks and where to look."""
     lines = [report.headline]
     for found in report.root_findings:
         if found.outcome in ("fail", "inconclusive"):

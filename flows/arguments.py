@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
 import os
-import re
 from pathlib import Path
 
 from audits.errors import RecipeError, SettingsError, suggest
@@ -54,26 +52,6 @@ def recipe_folder(folder: Path) -> Path:
     except RecipeError as error:
         raise RecipeError(f"the recipe in {folder}: {error}") from error
     return folder
-
-
-#: Ages as people write them: a number and its unit.
-_AGE = re.compile(r"(\d+(?:\.\d+)?)([mhd])")
-_UNITS = {"m": "minutes", "h": "hours", "d": "days"}
-
-
-def age_of(text: str, option: str) -> datetime.timedelta:
-    """Return the time that ``30m``, ``12h`` or ``7d`` says.
-
-    Raises:
-        SettingsError: the text says none.
-    """
-    found = _AGE.fullmatch(text.strip())
-    try:
-        if found is not None:
-            return datetime.timedelta(**{_UNITS[found[2]]: float(found[1])})
-    except OverflowError:
-        pass
-    raise SettingsError(f"{option} {text}: write a number with its unit, such as 30m, 12h or 7d")
 
 
 def refuse_file(folder: Path, option: str) -> None:

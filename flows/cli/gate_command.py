@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from pathlib import Path
 from typing import Any
 
 from audits.naming import label_of, visible
@@ -12,10 +13,13 @@ from audits.results.store import ResultsStore
 from audits.signs import SIGNS
 from flows.arguments import refuse_device, refuse_settings
 from flows.cli.exit_codes import EXIT_CODES
+from flows.one_audit.attesting import refuse_outdated, verified_version
 from flows.one_audit.gate import Believed, believed_audit
 from flows.output import RESULTS, print_json
 from flows.sandbox.private_folders import remove_stale
 from flows.settings.environment import GradauditSettings
+from registry_models.attestation.refusals import RefusedAttestationError
+from registry_models.attestation.signing import public_key
 from registry_models.registry.connecting import connect
 from registry_models.registry.versions import Version, VersionReference, registered
 from registry_models.report.text import one_line
@@ -59,8 +63,52 @@ def run_gate(
     return int(told["exit_code"])
 
 
+def run_attested_gate(
+    target: str, settings: GradauditSettings, key: Path, *, max_age: datetime.timedelta | None, as_json: bool
+) -> int:
+    """Print the verdict of a valid attestation of exactly this version's files; return 0, 1 or 2 as `run_gate` does.
+
+    Nothing that results, runs or tags say is believed beyond what the key's owner signed, and no audit is made.
+
+    Raises:
+        InputError: there is no such version or key.
+        InfrastructureError: the registry does not answer.
+    """
+    refuse_settings(settings)
+    public_key(key)
+    client = connect(settings.tracking_uri)
+    version = registered(VersionReference.parse(target).resolve(client), client)
+    about = _about(target, version)
+    try:
+        statement, signer = verified_version(version, client, key, max_age=max_age)
+        refuse_outdated(statement, version, settings)
+    except RefusedAttestationError as error:
+        reason = f"its attestation is refused: {error}"
+        told = about | {"outcome": "none", "exit_code": NO_VERDICT, "reason": reason, "refusal": str(error.reason)}
+    else:
+        told = about | {
+            "outcome": str(statement.outcome),
+            "exit_code": EXIT_CODES[statement.outcome],
+            "reason": reason_of(str(statement.predicate.get("headline", ""))),
+            "audit_id": str(statement.predicate.get("auditId", "")),
+            "audited_at": statement.audited_at.isoformat(),
+            "coverage": float(statement.predicate.get("coverage", 0.0)),
+            "made": False,
+            "attested_by": signer,
+        }
+    if as_json:
+        print_json(told, allow_nan=False)
+    else:
+        print(_line(told), file=RESULTS, flush=True)
+    return int(told["exit_code"])
+
+
+def _about(target: str, version: Version) -> dict[str, Any]:
+    return {"schema": 1, "target": target, "model": version.name, "version": version.version, "uri": version.uri}
+
+
 def _told(target: str, version: Version, believed: Believed | None) -> dict[str, Any]:
-    about = {"schema": 1, "target": target, "model": version.name, "version": version.version, "uri": version.uri}
+    about = _about(target, version)
     if believed is None:
         reason = "it has no audit as it is now, in this environment and young enough, and --no-audit makes none"
         return about | {"outcome": "none", "exit_code": NO_VERDICT, "reason": reason, "audit_id": None}
@@ -83,6 +131,8 @@ def _line(told: dict[str, Any]) -> str:
     if told["outcome"] == "none":
         return f"{SIGNS[Outcome.INCONCLUSIVE]} no verdict: {label}{alias}: {told['reason']}"
     at = f"{datetime.datetime.fromisoformat(told['audited_at']):%Y-%m-%d %H:%M} UTC"
-    how = f"audit {told['audit_id'][:12]}, {'made now' if told['made'] else f'of {at}'}, {told['coverage']:.0%} covered"
+    signed = f", attested by key {told['attested_by'][:16]}" if "attested_by" in told else ""
+    when = "made now" if told["made"] else f"of {at}"
+    how = f"audit {told['audit_id'][:12]}, {when}, {told['coverage']:.0%} covered{signed}"
     why = f": {one_line(told['reason'])}" if told["reason"] else ""
     return f"{SIGNS[Outcome(told['outcome'])]} {told['outcome']}: {label}{alias} ({how}){why}"

@@ -19,6 +19,7 @@ from flows.cli.exit_codes import EXIT_CODES
 #: The commands that need the pipeline; a test compares them with the whole command line's.
 PIPELINE_COMMANDS = (
     "attach",
+    "attest",
     "audit",
     "compact",
     "demo",
@@ -156,9 +157,35 @@ def _report(given: argparse.Namespace) -> int:
     return EXIT_CODES[report.outcome]
 
 
+def _add_verify(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("target", help="A model directory.")
+    parser.add_argument("--key", type=Path, required=True, help="The public key that is believed, PEM.")
+    parser.add_argument("--envelope", type=Path, required=True, help="The attestation's file.")
+    parser.add_argument("--max-age", help="Believe no audit older than this, such as 30m, 12h or 7d.")
+    parser.add_argument("--json", action="store_true", help="Print the result as JSON.")
+    parser.set_defaults(run=_verify)
+
+
+def _verify(given: argparse.Namespace) -> int:
+    from flows.cli.verify_command import run_verify
+
+    if given.target.startswith("models:"):
+        raise InputError(f"only a registry has {given.target}. {NO_PIPELINE}")
+    return run_verify(
+        given.target,
+        given.key,
+        envelope=given.envelope,
+        max_age=given.max_age,
+        as_json=given.json,
+        tracking_uri=None,
+        out=sys.stdout,
+    )
+
+
 _COMMANDS: dict[str, tuple[Callable[[argparse.ArgumentParser], None], str]] = {
     "check": (_add_check, "Audit the models of a Python file: functions that return (model, recipe)."),
     "checks": (_add_checks, "List every check: its claim and its severity."),
     "explain": (_add_explain, "Explain one check: claim, formula, threshold, what it cannot see, where to look."),
     "report": (_add_report, "Show the newest stored audit of a version again, without auditing it."),
+    "verify": (_add_verify, "Tell whether an attestation is valid and about exactly the files of a directory."),
 }

@@ -67,7 +67,7 @@ def believed_audit(
         InfrastructureError: the registry, the results store or MLflow does not answer, or another sweep has held the
             version for longer than the timeout.
     """
-    lookup = _Lookup(version, settings, max_age)
+    lookup = Lookup(version, settings, max_age)
     deadline = time.monotonic() + timeout
     while True:
         if (report := lookup.newest()) is not None:
@@ -79,7 +79,7 @@ def believed_audit(
 
 
 def _awaited_or_made(
-    version: Version, client: MlflowClient, settings: GradauditSettings, lookup: _Lookup, timeout: float
+    version: Version, client: MlflowClient, settings: GradauditSettings, lookup: Lookup, timeout: float
 ) -> Believed:
     waiting = Sweep(settings, client, REGISTRATION, None)
     waiting_ends = threading.Timer(timeout, waiting.stopping.set)
@@ -97,12 +97,18 @@ def _awaited_or_made(
         waiting_ends.cancel()
 
 
-class _Lookup:
-    """The stored audits that are about a version as it is now."""
+class Lookup:
+    """The stored audits that are about a version as it is now.
+
+    Attributes:
+        key: digest of what the version's owner can change.
+        environment: what the audit that `newest` found ran with.
+    """
 
     def __init__(self, version: Version, settings: GradauditSettings, max_age: datetime.timedelta | None) -> None:
         self._version, self._max_age = version, max_age
-        self._store, self._environment = ResultsStore(settings.results), environment(settings)
+        self._store, self._present = ResultsStore(settings.results), environment(settings)
+        self.environment = self._present
         self.key = due_key(version, settings, settings.for_model(version.name))
 
     def newest(self) -> AuditReport | None:
@@ -112,12 +118,15 @@ class _Lookup:
             return None
         lines = committed_audits(self._store, self._version.name)
         line = next((line for line in lines if self._counts(line)), None)
-        return None if line is None else stored_report(self._store, line)
+        if line is None:
+            return None
+        self.environment = str(line["environment"])
+        return stored_report(self._store, line)
 
     def _counts(self, line: dict[str, Any]) -> bool:
         return (
             line["model_version"] == self._version.version
             and line["due_key"] == self.key
-            and is_present(line["environment"] or "", self._environment)
+            and is_present(line["environment"] or "", self._present)
             and (self._max_age is None or datetime.datetime.now(datetime.UTC) - line["audited_at"] <= self._max_age)
         )

@@ -16,7 +16,7 @@ from torch import nn
 
 from audits import Recipe
 from audits.errors import SettingsError
-from flows.arguments import age_of
+from flows.ages import age_of
 from flows.choosing.due_keys import due_key
 from flows.choosing.sweeping import REGISTRATION, Sweep
 from flows.one_audit.one_version import Target, audit_version, fresh_occasion

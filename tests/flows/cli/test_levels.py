@@ -34,6 +34,7 @@ sys.meta_path.insert(0, Without())
 """
 
 PACKAGES = {"light": {p for _, packages in EXTRAS.values() for p in packages} - {"filelock", "jinja2", "markupsafe"}}
+PACKAGES["attest"] = PACKAGES["light"] - {"securesystemslib"}
 PACKAGES["mlflow"] = {"prefect", "typer", "pydantic_settings", "duckdb"}  # MLflow brings the pipeline's others itself
 
 
