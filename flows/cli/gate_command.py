@@ -12,6 +12,7 @@ from audits.report import reason_of
 from audits.results.store import ResultsStore
 from audits.signs import SIGNS
 from flows.arguments import refuse_device, refuse_settings
+from flows.cli.display import log_line
 from flows.cli.exit_codes import EXIT_CODES
 from flows.one_audit.attesting import refuse_outdated, verified_version
 from flows.one_audit.gate import Believed, believed_audit
@@ -54,7 +55,15 @@ def run_gate(
         ResultsStore(settings.results).prove_writable()
     if timeout is None:
         timeout = settings.time_limit if make else 0.0
-    believed = believed_audit(version, client, settings, max_age=max_age, timeout=timeout, make=make)
+    believed = believed_audit(
+        version,
+        client,
+        settings,
+        max_age=max_age,
+        timeout=timeout,
+        make=make,
+        on_waiting=lambda: log_line(f"waiting for the audit of {version.label} that is under way"),
+    )
     told = _told(target, version, believed)
     if as_json:
         print_json(told, allow_nan=False)

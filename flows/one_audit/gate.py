@@ -6,6 +6,7 @@ import dataclasses
 import datetime
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ def believed_audit(
     max_age: datetime.timedelta | None,
     timeout: float,
     make: bool,
+    on_waiting: Callable[[], None] = lambda: None,
 ) -> Believed | None:
     """Return the newest audit of the version as it is now and in this environment; make one where there is none.
 
@@ -59,6 +61,7 @@ def believed_audit(
         max_age: an older audit is not believed.
         timeout: seconds to wait for one that others make.
         make: False believes what there is, or comes within the timeout.
+        on_waiting: called once when another sweep has held the version for some seconds.
 
     Returns:
         The audit; None when there is none and none was to be made.
@@ -75,18 +78,25 @@ def believed_audit(
         if make or time.monotonic() >= deadline:
             break
         time.sleep(min(_LOOK, max(0.0, deadline - time.monotonic())))
-    return _awaited_or_made(version, client, settings, lookup, timeout) if make else None
+    return _awaited_or_made(version, client, settings, lookup, timeout, on_waiting) if make else None
 
 
 def _awaited_or_made(
-    version: Version, client: MlflowClient, settings: GradauditSettings, lookup: Lookup, timeout: float
+    version: Version,
+    client: MlflowClient,
+    settings: GradauditSettings,
+    lookup: Lookup,
+    timeout: float,
+    on_waiting: Callable[[], None],
 ) -> Believed:
     waiting = Sweep(settings, client, REGISTRATION, None)
-    waiting_ends = threading.Timer(timeout, waiting.stopping.set)
-    waiting_ends.daemon = True
-    waiting_ends.start()
+    timers = [threading.Timer(timeout, waiting.stopping.set), threading.Timer(_LOOK, on_waiting)]
+    for timer in timers:
+        timer.daemon = True
+        timer.start()
     try:
         with waiting.claim(version, lookup.key):
+            timers[1].cancel()
             if (report := lookup.newest()) is not None:
                 return Believed(report, made=False)
             target = Target(version, fresh_occasion())
@@ -94,7 +104,8 @@ def _awaited_or_made(
     except Stopped as stopped:
         raise InfrastructureError(f"another audit of {version.label} has not ended within {timeout:g} s") from stopped
     finally:
-        waiting_ends.cancel()
+        for timer in timers:
+            timer.cancel()
 
 
 class Lookup:
