@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-
 from audits.findings.root_causes import BATCH_PREFIX, RootFinding, in_one_line, root_findings
 from audits.findings.skipped import not_checked
 from audits.naming import shell_words
@@ -25,12 +23,12 @@ from audits.outcomes import (
     open_claims,
     verdict,
 )
-from audits.results.format import AuditIdentity, answer_table, rows_table
-from audits.results.store import to_frame
+from audits.results.identity import AuditIdentity
 from audits.wording import and_more, listed
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
 
 #: Checks with findings that a printed report shows.
 SUMMARY_LINES = 6
@@ -198,10 +196,14 @@ class AuditReport:
 
     def to_table(self) -> pa.Table:
         """Return the rows as an Arrow table with the Parquet schema."""
+        from audits.results.format import answer_table, rows_table
+
         return rows_table(answer_table(self.rows), self.identity)
 
     def to_frame(self) -> pd.DataFrame:
         """Return the rows as a pandas data frame with the Parquet schema's columns."""
+        from audits.results.store import to_frame
+
         return to_frame(self.to_table())
 
     def to_dict(self, *, rerun: str | None = None) -> dict[str, Any]:

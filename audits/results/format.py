@@ -3,34 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 
 from audits.outcomes import ResultRow
+from audits.results.identity import AuditIdentity as AuditIdentity
 
 #: Version of the result format. Columns are only ever added; a changed meaning needs a new number.
 SCHEMA_VERSION = 1
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class AuditIdentity:
-    """Which audit a row belongs to: the columns all rows of one audit share."""
-
-    audit_id: str = ""
-    audited_at: datetime.datetime = dataclasses.field(default_factory=lambda: datetime.datetime.now(datetime.UTC))
-    model_name: str = ""
-    model_version: int | None = None
-    model_digest: str = ""
-    recipe_digest: str = ""
-    settings_digest: str = ""
-    torch: str = ""
-    device: str = ""
-    driver: str = ""
-    artifact_kind: str = "live"
-    isolation: str = "in-process"
 
 
 def _field(name: str, kind: pa.DataType, text: str) -> pa.Field:

@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import threading
 from pathlib import Path
 from typing import Any
 
 from audits.errors import ArtifactError, SetupError
 from audits.naming import visible
 from audits.report import AuditReport
-from audits.results.store import ResultsStore
 from audits.settings import AuditSettings
 from flows.arguments import recipe_folder, refuse_device, refuse_output, refuse_settings
 from flows.cli.display import log_line, report_view, stages
 from flows.cli.exit_codes import EXIT_CODES
 from flows.cli.junit import junit_xml
-from flows.cli.result_places import kept_in, new_folder
-from flows.one_audit.one_version import Target, audit_directory, audit_version, fresh_occasion, rerun_command
-from flows.one_audit.storing import NotKeptError
 from flows.output import console, log_console, print_json
 from flows.rerunning import rerun_of
 from flows.sandbox.private_folders import remove_stale
+from flows.sandbox.standby import Standby, standing_by
 from flows.settings.environment import GradauditSettings
-from registry_models.registry.connecting import connect
-from registry_models.registry.versions import VersionReference, registered
 from registry_models.report import render_html
+
+#: What publishing imports when it draws its first plot, in 0.2 s.
+_FOR_PLOTS = "matplotlib.backends.backend_agg"
 
 
 def audit_target(
@@ -54,13 +54,11 @@ def audit_target(
         recipe = recipe_folder(recipe)
     remove_stale()
     if target.startswith("models:"):
-        shown = _audit_version(target, settings, narrowing, recipe=recipe, mark=mark)
+        with standing_by(settings) as standby:
+            shown = _audit_version(target, settings, narrowing, standby, recipe=recipe, mark=mark)
     elif Path(target).is_dir():
-        audit_settings = settings.for_model(Path(target).resolve().name, narrowing)
-        with stages(f"auditing {target}"):
-            report = audit_directory(Path(target), settings, audit_settings=audit_settings, recipe=recipe)
-        why = "nothing was stored or published: a directory is not a registered version"
-        shown = _Shown(report, rerun_of(target), [why])
+        with standing_by(settings, readable=[Path(target).resolve()]) as standby:
+            shown = _audit_directory(target, settings, narrowing, standby, recipe=recipe)
     else:
         raise ArtifactError(f"{target!r} is neither models:/NAME/VERSION, models:/NAME@ALIAS nor a model directory")
     _print(shown.report, shown.rerun, shown.not_published, as_json=as_json)
@@ -83,9 +81,36 @@ class _Shown:
     not_published: str = ""
 
 
-def _audit_version(
-    target: str, settings: GradauditSettings, narrowing: dict[str, Any], *, recipe: Path | None, mark: bool
+def _audit_directory(
+    target: str, settings: GradauditSettings, narrowing: dict[str, Any], standby: Standby, *, recipe: Path | None
 ) -> _Shown:
+    with stages(f"auditing {target}"):
+        from flows.one_audit.one_version import audit_directory
+
+        audit_settings = settings.for_model(Path(target).resolve().name, narrowing)
+        report = audit_directory(Path(target), settings, audit_settings=audit_settings, recipe=recipe, standby=standby)
+    return _Shown(
+        report, rerun_of(target), ["nothing was stored or published: a directory is not a registered version"]
+    )
+
+
+def _audit_version(
+    target: str,
+    settings: GradauditSettings,
+    narrowing: dict[str, Any],
+    standby: Standby,
+    *,
+    recipe: Path | None,
+    mark: bool,
+) -> _Shown:
+    # MLflow is imported while the audit's process imports torch.
+    from audits.results.store import ResultsStore
+    from flows.cli.result_places import kept_in, new_folder
+    from flows.one_audit.one_version import Target, audit_version, fresh_occasion, rerun_command
+    from flows.one_audit.storing import NotKeptError
+    from registry_models.registry.connecting import connect
+    from registry_models.registry.versions import VersionReference, registered
+
     reference = VersionReference.parse(target)
     with stages(f"looking up {visible(target)}") as tell:
         client = connect(settings.tracking_uri)
@@ -97,6 +122,12 @@ def _audit_version(
                 log_line(made)
             ResultsStore(settings.results).prove_writable()
         rerun = rerun_command(version, settings.tracking_uri)
+
+        def on_stage(stage: str) -> None:
+            tell(f"{stage} {version.label}")
+            if stage == "auditing" and write:  # while another process works, this one would only wait
+                threading.Thread(target=importlib.import_module, args=(_FOR_PLOTS,), daemon=True).start()
+
         try:
             report = audit_version(
                 Target(version, fresh_occasion()),
@@ -105,7 +136,8 @@ def _audit_version(
                 audit_settings=audit_settings,
                 write=write,
                 recipe=recipe,
-                on_stage=lambda stage: tell(f"{stage} {version.label}"),
+                on_stage=on_stage,
+                standby=standby,
             )
             lines = kept_in(report, settings, client) if write else [_why_not_kept(audit_settings, recipe)]
             return _Shown(report, rerun, lines)

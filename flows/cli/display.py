@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Group
@@ -20,11 +20,13 @@ from audits.outcomes import Outcome
 from audits.report import AuditReport
 from audits.signs import SIGNS
 from audits.wording import and_more, plural
-from flows.choosing.audit_summary import AuditSummary
 from flows.choosing.progress import Listener
 from flows.output import console, log_console
 from registry_models.report.text import one_line, shortened
 from registry_models.untrusted_text import clean
+
+if TYPE_CHECKING:
+    from flows.choosing.audit_summary import AuditSummary
 
 _STYLES = {"pass": "green", "warn": "yellow", "fail": "bold red", "inconclusive": "magenta", "skipped": "dim"}
 

@@ -16,8 +16,8 @@ from mlflow.tracking import MlflowClient
 
 from audits.causes import Cause
 from audits.errors import GradauditError, InfrastructureError, SettingsError
+from audits.refusals import refused, with_identity
 from audits.report import AuditReport
-from audits.run import refused, with_identity
 from audits.settings import AuditSettings
 from flows.arguments import refuse_device
 from flows.choosing.due_keys import digest, due_key, environment, trusted_digest
@@ -27,12 +27,13 @@ from flows.one_audit.one_snapshot import audit_snapshot
 from flows.one_audit.storing import store_publish_mark_commit
 from flows.rerunning import rerun_of
 from flows.sandbox import reached_level
-from flows.sandbox.private_folders import private_folder
+from flows.sandbox.artifact import shown
+from flows.sandbox.standby import Standby, standing_by
 from flows.settings.environment import GradauditSettings
 from flows.team_policy import standing_waivers, under_waivers
 from registry_models.artifacts.snapshot import Snapshot, read_snapshot
 from registry_models.child.answer import clean
-from registry_models.recipes.recipe_files import RECIPE_FILE
+from registry_models.recipes.recipe_names import RECIPE_FILE
 from registry_models.registry.versions import Version
 
 _log = logging.getLogger(__name__)
@@ -73,6 +74,7 @@ def audit_version(
     recipe: Path | None = None,
     on_stage: Callable[[str], None] = lambda stage: None,
     sweep: Sweep | None = None,
+    standby: Standby | None = None,
 ) -> AuditReport:
     """Audit one registered version from download to commit.
 
@@ -85,6 +87,7 @@ def audit_version(
         recipe: a folder with a recipe to use instead of the version's.
         on_stage: called with each stage's name as it begins.
         sweep: what this audit shares with others of its flow run.
+        standby: the audit's folder and its process, started before; they are made here otherwise.
 
     Returns:
         The report. A version that could not be audited has an ``inconclusive`` one with the cause.
@@ -98,7 +101,7 @@ def audit_version(
     version = target.version
     audit_settings = audit_settings or settings.for_model(version.name)
     sweep = sweep or Sweep(settings, client, target.occasion, None)
-    made = _download_and_audit(version, client, settings, audit_settings, recipe, sweep, on_stage)
+    made = _download_and_audit(version, client, settings, audit_settings, recipe, sweep, on_stage, standby)
     model_digest = made.snapshot.digest if made.snapshot else ""
     fingerprint = digest(
         version.name,
@@ -165,10 +168,12 @@ def _download_and_audit(
     recipe: Path | None,
     sweep: Sweep,
     on_stage: Callable[[str], None],
+    standby: Standby | None,
 ) -> _Audited:
     with contextlib.ExitStack() as stack:
         on_stage("downloading")
-        folder = Path(stack.enter_context(private_folder()))
+        standby = standby or stack.enter_context(standing_by(settings))
+        folder = standby.folder
         fetched = fetch(
             version,
             client,
@@ -183,8 +188,11 @@ def _download_and_audit(
             snapshot = dataclasses.replace(snapshot, recipe_folder=recipe.resolve(), recipe_source=str(recipe))
         with sweep.alone(sweep.auditing):
             on_stage("auditing")
+            snapshot = standby.hand_over(snapshot, shown(snapshot))
             try:
-                report = audit_snapshot(snapshot, folder, settings, audit_settings, stopping=sweep.stopping)
+                report = audit_snapshot(
+                    snapshot, folder, settings, audit_settings, stopping=sweep.stopping, standby=standby
+                )
             except (InfrastructureError, SettingsError):
                 raise
             except GradauditError as error:
@@ -207,8 +215,16 @@ def audit_directory(
     *,
     audit_settings: AuditSettings | None = None,
     recipe: Path | None = None,
+    standby: Standby | None = None,
 ) -> AuditReport:
     """Audit a local model directory; nothing is stored, published or marked.
+
+    Args:
+        folder: the directory.
+        settings: device and limits.
+        audit_settings: what to check; those in ``settings`` otherwise.
+        recipe: a folder with a recipe to use instead of the directory's.
+        standby: the audit's folder and its process; one that was started to see the directory need not start again.
 
     Raises:
         ArtifactError: it is no model directory.
@@ -216,8 +232,9 @@ def audit_directory(
     """
     audit_settings = audit_settings or settings.audit_settings
     snapshot = read_snapshot(folder.resolve(), overlay=recipe and recipe.resolve(), overlay_source=str(recipe or ""))
-    with private_folder() as temporary:
-        report = audit_snapshot(snapshot, Path(temporary), settings, audit_settings)
+    with contextlib.ExitStack() as stack:
+        standby = standby or stack.enter_context(standing_by(settings, readable=[snapshot.folder]))
+        report = audit_snapshot(snapshot, standby.folder, settings, audit_settings, standby=standby)
     return with_identity(
         report,
         audit_id=digest(snapshot.digest, fresh_occasion()),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from audits.errors import ArtifactError
 from registry_models.artifacts.snapshot import Snapshot, read_snapshot
-from registry_models.recipes.recipe_files import CODE_FOLDER, RECIPE_FILE
+from registry_models.recipes.recipe_names import CODE_FOLDER, RECIPE_FILE
 
 _RECIPE_SUFFIXES = (Path(RECIPE_FILE).suffix, ".safetensors")
 

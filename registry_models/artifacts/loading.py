@@ -18,7 +18,7 @@ from registry_models.artifacts.exported import ExportedGraph, load_exported
 from registry_models.artifacts.factory_files import read_factory
 from registry_models.artifacts.mlmodel import read_mlmodel
 from registry_models.artifacts.transformers_files import load_transformers
-from registry_models.recipes.recipe_files import FOLDER
+from registry_models.recipes.recipe_names import FOLDER
 
 #: Top-level names that a version's own code may not replace.
 PROTECTED = frozenset(sys.stdlib_module_names) | {

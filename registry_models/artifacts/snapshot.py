@@ -15,11 +15,11 @@ from mlflow.tracking import MlflowClient
 from audits.errors import ArtifactError, RecipeError
 from audits.naming import visible
 from registry_models.artifacts.content_digest import content_digest, content_files, contents_of
-from registry_models.artifacts.factory_files import FACTORY_FILE
+from registry_models.artifacts.file_names import FACTORY_FILE
 from registry_models.artifacts.files_below import files_in
 from registry_models.artifacts.mlmodel import read_mlmodel
 from registry_models.artifacts.version_parts import version_parts
-from registry_models.recipes.recipe_files import FOLDER, RECIPE_FILE
+from registry_models.recipes.recipe_names import FOLDER, RECIPE_FILE
 from registry_models.recipes.recipe_sources import RecipeSource, Trust, copy_matching
 from registry_models.registry.artifact_places import (
     Artifacts,

@@ -1,4 +1,8 @@
-"""The child's entry: ``python -m registry_models.child REQUEST.json``. Loads, audits, answers; holds no credentials."""
+"""The child's entry: ``python -m registry_models.child``, the request on its standard input. Loads, audits, answers.
+
+It holds no credentials. What every audit needs is imported first and the request read then: a process that was started
+before its turn has only the audit left to do. Without a request it ends.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +16,11 @@ from typing import Any
 
 from audits.causes import Cause
 from audits.errors import GradauditError, InputError
+from audits.gradients import check as _imported_before  # noqa: F401  (what an audit imports on its way otherwise)
 from audits.lanes.watching import see_functions_from_now_on
+from audits.refusals import refused
 from audits.report import AuditReport
-from audits.run import audit_once, refused
+from audits.run import audit_once
 from audits.settings import AuditSettings
 from registry_models.artifacts.loading import load_model
 from registry_models.child.answer import write_answer
@@ -61,15 +67,21 @@ def _sources(request: Mapping[str, object]) -> list[RecipeSource]:
     return [] if folder is None else [RecipeSource(Trust.VERSION, "the version", Path(str(folder)))]
 
 
-def main(arguments: list[str]) -> int:
+def main() -> int:
     """Read the request, answer it, return 0; an answer that cannot be written is the only failure."""
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     see_functions_from_now_on()
-    request = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
+    with os.fdopen(os.dup(0), "rb") as stream:
+        text = stream.read()
+    if not text:  # nobody needs it any more
+        return 0
+    with open(os.devnull, "rb") as nothing:  # a model that asks its user for something gets no answer
+        os.dup2(nothing.fileno(), 0)
+    request = json.loads(text)
     with os.fdopen(request["answer"], "wb") as stream:
         write_answer(run(request), stream)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

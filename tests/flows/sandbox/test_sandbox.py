@@ -16,8 +16,8 @@ from flows.sandbox import Level, Limits, confine, reached_level
 from flows.sandbox import confinement as confinement_module
 from flows.sandbox import levels as levels_module
 from flows.sandbox.bubblewrap import bubblewrap_command
-from flows.sandbox.isolation import limits_of
 from flows.sandbox.levels import Variant, spare_uid, variants_of, why_not
+from flows.sandbox.limits import limits_of
 from flows.sandbox.needed_paths import needed_paths
 from flows.sandbox.system_calls import filter_program
 from flows.settings.environment import GradauditSettings
