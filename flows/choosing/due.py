@@ -229,8 +229,10 @@ def _within(budget: float, due: list[Due]) -> list[Due]:
     if not budget:
         return due
     taken: list[Due] = []
+    seconds = 0.0
     for candidate in due:
-        if taken and sum(d.seconds for d in taken) + candidate.seconds > budget:
+        seconds += candidate.seconds
+        if taken and seconds > budget:
             break
         taken.append(candidate)
     return taken
