@@ -21,6 +21,7 @@ from flows.rerunning import rerun_of
 from flows.sandbox.private_folders import remove_stale
 from flows.sandbox.standby import Standby, standing_by
 from flows.settings.environment import GradauditSettings
+from registry_models.recipes.recipe_names import recipe_parts
 from registry_models.report import render_html
 
 #: What publishing imports when it draws its first plot, in 0.2 s.
@@ -53,11 +54,12 @@ def audit_target(
     if recipe is not None:
         recipe = recipe_folder(recipe)
     remove_stale()
+    beside = recipe_parts(recipe.resolve()) if recipe is not None else []
     if target.startswith("models:"):
-        with standing_by(settings) as standby:
+        with standing_by(settings, readable=beside) as standby:
             shown = _audit_version(target, settings, narrowing, standby, recipe=recipe, mark=mark)
     elif Path(target).is_dir():
-        with standing_by(settings, readable=[Path(target).resolve()]) as standby:
+        with standing_by(settings, readable=[Path(target).resolve(), *beside]) as standby:
             shown = _audit_directory(target, settings, narrowing, standby, recipe=recipe)
     else:
         raise ArtifactError(f"{target!r} is neither models:/NAME/VERSION, models:/NAME@ALIAS nor a model directory")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from flows.sandbox.standby import standing_by
 from flows.sandbox.starting import Conditions
 from flows.settings.environment import GradauditSettings
 from registry_models.artifacts.snapshot import read_snapshot
+from registry_models.recipes.recipe_names import recipe_parts
 from registry_models.reference.reference_files import EXPECTED_CHECKS, WRONG_PARAMETER, write_reference
 from tests.flows.sandbox.test_isolation import carrying, gone
 
@@ -76,6 +78,23 @@ def test_its_time_counts_from_its_turn_on(tmp_path: Path) -> None:
     assert [row.cause for row in report.rows] == ["time limit"], "a waiting process has its limits all the same"
 
 
+def test_a_recipe_that_lies_elsewhere_is_read_by_the_waiting_process(tmp_path: Path) -> None:
+    model = write_reference(tmp_path / "model")
+    (recipe,) = (path.parent for path in model.rglob("recipe.yaml"))
+    elsewhere = Path(shutil.copytree(recipe, tmp_path / "elsewhere"))
+    (elsewhere / "notes.txt").write_text("no part of a recipe")
+    settings = GradauditSettings.load(device="cpu", attempts=1)
+    parts = recipe_parts(elsewhere)
+    assert elsewhere / "recipe.yaml" in parts
+    assert elsewhere / "notes.txt" not in parts
+    with standing_by(settings, readable=[model, *parts]) as standby:
+        assert standby._child is not None
+        process = standby._child.process
+        report = audit_directory(model, settings, recipe=elsewhere, standby=standby)
+        assert process.returncode == 0, "it was the waiting process that audited"
+    assert report.failed_parameters == [WRONG_PARAMETER]
+
+
 @pytest.mark.parametrize("change", ["limits", "gpu", "extra", "environment", "readable", "ended"])
 def test_one_started_under_other_conditions_is_not_taken(
     change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -124,7 +143,7 @@ def test_files_that_only_root_may_read_are_not_left_to_another_user(tmp_path: Pa
         assert standby.take(wanted, [standby._shown]) is None
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("level", list(Level))
 def test_no_waiting_process_outlives_its_parent(tmp_path: Path, level: Level, number: signal.Signals) -> None:
     if not variants_of(level):
@@ -142,6 +161,7 @@ def test_no_waiting_process_outlives_its_parent(tmp_path: Path, level: Level, nu
         [sys.executable, "-c", script],
         cwd=ROOT,
         stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,  # an interrupted Python shows where it was
         env={**os.environ, "LANG": mark},
         text=True,
     )
