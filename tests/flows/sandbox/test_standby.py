@@ -9,11 +9,15 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from mlflow.tracking import MlflowClient
 
-from flows.one_audit.one_version import audit_directory
+from audits.outcomes import Outcome
+from flows.choosing.sweeping import Sweep
+from flows.one_audit.one_version import Target, audit_directory, audit_version
 from flows.sandbox import Level
 from flows.sandbox.artifact import shown
 from flows.sandbox.levels import variants_of, why_not
@@ -24,7 +28,9 @@ from flows.settings.environment import GradauditSettings
 from registry_models.artifacts.snapshot import read_snapshot
 from registry_models.recipes.recipe_names import recipe_parts
 from registry_models.reference.reference_files import EXPECTED_CHECKS, WRONG_PARAMETER, write_reference
+from registry_models.registry.versions import VersionReference
 from tests.flows.sandbox.test_isolation import carrying, gone
+from tests.stores import register_linear
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -93,6 +99,30 @@ def test_a_recipe_that_lies_elsewhere_is_read_by_the_waiting_process(tmp_path: P
         report = audit_directory(model, settings, recipe=elsewhere, standby=standby)
         assert process.returncode == 0, "it was the waiting process that audited"
     assert report.failed_parameters == [WRONG_PARAMETER]
+
+
+def test_a_sweep_starts_the_next_process_while_a_version_is_audited(
+    client: MlflowClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LANG", "mark-of-the-next")
+    version = VersionReference("m", register_linear("m")).resolve(client)
+    settings = GradauditSettings.load(device="cpu", results=str(tmp_path / "results"))
+    sweep, stages = Sweep(settings, client, "tonight", None), list[str]()
+    with ThreadPoolExecutor(1) as pool:
+        with sweep.auditing:  # held by the version before it
+            target = Target(version, "tonight")
+            future = pool.submit(
+                audit_version, target, client, settings, write=False, on_stage=stages.append, sweep=sweep
+            )
+            deadline = time.monotonic() + 60
+            while not carrying("mark-of-the-next") and not future.done() and time.monotonic() < deadline:
+                time.sleep(0.02)
+            waiting = set(carrying("mark-of-the-next"))
+            assert waiting
+            assert stages == ["downloading"]
+        report = future.result()
+    assert report.outcome == Outcome.PASS, report.headline
+    assert not carrying("mark-of-the-next")
 
 
 @pytest.mark.parametrize("change", ["limits", "gpu", "extra", "environment", "readable", "ended"])
