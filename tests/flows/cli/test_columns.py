@@ -125,7 +125,7 @@ def test_verdicts(screen: Console) -> None:
     summaries = [
         AuditSummary(
             model=name, version=3, outcome=outcome, coverage=1.0, failed_checks=[LONGEST[0]],
-            failed_parameters=[PARAMETER, "b"], why=why, run_id=None, seconds=1.0, headline="",
+            failed_parameters=[PARAMETER, "b"], why=why, run_id=None, seconds=1.0, headline="", unjudged="",
         )
         for name, outcome, why in (
             ("a-model", "fail", f"ScaledGelu's backward is wrong: 8 parameters, from w ({LONGEST[0]})"),
