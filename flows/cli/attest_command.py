@@ -12,6 +12,7 @@ from flows.output import RESULTS, print_json
 from flows.sandbox.private_folders import remove_stale
 from flows.settings.environment import GradauditSettings
 from registry_models.attestation.kept import FILE
+from registry_models.attestation.signing import private_signer
 from registry_models.registry.connecting import connect
 from registry_models.registry.versions import VersionReference, registered
 
@@ -32,6 +33,7 @@ def run_attest(
         InfrastructureError: the registry, the results store or MLflow does not answer.
     """
     refuse_settings(settings)
+    private_signer(key)  # a key that cannot sign is told before anything is looked up
     client = connect(settings.tracking_uri)
     version = registered(VersionReference.parse(target).resolve(client), client)
     remove_stale()

@@ -12,7 +12,7 @@ from typing import Any
 
 from mlflow.tracking import MlflowClient
 
-from audits.errors import InfrastructureError
+from audits.errors import InfrastructureError, InputError
 from audits.history.reading import committed_audits, stored_report
 from audits.report import AuditReport
 from audits.results.store import ResultsStore
@@ -123,8 +123,14 @@ class Lookup:
         self.key = due_key(version, settings, settings.for_model(version.name))
 
     def newest(self) -> AuditReport | None:
-        """Return the newest of them, whatever it says; None when there is none that is young enough."""
+        """Return the newest of them, whatever it says; None when there is none that is young enough.
+
+        Raises:
+            InputError: the results store is a file.
+        """
         folder = self._store.local_folder
+        if folder is not None and Path(folder).is_file():
+            raise InputError(f"the results store {folder}: a file stands where a folder must be: name another folder")
         if folder is not None and not Path(folder).is_dir():
             return None
         lines = committed_audits(self._store, self._version.name)

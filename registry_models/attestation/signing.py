@@ -27,22 +27,34 @@ def sign(payload: bytes, key_file: Path) -> dict[str, Any]:
         InputError: the file holds no private key that can sign.
         MissingPartError: securesystemslib is not installed.
     """
-    _require()
-    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+    signer = private_signer(key_file)
     from securesystemslib.dsse import Envelope
-    from securesystemslib.signer import CryptoSigner, SSlibKey
 
-    try:
-        private: Any = load_pem_private_key(_read(key_file), password=None)
-        signer = CryptoSigner(private, SSlibKey.from_crypto(private.public_key()))
-    except TypeError as error:
-        raise InputError(f"the key {key_file} is encrypted: give it decrypted, as `openssl pkey` writes it") from error
-    except Exception as error:  # whatever the library says of a file that holds no usable key
-        raise InputError(f"{key_file} holds no private key of a known kind, as PEM: {_first_line(error)}") from error
     envelope = Envelope(payload, PAYLOAD_TYPE, {})
     envelope.sign(signer)
     found: dict[str, Any] = envelope.to_dict()
     return found
+
+
+def private_signer(key_file: Path) -> Any:
+    """Return securesystemslib's signer of the private key in ``key_file``.
+
+    Raises:
+        InputError: the file cannot be read, or holds no private key that can sign.
+        MissingPartError: securesystemslib is not installed.
+    """
+    _require()
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+    from securesystemslib.signer import CryptoSigner, SSlibKey
+
+    content = _read(key_file)
+    try:
+        private: Any = load_pem_private_key(content, password=None)
+        return CryptoSigner(private, SSlibKey.from_crypto(private.public_key()))
+    except TypeError as error:
+        raise InputError(f"the key {key_file} is encrypted: give it decrypted, as `openssl pkey` writes it") from error
+    except Exception as error:  # whatever the library says of a file that holds no usable key
+        raise InputError(f"{key_file} holds no private key of a known kind, as PEM: {_first_line(error)}") from error
 
 
 def opened(envelope: Path | bytes, key_file: Path) -> tuple[bytes, str]:
