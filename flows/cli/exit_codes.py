@@ -1,8 +1,4 @@
-<<<<<<< Updated upstream
-"""The exit codes of verdicts: 0 passed (warnings allowed), 1 failed, 2 could not judge; and of refused attestations."""
-=======
-"""Exit codes: 0 nothing fails, 1 something fails, 2 could not judge; and which of these a command is asked to tell."""
->>>>>>> Stashed changes
+"""Exit codes: of verdicts, of the verdicts a command is asked to tell, and of refused attestations."""
 
 from __future__ import annotations
 
@@ -13,10 +9,9 @@ from audits.outcomes import Outcome
 
 EXIT_CODES = {Outcome.PASS: 0, Outcome.WARN: 0, Outcome.FAIL: 1, Outcome.INCONCLUSIVE: 2, Outcome.SKIPPED: 2}
 
-<<<<<<< Updated upstream
 #: What ``gradaudit verify`` ends with when it believes an attestation not, by why (`registry_models.attestation`).
 REFUSAL_CODES = {"signature": 3, "key": 4, "foreign": 5, "expired": 6, "kind": 7}
-=======
+
 #: The exit code of what could not be judged, or not be carried out.
 NOT_JUDGED = 2
 
@@ -69,4 +64,3 @@ def exit_code_of(outcome: Outcome, *, before: str | None, fail_on: FailOn, exit_
 def unexcused(unjudged: Collection[str], excused: Collection[str]) -> list[str]:
     """Return what could not be judged and nobody excused."""
     return [reference for reference in unjudged if reference not in set(excused)]
->>>>>>> Stashed changes

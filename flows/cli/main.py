@@ -16,13 +16,9 @@ import typer
 from audits.errors import GradauditError, InfrastructureError, SetupError
 from audits.parts import missing_part
 from flows.cli.ending import StoppedBySignal, ended_by_exception, exit_as_ended
-<<<<<<< Updated upstream
-from flows.cli.gate_cli import add_gate_commands
-from flows.cli.options import AsJson, Results, TrackingUri
-=======
 from flows.cli.exit_codes import NOT_JUDGED, FailOn
+from flows.cli.gate_cli import add_gate_commands
 from flows.cli.options import AsJson, Counted, ExitZero, Results, TrackingUri
->>>>>>> Stashed changes
 from flows.cli.results_cli import add_result_commands
 from flows.cli.service_cli import add_service_commands
 from flows.cli.targets import refuse_target
