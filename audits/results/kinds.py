@@ -88,11 +88,14 @@ class Kinds:
         if not new:
             return
         for line in self._store.read_beside(FOLDER, new, KINDS_SCHEMA).to_pylist():
-            kind = Kind(**line)
-            known = self._kinds.get(kind.key)
-            if known is None or kind.decided_at < known.decided_at:
-                self._kinds[kind.key] = kind
+            self._take(Kind(**line))
         self._read.update(new)
+
+    def _take(self, kind: Kind) -> None:
+        """Keep the first look; one that found a version outside knew more than one that did not, an audit's process."""
+        known = self._kinds.get(kind.key)
+        if known is None or (not kind.outside, kind.decided_at) < (not known.outside, known.decided_at):
+            self._kinds[kind.key] = kind
 
     def of(self, key: str) -> Kind | None:
         """Return what is remembered under a key."""
@@ -110,7 +113,8 @@ class Kinds:
         with self._lock:
             name = f"part-{uuid.uuid4().hex}.parquet"
             self._store.write_beside(FOLDER, name, _table(kinds))
-            self._kinds |= {kind.key: kind for kind in kinds}
+            for kind in kinds:
+                self._take(kind)
             self._read.add(name)
             names = self._store.names_beside(FOLDER)
             if len(names) > MOST_FILES:

@@ -78,7 +78,8 @@ def _print_night(result: dict[str, Any], settings: GradauditSettings, *, every: 
         console.print(verdicts_table(news, f"{len(audited)} of {number} versions were due", every=every))
     elif number:
         rest = " or outside the audit" if result["outside"] else ""
-        console.print(f"Nothing is due: {plural(number, 'version')} looked at, each with a fresh result{rest}.")
+        told = f"Nothing is due: {plural(number, 'version')} looked at, each with a fresh result{rest}."
+        console.print(told, soft_wrap=True)
     else:
         console.print("Nothing to audit: the registry has no matching version.")
     for line in [*changes(result), *counted(result, every=every)]:
