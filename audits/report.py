@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from audits.causes import Cause
+from audits.checks.version import RECIPE_DECLARED
 from audits.findings.root_causes import BATCH_PREFIX, RootFinding, in_one_line, root_findings
 from audits.findings.skipped import not_checked
 from audits.naming import shell_words
@@ -106,6 +108,17 @@ class AuditReport:
         if outcome is Outcome.PASS:
             return []
         return [finding.text for finding in self.root_findings if finding.outcome in (outcome, Outcome.INCONCLUSIVE)]
+
+    @property
+    def unjudged(self) -> str | None:
+        """What kept an inconclusive version from being judged, a cause; ``no recipe`` where nobody declared one."""
+        if self.outcome is not Outcome.INCONCLUSIVE:
+            return None
+        known = [row.cause for row in decisive(self.rows) if row.cause]
+        if known:
+            return known[0]
+        undeclared = any(r.check == RECIPE_DECLARED.name and r.outcome is Outcome.INCONCLUSIVE for r in self.rows)
+        return Cause.NO_RECIPE if undeclared else Cause.UNRESOLVED
 
     @property
     def counts(self) -> dict[str, int]:

@@ -88,6 +88,7 @@ AUDITS_SCHEMA = pa.schema(
         _field("limits", _STRINGS, "sentences on what this audit could not see"),
         _field("unresolved", _STRINGS, "trainable parameters whose gradient or update was not resolved"),
         _field("waivers", _STRINGS, "ids of the waivers that excuse a finding of this audit"),
+        _field("unjudged", _STRING, "what kept an inconclusive version from being judged, as a cause; else null"),
     ],
     metadata={"schema_version": str(SCHEMA_VERSION)},
 )
@@ -111,7 +112,7 @@ def rows_table(answer: pa.Table, identity: AuditIdentity) -> pa.Table:
 
 def audits_table(identity: AuditIdentity, **values: Any) -> pa.Table:
     """Return one audit's line as a table of `AUDITS_SCHEMA`."""
-    line = {f.name: getattr(identity, f.name) for f in IDENTITY_FIELDS} | {"environment": ""} | values
+    line = {f.name: getattr(identity, f.name) for f in IDENTITY_FIELDS} | {"environment": "", "unjudged": None} | values
     return pa.table({f.name: pa.array([_plain(line, f)], f.type) for f in AUDITS_SCHEMA}, schema=AUDITS_SCHEMA)
 
 

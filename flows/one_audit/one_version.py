@@ -16,6 +16,7 @@ from mlflow.tracking import MlflowClient
 
 from audits.causes import Cause
 from audits.errors import GradauditError, InfrastructureError, SettingsError
+from audits.naming import visible, with_names
 from audits.refusals import refused, with_identity
 from audits.report import AuditReport
 from audits.settings import AuditSettings
@@ -31,6 +32,8 @@ from flows.sandbox.artifact import shown
 from flows.sandbox.standby import Standby, standing_by
 from flows.settings.environment import GradauditSettings
 from flows.team_policy import standing_waivers, under_waivers
+from registry_models.artifacts.first_look import outside_of
+from registry_models.artifacts.flavours import NOTHING_TO_TRAIN, OutsideError, nothing_to_train
 from registry_models.artifacts.snapshot import Snapshot, read_snapshot
 from registry_models.child.answer import clean
 from registry_models.recipes.recipe_names import RECIPE_FILE
@@ -93,6 +96,7 @@ def audit_version(
         The report. A version that could not be audited has an ``inconclusive`` one with the cause.
 
     Raises:
+        OutsideError: the version is outside the audit; nothing is stored, published or marked.
         InfrastructureError: the registry, the results store or MLflow does not answer; nothing is marked.
         SettingsError: this host does not offer the isolation or the device asked for; nothing is downloaded.
     """
@@ -126,7 +130,7 @@ def audit_version(
     )
     if made.snapshot is not None:
         report = _with_parts(report, made.snapshot)
-    report = under_waivers(report, settings)
+    report = under_waivers(_naming(report, version), settings)
     if not write:
         return report
     keeping = functools.partial(
@@ -186,6 +190,7 @@ def _download_and_audit(
             return _Audited(refused(fetched.refusal), None, key, None)
         if recipe is not None:
             snapshot = dataclasses.replace(snapshot, recipe_folder=recipe.resolve(), recipe_source=str(recipe))
+        refuse_outside(snapshot, version.label)
         with sweep.alone(sweep.auditing):
             on_stage("auditing")
             snapshot = standby.hand_over(snapshot, shown(snapshot))
@@ -199,7 +204,42 @@ def _download_and_audit(
                 report = refused(clean(str(error)))
             except Exception as error:
                 report, key = own_error(error, version), DUE_AGAIN
+        refuse_untrained(report, version.label)
         return _Audited(report, snapshot, key, _recipe_text(snapshot))
+
+
+def _naming(report: AuditReport, version: Version) -> AuditReport:
+    """Return the report with the version's own name in its cures."""
+
+    def named(text: str | None) -> str | None:
+        return text and with_names(text, version.name, version.version)
+
+    rows = (
+        dataclasses.replace(row, message=named(row.message) or "", where_to_look=named(row.where_to_look))
+        for row in report.rows
+    )
+    return dataclasses.replace(report, rows=tuple(rows))
+
+
+def refuse_outside(snapshot: Snapshot, label: str) -> None:
+    """Refuse files that say of themselves that they are outside the audit.
+
+    Raises:
+        OutsideError: they do, and no recipe says how a torch model in them is trained.
+    """
+    found = outside_of(snapshot.folder)
+    if found is not None and not (found.flavour == NOTHING_TO_TRAIN and snapshot.recipe_folder is not None):
+        raise OutsideError(label, found)
+
+
+def refuse_untrained(report: AuditReport, label: str) -> None:
+    """Refuse a module that, once it was loaded, turned out to have nothing to train.
+
+    Raises:
+        OutsideError: it has not.
+    """
+    if [row.cause for row in report.rows] == [Cause.NOTHING_TO_TRAIN]:
+        raise OutsideError(label, nothing_to_train())
 
 
 def own_error(error: Exception, version: Version) -> AuditReport:
@@ -228,13 +268,16 @@ def audit_directory(
 
     Raises:
         ArtifactError: it is no model directory.
+        OutsideError: its model is outside the audit.
         SettingsError: this host does not offer the isolation asked for.
     """
     audit_settings = audit_settings or settings.audit_settings
     snapshot = read_snapshot(folder.resolve(), overlay=recipe and recipe.resolve(), overlay_source=str(recipe or ""))
+    refuse_outside(snapshot, visible(folder.name))
     with contextlib.ExitStack() as stack:
         standby = standby or stack.enter_context(standing_by(settings, readable=[snapshot.folder]))
         report = audit_snapshot(snapshot, standby.folder, settings, audit_settings, standby=standby)
+    refuse_untrained(report, visible(folder.name))
     return with_identity(
         report,
         audit_id=digest(snapshot.digest, fresh_occasion()),

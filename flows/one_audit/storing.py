@@ -139,4 +139,5 @@ def _commit_line(
         limits=report.limits,
         unresolved=report.coverage_of.unresolved,
         waivers=report.waivers,
+        unjudged=report.unjudged,
     )

@@ -26,7 +26,7 @@ from registry_models.artifacts.loading import load_model
 from registry_models.child.answer import write_answer
 from registry_models.child.assembling import assemble
 from registry_models.child.caveats import with_limits
-from registry_models.inference.infer import NO_RECIPE
+from registry_models.inference.infer import NO_RECIPE, NothingToTrainError
 from registry_models.recipes.recipe_sources import RecipeSource, Trust, code_folders
 
 _log = logging.getLogger("gradaudit.child")
@@ -47,6 +47,8 @@ def run(request: dict[str, object]) -> AuditReport:
             device = loaded.exported.device
         report = audit_once(loaded.module, assembled.recipe, settings=settings, device=device)
         return with_limits(report, loaded, assembled, settings)
+    except NothingToTrainError as error:
+        return refused(str(error), cause=Cause.NOTHING_TO_TRAIN)
     except InputError as error:
         return refused(str(error), cause=Cause.NO_RECIPE if str(error) == NO_RECIPE else Cause.REFUSED)
     except GradauditError as error:
