@@ -114,7 +114,8 @@ class RuleJudge:
         self._lanes.history.append(call)
         self._moved = whole_step(call)
         size = slice_size(self._subject.device) if torch_owned(self._phase) else None
-        for part in parts_of(wanted, {n: call.before[n].numel() for n in wanted}, size):
+        sizes = {name: self._subject.parameters[name].numel() for name in wanted}
+        for part in parts_of(wanted, sizes, size):
             if len(part) == 1 and self._sliced.wants(call, part[0]):
                 found = self._sliced.at(part[0])
                 if found is not None:
@@ -137,7 +138,7 @@ class RuleJudge:
         yield self._rule_row(call, name, found.expected, found.finding, found.measured)
         if found.states and self._subject.settings.wants_check("update.state"):
             yield self._state_row(call, name, found.states)
-        count = call.before[name].numel()
+        count = self._subject.parameters[name].numel()
         yield rounding_row(self._subject, call, name,
                            share_of(found.lost, found.expected.length * math.sqrt(count), self._moved))  # fmt: skip
 
@@ -174,10 +175,10 @@ class RuleJudge:
 
     def _began(self, call: Call, name: str, part: slice | None = None) -> State:
         """Return the reference state that a parameter, or a part of its elements, begins from."""
-        held = {**self._shared, **self._captured.get(name, {})}
+        held, parameter = {**self._shared, **self._captured.get(name, {})}, self._subject.parameters[name]
         if part is not None:
-            held = sliced_state(held, call.before[name].numel(), part)
-        state = reference_state(held, call.before[name].device, self._names)
+            held = sliced_state(held, parameter.numel(), part)
+        state = reference_state(held, parameter.device, self._names)
         if self._names.get("step") == IN_GROUP:  # a rule of torch's would count from the state alone
             options = call.options[name]
             state["step"] = float(options.get("step", options.get("k", 0.0)))

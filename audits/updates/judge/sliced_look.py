@@ -11,7 +11,7 @@ import torch
 
 from audits.live.subject import LivePhase
 from audits.outcomes import Lane
-from audits.updates.compare import SLACK, judge, real_dtype
+from audits.updates.compare import SLACK, judge
 from audits.updates.compare import to_double as double
 from audits.updates.judge.closer import CloserLook, Expect, Finding
 from audits.updates.judge.expected import LOW_PRECISION, SAMPLE, Expected, state_distance, state_error
@@ -73,15 +73,21 @@ class SlicedLook:
 
     def wants(self, call: Call, name: str) -> bool:
         """Whether a parameter is too large to be judged whole, and can be judged in slices."""
-        weights = call.before[name]
-        return self._possible and weights.numel() > slice_size(weights.device) and can_slice([call], name)
+        parameter = self._phase.parameters.get(name)
+        return (
+            self._possible
+            and parameter is not None
+            and parameter.numel() > slice_size(parameter.device)
+            and can_slice([call], name)
+        )
 
     def at(self, name: str) -> SlicedFinding | None:
         """Judge the last call of one parameter; None where only the vectors whole would tell."""
         calls, look = self._look.lanes.history, self._look
         if not can_slice(calls, name):
             return None
-        count, native = calls[-1].before[name].numel(), real_dtype(calls[-1].before[name].dtype)
+        parameter = self._phase.parameters[name]
+        count, native = parameter.numel(), parameter.dtype
         sums, states, lost = self._native(calls, name)
         thin = self._thin(calls, name, count, sums)
         if thin is None or (deviation := sums.deviation(native)) is None:
@@ -150,7 +156,7 @@ class SlicedLook:
             return None
         other = dtype if SCALARS in thin.options else None
         held = self._look.lanes.captured.get(name)
-        count, recipe = calls[0].before[name].numel(), restricted(self._phase.recipe.optimizer, (name,))
+        count, recipe = self._phase.parameters[name].numel(), restricted(self._phase.recipe.optimizer, (name,))
         sums = Sums()
 
         def each(sliced: list[Call], part: slice) -> None:

@@ -18,6 +18,7 @@ import torch
 from audits.updates.compare import COSINE_FROM, PEAK_FROM, Deviation, real_dtype
 from audits.updates.compare import to_double as double
 from audits.updates.record.calls import Call
+from audits.updates.record.shelf import held
 
 #: Elements of a slice: a dozen vectors of it in float64 are 100 MB. On an accelerator every kernel and every number
 #: that is fetched has its price, whatever the size: there it is 16 times as many.
@@ -138,15 +139,23 @@ def cut(value: Any, count: int, part: slice) -> Any:
 
 def sliced_call(call: Call, name: str, part: slice) -> Call:
     """Return a recorded call as if a parameter were a part of its elements, and the only one."""
-    count = call.before[name].numel()
-    kept = (call.state_after.get(name) or {}).items()
+    weights = held(call.before, name)
+    assert weights is not None
+    count, device = weights.numel(), call.phase.parameters[name].device
+
+    def of(entries: Mapping[str, torch.Tensor | None]) -> torch.Tensor | None:
+        value = cut(held(entries, name), count, part)
+        return value.to(device) if isinstance(value, torch.Tensor) else None
+
+    kept = held(call.state_after, name) or {}
+    state = {key: cut(value, count, part) for key, value in kept.items()}
     return dataclasses.replace(
         call,
-        before={name: cut(call.before[name], count, part)},
-        after={name: cut(call.after[name], count, part)} if name in call.after else {},
-        gradients={name: cut(call.gradients[name], count, part)},
+        before={name: of(call.before)},  # type: ignore[dict-item]
+        after={name: of(call.after)} if name in call.after else {},  # type: ignore[dict-item]
+        gradients={name: of(call.gradients)},
         options={name: call.options[name]},
-        state_after={name: {key: cut(value, count, part) for key, value in kept}},
+        state_after={name: {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in state.items()}},
         state_before=None,
     )
 
@@ -158,13 +167,15 @@ def sliced_state(state: Mapping[str, Any], count: int, part: slice) -> dict[str,
 
 def can_slice(calls: Sequence[Call], name: str) -> bool:
     """Whether all that was recorded of a parameter is real, dense, and of one shape."""
-    if any(name not in call.before for call in calls):
-        return False
-    shape = calls[-1].before[name].shape
-    tensors = [t for call in calls for t in (call.before[name], call.moved(name), call.gradients.get(name))]
+    recorded = [held(entries, name) for call in calls for entries in (call.before, call.gradients)]
+    recorded += [after for call in calls if (after := held(call.after, name)) is not None]
+    first = recorded[0]
     return all(
-        isinstance(t, torch.Tensor) and t.layout is torch.strided and t.shape == shape and not t.is_complex()
-        for t in tensors
+        isinstance(t, torch.Tensor)
+        and t.layout is torch.strided
+        and t.shape == getattr(first, "shape", None)
+        and t.is_floating_point()
+        for t in recorded
     )
 
 
@@ -174,7 +185,7 @@ EachSlice = Callable[[list[Call], slice], None]
 
 def over_slices(calls: Sequence[Call], name: str, each: EachSlice) -> None:
     """Call ``each`` with the recorded calls of one slice of a parameter after the other."""
-    weights = calls[-1].before[name]
-    for first, end in bounds(weights.numel(), slice_size(weights.device)):
+    parameter = calls[-1].phase.parameters[name]
+    for first, end in bounds(parameter.numel(), slice_size(parameter.device)):
         part = slice(first, end)
         each([sliced_call(call, name, part) for call in calls], part)
