@@ -63,7 +63,7 @@ gpu: ## run on this machine's GPU what no other machine can show, in under 4 min
 chaos: $(READY) ## kill whatever runs while versions are audited, for two hours; then count what was lost
 	$(BIN)/python benchmarks/chaos.py
 
-wheel: $(READY) ## build the wheel, install it into an empty environment, run it from outside the checkout
+wheel: $(READY) ## build the wheel, install each level into an empty environment, run it from outside the checkout
 	@bash .ci/wheel
 
 clean: ## remove what make made

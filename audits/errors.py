@@ -7,6 +7,7 @@ GradauditError
 │   │   └── DeviceError          its loss makes tensors on another device than the audit's
 │   ├── SettingsError            an unknown or impossible setting
 │   └── ArtifactError            model files that cannot be read, found or loaded
+├── MissingPartError (ImportError)  a part that this installation lacks; the text has the cure
 └── InfrastructureError          MLflow, storage or Prefect did not answer; worth a retry
     └── SetupError               a login, right, address, certificate is in the way; the text has the cure
         └── DiskError            this host's disk is: no room, no right, read-only
@@ -43,6 +44,10 @@ class SettingsError(InputError):
 
 class ArtifactError(InputError):
     """Model files that cannot be found, read or loaded."""
+
+
+class MissingPartError(GradauditError, ImportError):
+    """A part of gradaudit that is not installed; the text names the extra that brings it."""
 
 
 class InfrastructureError(GradauditError):

@@ -176,6 +176,10 @@ class AuditReport:
         left = list(self.coverage_of.unresolved)
         return unclear[0].message if unclear else f"not enough could be checked{f' ({listed(left)})' if left else ''}"
 
+    def __repr__(self) -> str:
+        """Return the verdict in one line: what a failed assertion shows of a report."""
+        return f"<AuditReport {self.headline}>"
+
     def __str__(self) -> str:
         """Return the headline, the findings by root cause, worst first, and where the rest is."""
         found = self.root_findings

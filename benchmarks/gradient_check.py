@@ -30,6 +30,7 @@ from audits.gradients.methods.batched import vmap_holds
 from audits.gradients.methods.certify import Certifier
 from audits.gradients.methods.exact import check_exactly
 from audits.lanes import lifted_loss
+from audits.lanes.directions import NOWHERE
 from audits.lanes.evaluation import Point
 from audits.lanes.problem import Problem
 from audits.live.subject import open_subject
@@ -170,7 +171,7 @@ def bench(name: str, make: Callable[[], tuple[nn.Module, Any, Loss]], repeats: i
         ours, certifier = timed(probe, repeats)
         passed = all(v.outcome is Outcome.PASS for v in certifier.verdicts.values())
         point = Point(problem)
-        one, _ = timed(lambda: point.along({}, 0.0), max(repeats, 3))
+        one, _ = timed(lambda: point.along(NOWHERE, 0.0), max(repeats, 3))
         evaluations = certifier.evaluations
         print(f"\n{name}: {elements:,} elements in {len(names)} tensors; F {1e3 * plain:.2f} ms, G {1e3 * both:.2f} ms,"
               f" E/F {one / plain:.2f}")  # fmt: skip

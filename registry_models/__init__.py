@@ -15,7 +15,12 @@ __all__ = ["attach_recipe", "log_model"]
 
 def __getattr__(name: str) -> Any:
     if name in __all__:
-        from registry_models import logging_models
+        try:
+            from registry_models import logging_models
+        except ModuleNotFoundError as error:
+            from audits.parts import missing_part
+
+            raise missing_part(error) or error from error
 
         return getattr(logging_models, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -84,6 +84,23 @@ class Check:
         """Return where its numbers come from, a sentence each."""
         return tuple(f"{one.text()}: {one.source}" for one in self.thresholds if one.source)
 
+    def explanation(self, settings: AuditSettings | None = None) -> list[tuple[str, str]]:
+        """Return everything about the check for a reader, as (title, text); a title left empty goes on with the last.
+
+        Args:
+            settings: of the audit; the defaults when None.
+        """
+        lines = (
+            ("claim", self.claim),
+            ("severity", str(self.severity)),
+            ("formula", self.formula),
+            ("threshold", self.threshold(settings)),
+            *(("from" if number == 0 else "", text) for number, text in enumerate(self.sources())),
+            ("blind to", self.blind_to),
+            ("where to look", self.where_to_look),
+        )
+        return [(title, text) for title, text in lines if text]
+
     def to_dict(self, settings: AuditSettings | None = None) -> dict[str, Any]:
         """Return everything about the check as plain values, its thresholds as they are in force."""
         return {

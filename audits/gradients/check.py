@@ -17,6 +17,7 @@ from audits.gradients.methods.exact import check_exactly
 from audits.gradients.methods.rounding import mark_rounding_zeros, suspicious
 from audits.gradients.methods.second_opinion import check_with_gradcheck
 from audits.gradients.native.native import check_native
+from audits.gradients.native.whole_model import NativeGradient
 from audits.gradients.verdict_rows import parameter_row, skipped_row
 from audits.gradients.verdicts import Verdict
 from audits.lanes.evaluation import Point
@@ -46,18 +47,28 @@ def check_gradients(subject: Subject) -> list[ResultRow]:
     settings = subject.settings
     rows: list[ResultRow] = []
     find_weighings(subject)
+    natively = settings.wants_check(NATIVE_DTYPE.name) and not settings.parameters
     for phase in subject.phases:
+        gradient = _native_gradient(subject, phase) if natively else None
         if settings.wants_check(FINITE_DIFFERENCE.name):
-            rows += _finite_differences(subject, phase)
-        if settings.wants_check(NATIVE_DTYPE.name) and not settings.parameters:
-            rows += check_native(subject, phase)
+            rows += _finite_differences(subject, phase, gradient)
+        if natively:
+            rows += check_native(subject, phase, gradient)
         if settings.wants_check(INPUT.name):
             rows += check_inputs(subject, phase)
     subject.reset()
     return rows
 
 
-def _finite_differences(subject: Subject, phase: LivePhase) -> list[ResultRow]:
+def _native_gradient(subject: Subject, phase: LivePhase) -> NativeGradient | None:
+    try:
+        return NativeGradient(subject, phase)
+    except Exception:  # the model's own code; `check_native` tells what it raised
+        _log.debug("no native gradient", exc_info=True)
+        return None
+
+
+def _finite_differences(subject: Subject, phase: LivePhase, gradient: NativeGradient | None) -> list[ResultRow]:
     dtypes = {name: str(parameter.dtype) for name, parameter in subject.parameters.items()}
     wanted = [name for name in subject.parameters if subject.settings.wants_parameter(name)]
     foreign = surely_foreign(subject, phase.name)  # update.isolation fails them; stopped gradients would follow from it
@@ -70,6 +81,8 @@ def _finite_differences(subject: Subject, phase: LivePhase) -> list[ResultRow]:
         for lane in (Lane.FLOAT64, Lane.FLOAT32):
             try:
                 with lifted_loss(subject, phase, precision=lane) as problem:
+                    if gradient is not None and lane is Lane.FLOAT64:
+                        problem.observe = gradient.observe
                     verdicts, point = judge(subject, problem, judged)
                     ours = subject.settings.method != "gradcheck"
                     if ours:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
-
 from audits.causes import Cause
 from audits.checks.gradient import INPUT
 from audits.globs import matches
 from audits.gradients.causes.explain import explain
 from audits.gradients.methods.certify import Certifier
 from audits.gradients.verdicts import Verdict, describe
-from audits.lanes.arithmetic import norm
 from audits.lanes.evaluation import Point
 from audits.lanes.lifted_loss import lifted_loss
 from audits.lanes.problem import Problem
@@ -86,13 +83,13 @@ def _asked(subject: Subject, problem: Problem, names: list[str]) -> set[str]:
     }  # fmt: skip
 
 
-def _unasked(name: str, verdict: Verdict, gradient: torch.Tensor | None) -> Verdict:
+def _unasked(name: str, verdict: Verdict, gradient_norm: float) -> Verdict:
     """Judge a gradient that nobody asked for: an absent one is a note, a wrong one a warning."""
     if verdict.outcome is not Outcome.FAIL:
         return verdict
     if Cause.STOP_GRADIENT.begins(verdict.cause):
         return replace(verdict, outcome=Outcome.SKIPPED)
-    if norm(gradient) == 0.0:
+    if gradient_norm == 0.0:
         return replace(
             verdict, outcome=Outcome.SKIPPED, cause=Cause.NO_GRADIENT_ASKED,
             message=f"the loss depends on {name} and gives it no gradient, as losses do for targets, masks and "
@@ -104,13 +101,13 @@ def _unasked(name: str, verdict: Verdict, gradient: torch.Tensor | None) -> Verd
 
 def _row(subject: Subject, phase: LivePhase, name: str, verdict: Verdict, point: Point, *, asked: bool) -> ResultRow:
     if not asked:
-        verdict = _unasked(name, verdict, point.gradients[name])
+        verdict = _unasked(name, verdict, point.gradients.norms[name])
     return ResultRow(
         check=INPUT.name, outcome=verdict.outcome, severity=INPUT.severity if asked else Severity.WARN,
         phase=phase.name, lane=point.problem.lane,
-        parameter=name, numel=point.theta(name).numel(), dtype=point.problem.dtypes.get(name),
+        parameter=name, numel=point.count(name), dtype=point.problem.dtypes.get(name),
         **verdict.numbers,
-        parameter_norm=finite(norm(point.theta(name))), gradient_norm=finite(norm(point.gradients[name])),
+        parameter_norm=finite(point.theta_norms[name]), gradient_norm=finite(point.gradients.norms[name]),
         seed=subject.seed, cause=verdict.cause, message=verdict.message or describe(name, verdict),
         where_to_look=verdict.where_to_look,
     )  # fmt: skip

@@ -6,7 +6,6 @@ from audits.causes import Cause
 from audits.checks.gradient import FINITE_DIFFERENCE
 from audits.devices import missing_determinism
 from audits.gradients.verdicts import Verdict, describe
-from audits.lanes.arithmetic import norm
 from audits.lanes.evaluation import Point
 from audits.live.subject import LivePhase, Subject
 from audits.outcomes import Lane, Outcome, ResultRow, finite
@@ -16,8 +15,9 @@ def parameter_row(
     subject: Subject, phase: LivePhase, name: str, verdict: Verdict, point: Point | None, lane: Lane, dtype: str
 ) -> ResultRow:
     """Return a parameter's row."""
-    gradient = point.gradients.get(name) if point is not None else None
-    known = point is not None and name in point.names
+    norms = (
+        (point.theta_norms[name], point.gradients.norms[name]) if point is not None and name in point.names else None
+    )
     missing = missing_determinism(subject.device) if verdict.cause == Cause.NONDETERMINISTIC else ""
     return ResultRow(
         check=FINITE_DIFFERENCE.name,
@@ -30,8 +30,8 @@ def parameter_row(
         numel=subject.parameters[name].numel(),
         dtype=dtype,
         **verdict.numbers,
-        parameter_norm=finite(norm(point.theta(name))) if known and point is not None else None,
-        gradient_norm=finite(norm(gradient)) if known else None,
+        parameter_norm=finite(norms[0]) if norms is not None else None,
+        gradient_norm=finite(norms[1]) if norms is not None else None,
         seed=subject.seed,
         cause=verdict.cause,
         message=(verdict.message or describe(name, verdict)) + missing,

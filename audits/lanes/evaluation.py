@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
-from audits.lanes.arithmetic import norm
-from audits.lanes.problem import UNIT_ROUNDOFF, LaneError, Problem, Tensors, as_real, differentiate, quiet
+from audits.lanes.directions import NOWHERE, Direction, Random, Unit
+from audits.lanes.placing import Placing
+from audits.lanes.point_gradients import Gradients
+from audits.lanes.problem import UNIT_ROUNDOFF, LaneError, Problem, as_real, quiet
 from audits.lanes.program import BranchMismatchError, Free, Program, Recording, Replaying
+from audits.lanes.theta import Displaced, Theta
 from audits.outcomes import Lane
 
 #: A replay at theta must give the recorded loss; reordered sums inside frozen operators may differ by this many
@@ -21,9 +22,20 @@ REPLAY_TOLERANCE = 64.0
 class Point:
     """The problem at one theta: the value, autograd's gradient, and the function around it on theta's branch.
 
+    Nothing that is as large as the model is held: theta is cast up from the native values, directions are made where
+    they are needed, and of a gradient its sums are kept; a large tensor's gradient is computed again where somebody
+    needs its elements.
+
+    Args:
+        problem: what is evaluated.
+        sizes: displace these tensors by so much, normally distributed.
+        seed: of that displacement.
+        origin: the point to displace.
+        units: random directions whose products with the gradient will be asked for.
+
     Attributes:
         value: f(theta).
-        gradients: autograd's gradient by name, dense and real; None where autograd gives none.
+        gradients: autograd's gradient at theta.
         program: what the forward did.
         evaluations: how often f was evaluated so far.
         spread: largest |f(theta) - f(theta)| over repeats: 0 unless the loss is nondeterministic.
@@ -31,19 +43,21 @@ class Point:
         rounded: names whose gradient is rounding noise around zero and counts as zero.
     """
 
-    def __init__(self, problem: Problem, *, shift: Tensors | None = None, origin: Point | None = None) -> None:
+    def __init__(
+        self, problem: Problem, *, sizes: Mapping[str, float] | None = None, seed: int = 0,
+        origin: Point | None = None, units: Sequence[Unit] = (),
+    ) -> None:  # fmt: skip
         self.problem = problem
         self.evaluations = 0
-        self._theta: dict[str, torch.Tensor]
-        self._original: dict[str, torch.Tensor]
-        if origin is not None and shift is not None:
-            self._original = origin._theta
-            self._theta = {name: t + shift[name] if name in shift else t for name, t in origin._theta.items()}
-        else:
-            self._theta = {name: as_real(t.detach()).clone() for name, t in problem.tensors.items()}
-            self._original = self._theta
-        self._moved: set[str] = set(self._theta) if shift is not None else set()
+        self._origin = origin
+        self._theta: Theta = Theta(problem) if origin is None else Displaced(origin._theta, sizes or {}, seed)
+        self._place = Placing(problem, self._theta)
+        if origin is not None:
+            self._place.moved = set(sizes or {}) | origin._place.moved
+        self._before: dict[str, torch.Tensor] = {}
         self._mutates = False
+        self._units = tuple(units)
+        self.gradients = Gradients(problem, self._theta, self._place)
         self.rounded: set[str] = set()
         self.value_roundoff = problem.roundoff
         self.program = Program()
@@ -54,50 +68,47 @@ class Point:
 
     def _evaluate(self) -> None:
         self.value = self._record()
-        self.gradients, self.analytic_value = self._differentiate()
+        self.gradients.watch(self.program)
+        observe = self.problem.observe if self._origin is None else None
+        self.analytic_value = self.gradients.evaluate(self._units, observe)
         self.spread = self._repeat()
 
     @property
     def names(self) -> tuple[str, ...]:
         """The tensors' names."""
-        return tuple(self._theta)
+        return self._theta.names
 
     @property
-    def thetas(self) -> Tensors:
-        """The tensors' values at the point, by name (real views, not to be changed)."""
-        return self._theta
-
-    @functools.cached_property
     def theta_norms(self) -> dict[str, float]:
         """Euclidean norm of each tensor."""
-        return {name: norm(value) for name, value in self._theta.items()}
-
-    @functools.cached_property
-    def gradient_norms(self) -> dict[str, float]:
-        """Euclidean norm of each gradient, 0 where autograd gives none."""
-        return {name: norm(self.gradients[name]) for name in self._theta}
+        return self._theta.norms
 
     def theta(self, name: str) -> torch.Tensor:
         """Return a tensor's value at the point (real view, not to be changed)."""
-        return self._theta[name]
+        return self._theta.whole(name)
 
-    def along(self, direction: Tensors, step: float) -> float:
+    def count(self, name: str) -> int:
+        """Return how many real elements a tensor has."""
+        return self._theta.likes[name].numel()
+
+    def random(self, unit: Unit, scales: Mapping[str, float]) -> Random:
+        """Return a random direction through some tensors, ``scales`` by name."""
+        return self._theta.random(unit, scales)
+
+    def along(self, direction: Direction, step: float) -> float:
         """Return ``f(theta + step * direction)`` on the branch of theta.
 
         Raises:
             BranchMismatchError: Python took another way through the forward there.
         """
-        self._place(direction, step)
+        self._place.at(direction, step)
         return self._replay()
 
-    def near(
-        self, direction: Tensors, windows: Mapping[str, slice], centre: float, spacing: float, count: int
-    ) -> list[float]:
-        """Return ``f(theta + (centre + i spacing) direction)``, i < count, of which after the first only windows move.
+    def near(self, direction: Direction, centre: float, spacing: float, count: int) -> list[float]:
+        """Return ``f(theta + (centre + i spacing) direction)``, i < count, of which after the first only pieces move.
 
         Args:
-            direction: the direction, all of which is moved to ``centre``.
-            windows: name -> slice of the flattened tensor that moves on; the others stay at ``centre``.
+            direction: all of it is moved to ``centre``; the `densest` piece of each tensor moves on.
             centre: distance of the first value.
             spacing: distance between neighbours.
             count: number of values.
@@ -107,54 +118,50 @@ class Point:
         """
         values = [self.along(direction, centre)]
         views = []
-        for name, window in windows.items():
-            data, vector = as_real(self.problem.tensors[name].data), direction[name]
-            if data.is_contiguous() and vector.is_contiguous():
-                views.append((data.view(-1)[window], vector.view(-1)[window]))
+        for name in direction.names:
+            data, window = as_real(self.problem.tensors[name].data), self.gradients.densest(name)
+            if not data.numel():
+                continue
+            factor = direction.factor(name)
+            if data.is_contiguous():
+                views.append((data.view(-1)[window], direction.piece(name, window), factor))
             else:
-                views.append((data, vector))
+                views.append((data, direction.whole(name), factor))
         for i in range(1, count):
             if self._mutates:
-                self._place(direction, centre + i * spacing)
+                self._place.at(direction, centre + i * spacing)
             else:
-                for place, piece in views:
-                    place.add_(piece, alpha=spacing)
+                for place, piece, factor in views:
+                    place.add_(piece, alpha=spacing * factor)
             values.append(self._replay())
         return values
 
     def along_element(self, name: str, index: int, step: float) -> float:
         """Return ``f`` with one element of one tensor moved by ``step``."""
-        self._place({}, 0.0)
+        self.settle()
         target = as_real(self.problem.tensors[name].data)
         target.view(-1)[index] += step
-        self._moved.add(name)
+        self._place.moved.add(name)
         return self._replay()
 
     def settle(self) -> None:
         """Put the tensors to theta."""
-        self._place({}, 0.0)
+        self._place.at(NOWHERE, 0.0)
 
     def restore(self) -> None:
         """Put the tensors back to what they were before the point was made."""
-        for name, value in self._original.items():
+        if self._origin is not None:
+            self._origin.restore_from_theta()
+            return
+        self.restore_from_theta()
+        for name, value in self._before.items():
             as_real(self.problem.tensors[name].data).copy_(value)
+            self._place.moved.add(name)
 
     def restore_from_theta(self) -> None:
-        """Put the tensors back after another point failed to be made."""
-        self._moved = set(self._theta)
-        self._place({}, 0.0)
-
-    def nearby_gradients(self, size: float) -> dict[str, torch.Tensor | None]:
-        """Return autograd's gradients at ``theta (1 + size)``: what of them is rounding changes entirely."""
-        gradients, _ = self._differentiate(self._theta, size)
-        return gradients
-
-    def _place(self, direction: Tensors, step: float) -> None:
-        for name in self._moved - direction.keys():
-            as_real(self.problem.tensors[name].data).copy_(self._theta[name])
-        for name, vector in direction.items():
-            torch.add(self._theta[name], vector, alpha=step, out=as_real(self.problem.tensors[name].data))
-        self._moved = set(direction)
+        """Put the tensors back to this point after another one was there."""
+        self._place.all_moved()
+        self.settle()
 
     def _replay(self) -> float:
         self.problem.before()
@@ -171,20 +178,20 @@ class Point:
         if self.problem.at_point is not None:
             self.problem.at_point()
         value = self._record_once()
-        changed = [n for n, t in self.problem.tensors.items() if not torch.equal(as_real(t.data), self._theta[n])]
+        changed = [n for n, t in self.problem.tensors.items() if not self._theta.equals(n, as_real(t.data))]
         if changed:
             # The forward rewrites parameters itself (an embedding's max_norm): autograd's gradient is taken at what it
             # leaves behind, so that is the point.
-            if self._original is self._theta:
-                self._original = dict(self._theta)
-            self._theta |= {n: as_real(self.problem.tensors[n].data).clone() for n in changed}
+            for name in changed:
+                self._before.setdefault(name, self._theta.whole(name))
+                self._theta.replace(name, as_real(self.problem.tensors[name].data).contiguous().clone())
             self._mutates = True
-            self._moved = set(self._theta)
+            self._place.all_moved()
             value = self._record_once()
         return value
 
     def _record_once(self) -> float:
-        self._place({}, 0.0)
+        self.settle()
         self.problem.before()
         program = Program()
         lift = self.problem.lane is Lane.FLOAT64
@@ -194,29 +201,11 @@ class Point:
         self.program = program
         return value
 
-    def _differentiate(
-        self, direction: Tensors | None = None, step: float = 0.0
-    ) -> tuple[dict[str, torch.Tensor | None], float]:
-        self._place(direction or {}, step)
-        self.problem.before()
-        tensors = self.problem.tensors
-        cursor = self.problem.tape.cursor()
-        program = self.program
-        needed = program.random or program.lifted
-        mode = Free(cursor, lift=self.problem.lane is Lane.FLOAT64) if needed else contextlib.nullcontext()
-        with quiet(), mode:
-            loss = self.problem.loss()
-            cursor.by_state_only = True
-            gradients = differentiate(loss, tensors, hooked=self.problem.hooked)
-        self._moved = set(self._theta)  # hooks that step the optimizer in the backward have moved everything
-        real = {n: None if g is None else as_real(g.detach()) for n, g in gradients.items()}
-        return real, float(loss.detach().double())
-
     def _repeat(self) -> float:
         if self.program.idle:
             again = self.analytic_value  # the backward's own forward is a repeat: no replay has anything to prove
         else:
-            self._place({}, 0.0)
+            self.settle()
             again = self._replay()
         scale = self.problem.roundoff * max(abs(self.value), abs(again))
         difference = abs(again - self.value)
@@ -232,7 +221,7 @@ class Point:
         return max(spread, difference)
 
     def _plain(self) -> float:
-        self._place({}, 0.0)
+        self.settle()
         self.problem.before()
         mode = Free(self.problem.tape.cursor(), lift=self.problem.lane is Lane.FLOAT64)
         with quiet(), mode:
@@ -244,6 +233,6 @@ class Point:
         if self.problem.lane is Lane.FLOAT64 and loss.dtype is not torch.float64:
             raise LaneError(f"the loss stays {loss.dtype} in the float64 lane")
         if self._mutates:
-            self._moved = set(self._theta)
+            self._place.all_moved()
         self.value_roundoff = UNIT_ROUNDOFF[Lane.FLOAT64 if loss.dtype is torch.float64 else Lane.FLOAT32]
         return float(loss.detach())

@@ -87,6 +87,7 @@ def lifted_loss(
                 model=None if inputs else subject.model,
                 hooked=may_step(subject.model),
                 batches=batches,
+                native={} if inputs else {name: subject.native_value(name) for name in tensors},
             )
 
 

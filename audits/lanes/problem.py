@@ -42,6 +42,9 @@ class Problem:
         model: the module the tensors are parameters of, where they are.
         hooked: whether hooks of the model's parameters may step an optimizer inside a backward.
         batches: the micro-batches the loss is computed on, each with its weight; another one may take a place.
+        native: the tensors' values before the lane lifted them, by name: cast up they are the values at the start, so
+            that those need not be held twice. Not to be written.
+        observe: called with autograd's gradient of each tensor at the start, when it is ready.
     """
 
     tensors: Tensors
@@ -56,6 +59,8 @@ class Problem:
     model: nn.Module | None = None
     hooked: bool = False
     batches: list[tuple[float, Any]] = field(default_factory=list)
+    native: Tensors = field(default_factory=dict)
+    observe: Callable[[str, torch.Tensor], None] | None = None
 
     @property
     def roundoff(self) -> float:

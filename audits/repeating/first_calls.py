@@ -102,7 +102,7 @@ def _gradient_norms(subject: Subject, phase: LivePhase) -> dict[str, float] | No
         with lifted_loss(subject, phase) as problem:
             point = Point(problem)
             point.restore()
-            return dict(point.gradient_norms)
+            return dict(point.gradients.norms)
     except Exception:  # what cannot be evaluated is told by the check itself
         return None
     finally:

@@ -165,7 +165,9 @@ class _Fresh:
         self._audits.append((version, audits))
 
     def outdated(self, present: str) -> list[tuple[Version, CommittedAudit]]:
-        return [(version, audits[-1]) for version, audits in self._audits if not _is_present(audits[-1], present)]
+        return [
+            (version, audits[-1]) for version, audits in self._audits if not is_present(audits[-1].environment, present)
+        ]
 
     def again(self, settings: GradauditSettings, present: str, now: datetime.datetime) -> list[tuple[Version, Reason]]:
         """Return what is audited again: a sample of what another environment judged, then the night's share."""
@@ -182,7 +184,7 @@ class _Fresh:
             for version, audits in self._audits
             if audits[-1].audited_at.date() < now.date() and version.uri not in chosen
         ]
-        left.sort(key=lambda pair: (_is_present(pair[1], present), pair[1].audited_at))
+        left.sort(key=lambda pair: (is_present(pair[1].environment, present), pair[1].audited_at))
         turn = left[: max(0, share - done)]
         return [(v, Reason.SAMPLE) for v in sample] + [(v, Reason.ROTATION) for v, _ in turn]
 
@@ -191,7 +193,7 @@ class _Fresh:
 
         Kinds take turns, so that a kind with many models does not crowd out the others.
         """
-        judged = {(a[-1].artifact_kind, v.name) for v, a in self._audits if _is_present(a[-1], present)}
+        judged = {(a[-1].artifact_kind, v.name) for v, a in self._audits if is_present(a[-1].environment, present)}
         strata: dict[tuple[str, str], Version] = {}
         for version, audit in outdated:
             stratum = (audit.artifact_kind, version.name)
@@ -244,8 +246,6 @@ def _keyed(versions: Iterable[Version], settings: GradauditSettings) -> Iterable
         yield version, due_key(version, settings, audit_settings, trusted=trusted, waivers=waivers)
 
 
-def _is_present(audit: CommittedAudit, present: str) -> bool:
-    """Whether an audit ran in the present environment; planned on a host without a GPU, any driver will do."""
-    return audit.environment == present or (
-        ", driver " not in present and audit.environment.startswith(f"{present}, driver ")
-    )
+def is_present(environment: str, present: str) -> bool:
+    """Whether an audit's environment is the present one; asked on a host without a GPU, any driver will do."""
+    return environment == present or (", driver " not in present and environment.startswith(f"{present}, driver "))

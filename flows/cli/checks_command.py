@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from rich.console import Group
 from rich.markup import escape
@@ -56,17 +56,7 @@ def checks_table(checks: Iterable[Check], settings: AuditSettings) -> Table:
 
 def explanation(check: Check, settings: AuditSettings) -> Group:
     """Return everything that is known of one check, its thresholds as these settings have them."""
-    lines: Sequence[tuple[str, str]] = (
-        ("claim", check.claim),
-        ("severity", str(check.severity)),
-        ("formula", check.formula),
-        ("threshold", check.threshold(settings)),
-        *(("from" if number == 0 else "", text) for number, text in enumerate(check.sources())),
-        ("blind to", check.blind_to),
-        ("where to look", check.where_to_look),
-    )
     table = Table.grid(padding=(0, 2))
-    for name, text in lines:
-        if text:
-            table.add_row(Text(name, style="bold"), escape(text))
+    for name, text in check.explanation(settings):
+        table.add_row(Text(name, style="bold"), escape(text))
     return Group(Text(check.name, style="bold"), table)

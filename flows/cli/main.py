@@ -14,7 +14,9 @@ from typing import Annotated, Any
 import typer
 
 from audits.errors import GradauditError, InfrastructureError, SetupError
+from audits.parts import missing_part
 from flows.cli.ending import StoppedBySignal, ended_by_exception, exit_as_ended
+from flows.cli.gate_cli import add_gate_commands
 from flows.cli.options import AsJson, Results, TrackingUri
 from flows.cli.results_cli import add_result_commands
 from flows.cli.service_cli import add_service_commands
@@ -157,6 +159,7 @@ def settings(
     raise typer.Exit(show_settings(GradauditSettings.load(), model, as_json=as_json))
 
 
+add_gate_commands(app)
 add_result_commands(app)
 for _command in app.registered_commands:
     assert _command.callback is not None
@@ -183,6 +186,10 @@ def main() -> None:
         _refuse(f"{error}", f"{marked}; repeat when it answers")
     except GradauditError as error:
         _refuse(f"{error}")
+    except ModuleNotFoundError as error:
+        if (missing := missing_part(error)) is None:
+            raise
+        _refuse(f"{missing}")
     except StoppedBySignal as stopped:
         print(f"gradaudit: stopped; {stopped.told or 'nothing was marked'}", file=sys.stderr, flush=True)
         exit_as_ended(stopped.number)

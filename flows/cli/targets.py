@@ -24,3 +24,13 @@ def refuse_target(target: str) -> None:
         raise ArtifactError(
             f"{target!r} is neither models:/NAME/VERSION, models:/NAME@ALIAS nor a model directory{hint}"
         )
+
+
+def refuse_reference(target: str) -> None:
+    """Refuse what names no registered version, before the seconds that MLflow's import takes.
+
+    Raises:
+        ArtifactError: it is no reference.
+    """
+    if read_reference(target) is None:
+        raise ArtifactError(no_reference(target))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from mlflow.tracking import MlflowClient
 
 from audits.errors import ArtifactError, RecipeError
 from audits.naming import visible
-from audits.short_digests import short_digest
+from registry_models.artifacts.content_digest import content_digest, content_files, contents_of
 from registry_models.artifacts.factory_files import FACTORY_FILE
 from registry_models.artifacts.files_below import files_in
 from registry_models.artifacts.mlmodel import read_mlmodel
@@ -41,9 +40,6 @@ _RECIPE_URI = re.compile(r"runs:/[^/\s][^\s]*|models:/[^/].*", re.DOTALL)
 _WEIGHTS = (".pth", ".pt", ".bin", ".safetensors", ".ckpt")
 
 _MODEL_ID = re.compile(r"m-[0-9a-f]{1,64}")
-
-#: MLflow writes this file beside MLmodel when it downloads a registered version; it is no part of the model.
-_NOT_CONTENT = "registered_model_meta"
 
 #: Largest recipe folder that a tag can bring in.
 MAXIMUM_RECIPE_FOLDER_BYTES = 2 * 2**30
@@ -200,10 +196,10 @@ def read_snapshot(folder: Path, *, overlay: Path | None = None, overlay_source: 
         recipe_folder: Path | None = overlay
     else:
         recipe_folder = own if (own / RECIPE_FILE).is_file() else None
-    contents, code_folder = _contents(files), _code_folder(folder, flavors)
+    contents, code_folder = contents_of(files), _code_folder(folder, flavors)
     return Snapshot(
         folder=folder,
-        digest=_digest(folder, contents),
+        digest=content_digest(folder, contents),
         artifact_kind=_artifact_kind(folder, flavors),
         recipe_folder=recipe_folder,
         recipe_source=overlay_source if overlay is not None else "version" if recipe_folder else "none",
@@ -277,20 +273,7 @@ def _code_folder(folder: Path, flavors: Mapping[str, Any]) -> Path | None:
 
 def _files(folder: Path, *, limit: int | None = None) -> list[Path]:
     """The files that are content; MLflow writes one more beside MLmodel when it downloads a registered version."""
-    files = [path for path in files_in(folder) if path != folder / _NOT_CONTENT]
+    files = content_files(folder)
     if limit is not None and sum(path.stat().st_size for path in files) > limit:
         raise ArtifactError(f"the recipe is larger than {limit // 2**20} MiB: refused")
     return files
-
-
-def _contents(files: list[Path]) -> list[tuple[Path, str]]:
-    """Each file with the SHA-256 of its content."""
-    contents = []
-    for path in files:
-        with path.open("rb") as stream:
-            contents.append((path, hashlib.file_digest(stream, "sha256").hexdigest()))
-    return contents
-
-
-def _digest(folder: Path, contents: list[tuple[Path, str]]) -> str:
-    return short_digest((f"{path.relative_to(folder).as_posix()}\0{content}\n" for path, content in contents), 32)

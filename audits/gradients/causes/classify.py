@@ -11,7 +11,8 @@ from torch.autograd import forward_ad
 
 from audits.gradients.methods.probe import Prober
 from audits.gradients.methods.swapping import slots_of, swapped
-from audits.lanes.problem import Problem, Tensors, quiet
+from audits.lanes.directions import Direction, Given, values_of
+from audits.lanes.problem import Problem, quiet
 from audits.lanes.program import BranchMismatchError, Free
 from audits.wording import module_label
 
@@ -22,7 +23,7 @@ JVP_TOLERANCE = 1e-6
 NARROWINGS = 4
 
 
-def jvp_agrees(model: nn.Module, problem: Problem, direction: Tensors, expected: float) -> bool | None:
+def jvp_agrees(model: nn.Module, problem: Problem, direction: Direction, expected: float) -> bool | None:
     """Return whether forward-mode differentiation gives autograd's ``<g, v>``; None where there is none.
 
     Forward mode is no independent oracle (a detached value has no tangent either), it only sorts a failure: agreement
@@ -32,10 +33,13 @@ def jvp_agrees(model: nn.Module, problem: Problem, direction: Tensors, expected:
     if any(t.is_complex() or owned.get(name) is not t for name, t in problem.tensors.items()):
         return None
     problem.before()
+    moving = set(direction.names)
     try:
         with quiet(), forward_ad.dual_level():
             duals = {
-                name: forward_ad.make_dual(tensor.detach(), direction[name]) if name in direction else tensor.detach()
+                name: forward_ad.make_dual(tensor.detach(), values_of(direction, name))
+                if name in moving
+                else tensor.detach()
                 for name, tensor in problem.tensors.items()
             }
             with swapped(slots_of(model, problem.tensors), duals), Free(problem.tape.cursor(), lift=problem.lifts):
@@ -55,20 +59,25 @@ def single_wrong_element(prober: Prober, name: str, step: float) -> tuple[int, f
     Returns:
         (flat index, autograd's value, finite difference), or None.
     """
+    with prober.point.gradients.holding([name]):
+        return _single(prober, name, step)
+
+
+def _single(prober: Prober, name: str, step: float) -> tuple[int, float, float] | None:
     theta = prober.point.theta(name)
     low, high = 0, theta.numel()
     scale = prober.scales([name], step)[name]
-    base = prober.direction({name: scale})[name]
+    base = values_of(prober.direction({name: scale}), name)
     places = torch.arange(theta.numel(), dtype=theta.dtype, device=theta.device).view_as(theta)
     try:
         for _ in range(NARROWINGS):
             inside = (places >= low) & (places < high)
             flat = torch.where(inside, base, 0.0)
-            first = prober.along({name: flat}, step)
+            first = prober.along(Given({name: flat}), step)
             if not first.exceeds:
                 return None
             ramp = flat * ((places - low + 1) / (high - low))
-            second = prober.along({name: ramp}, step)
+            second = prober.along(Given({name: ramp}), step)
             error, moment = (p.estimate.value - p.autograd for p in (first, second))
             ratio = moment / error
             doubt = (second.bound + abs(ratio) * first.bound) / abs(error)
@@ -87,8 +96,8 @@ def single_wrong_element(prober: Prober, name: str, step: float) -> tuple[int, f
             return None
         alone = torch.zeros_like(theta)
         alone.view(-1)[index] = base.reshape(-1)[index]
-        whole = prober.along({name: base}, step)
-        one = prober.along({name: alone}, step)
+        whole = prober.along(Given({name: base}), step)
+        one = prober.along(Given({name: alone}), step)
     except BranchMismatchError:
         return None
     rest = (whole.estimate.value - whole.autograd) - (one.estimate.value - one.autograd)

@@ -13,7 +13,6 @@ from audits.gradients.graph import LossGraph, root_of
 from audits.gradients.methods.probe import Prober
 from audits.gradients.methods.romberg import FIRST_STEP
 from audits.gradients.verdicts import Verdict, describe, number
-from audits.lanes.arithmetic import dot
 from audits.lanes.evaluation import Point
 from audits.lanes.problem import Problem
 from audits.lanes.watching import ModuleStack
@@ -106,7 +105,7 @@ def _between(
     hooks = backward_hooks(subject.model, problem)
     prober = Prober(point, subject.seed + 5)
     direction = prober.direction(prober.scales(list(failing), FIRST_STEP))
-    expected = dot(point.gradients, direction).total
+    expected = point.gradients.products(direction).total
     agrees = jvp_agrees(subject.model, problem, direction, expected)
     kind = {
         True: "forward-mode differentiation agrees with autograd: a value is detached, or changed outside autograd",

@@ -15,7 +15,6 @@ from audits.gradients.causes.aliases import called_under_two_names
 from audits.gradients.causes.cancelled import Cancellation, cancellations
 from audits.gradients.methods.certify import Certifier
 from audits.gradients.verdicts import Verdict, number
-from audits.lanes.arithmetic import norm
 from audits.lanes.evaluation import Point
 from audits.lanes.problem import Problem, quiet
 from audits.lanes.program import Free
@@ -75,7 +74,7 @@ class _Explaining:
             if any(name in found.tensors for found in cancelled):
                 self._settle(name, _cancelled(name, self._remaining[name], cancelled, f"{kind} at {where}"))
             else:
-                stopped = norm(self._point.gradients[name]) == 0
+                stopped = self._point.gradients.norms[name] == 0
                 self._settle(name, _meant(name, verdict, kind, meant, stopped=stopped))
 
     def by_stops(self) -> None:
@@ -198,7 +197,7 @@ def _advice(subject: Subject, problem: Problem, point: Point, names: list[str], 
         text = cancelled[0].describe()
         return f"{text[0].upper()}{text[1:]}{none}"
     lines = list(dict.fromkeys((site.path, site.source) for site in culprits))
-    fully = all(norm(point.gradients[name]) == 0 for name in names)
+    fully = all(point.gradients.norms[name] == 0 for name in names)
     paths = sorted({site.path for site in culprits})
     if len(lines) > 1 and not (fully and len(paths) == 1):
         where = ", ".join(dict.fromkeys(site.source for site in culprits[:NARROWED_PLACES]))
@@ -225,7 +224,9 @@ def _agreeing(subject: Subject, problem: Problem, names: list[str], frozen: Chos
         with stops.active():
             return problem.loss()
 
-    held = Problem(problem.tensors, loss, problem.before, problem.tape, problem.lane, stops.at_point)
+    held = Problem(
+        problem.tensors, loss, problem.before, problem.tape, problem.lane, stops.at_point, native=problem.native
+    )  # fmt: skip
     settings = subject.settings
     certifier = Certifier(
         held, seed=subject.seed + 1, probes=settings.probes, detection_limit=settings.detection_limit

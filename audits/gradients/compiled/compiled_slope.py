@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,9 @@ from audits.checks.gradient import KINK_SHARE
 from audits.gradients.methods.noise import measure_noise
 from audits.gradients.methods.probe import SMALLEST_RMS
 from audits.gradients.methods.romberg import Estimate, romberg_at
-from audits.lanes.arithmetic import dot, norm, random_signs_and_sizes
+from audits.lanes.arithmetic import norm
+from audits.lanes.directions import NOWHERE, Direction, Random, Unit, values_of
+from audits.lanes.gradient_sums import dot
 from audits.lanes.lifted_loss import one_number
 from audits.lanes.problem import UNIT_ROUNDOFF, Problem, as_real, differentiate
 from audits.live.subject import LivePhase, Subject
@@ -64,7 +66,7 @@ class CompiledLoss:
     def __init__(self, subject: Subject, phase: LivePhase, problem: Problem, here: dict[str, torch.Tensor]) -> None:
         self._subject, self._phase, self._problem, self._here = subject, phase, problem, here
         self._before = {name: tensor.detach().clone() for name, tensor in problem.tensors.items()}
-        self._place({}, 0.0)
+        self._place(NOWHERE, 0.0)
         loss = self._loss()
         found = differentiate(loss, problem.tensors, hooked=problem.hooked)
         self._gradients = {n: None if g is None else as_real(g.detach()) for n, g in found.items()}
@@ -76,24 +78,22 @@ class CompiledLoss:
 
     def slope(self, names: list[str], seed: int) -> Slope:
         """Return the derivative along a random direction; at the smaller step where the larger one's exceeds."""
-        direction = {}
-        for position, name in enumerate(names):
-            value = as_real(self._here[name])
-            size = max(norm(value) / max(value.numel(), 1) ** 0.5, SMALLEST_RMS)
-            direction[name] = random_signs_and_sizes(value, size, seed + 89 + position, None)
-        products = dot(self._gradients, direction)
-        terms = [g * direction[n] for n, g in self._gradients.items() if g is not None and n in direction]
-        spread = math.sqrt(sum(norm(term) ** 2 for term in terms))
+        reals = {name: as_real(value) for name, value in self._here.items()}
+        scales = {n: max(norm(reals[n]) / max(reals[n].numel(), 1) ** 0.5, SMALLEST_RMS) for n in names}
+        direction = Random(Unit(seed + 89, 0), reals, scales)
+        gradients = {n: g for n, g in self._gradients.items() if g is not None and n in scales}
+        total = math.fsum(direction.factor(n) * dot(g, direction, n)[0] for n, g in gradients.items())
+        spread = math.sqrt(sum(norm(g * values_of(direction, n)) ** 2 for n, g in gradients.items()))
         found: Slope | None = None
         for step in STEPS:
             estimate = self._estimate(direction, step)
-            found = Slope(products.total, estimate, estimate.bound + KINK_SHARE.value * spread, spread)
+            found = Slope(total, estimate, estimate.bound + KINK_SHARE.value * spread, spread)
             if not found.exceeds:
                 break
         assert found is not None
         return found
 
-    def _estimate(self, direction: Mapping[str, torch.Tensor], step: float) -> Estimate:
+    def _estimate(self, direction: Direction, step: float) -> Estimate:
         along = self._along(direction)
         roundoff = UNIT_ROUNDOFF[Lane.FLOAT64]
         noise = measure_noise(
@@ -101,16 +101,19 @@ class CompiledLoss:
         )
         return romberg_at(along, step, noise.sigma)
 
-    def _along(self, direction: Mapping[str, torch.Tensor]) -> Callable[[float], float]:
+    def _along(self, direction: Direction) -> Callable[[float], float]:
         def value(distance: float) -> float:
             self._place(direction, distance)
             return float(self._loss().detach())
 
         return value
 
-    def _place(self, direction: Mapping[str, torch.Tensor], distance: float) -> None:
+    def _place(self, direction: Direction, distance: float) -> None:
+        moving = set(direction.names)
         for name, value in self._here.items():
-            moved = as_real(value) + direction[name] * distance if name in direction else as_real(value)
+            moved = as_real(value)
+            if name in moving:
+                moved = moved.add(direction.whole(name), alpha=direction.factor(name) * distance)
             as_real(self._problem.tensors[name].data).copy_(moved)
 
     def _loss(self) -> torch.Tensor:

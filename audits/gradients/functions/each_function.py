@@ -222,7 +222,7 @@ def _certified(
     except Exception as error:  # the Function's own code, on values it may not be made for
         _log.debug("%s cannot be judged alone: %s", function_name(call.function), error)
         return None
-    if any(gradient is None for gradient in point.gradients.values()):
+    if not all(name in point.gradients for name in point.names):
         return None  # another argument's gradient may account for this one
     here = {i: v for i, v in certifier.verdicts.items() if not v.displaced and v.cause != Cause.NON_FINITE_GRADIENT}
     for outcome in (Outcome.FAIL, Outcome.PASS):

@@ -9,12 +9,10 @@ from dataclasses import replace
 import torch
 
 from audits.causes import Cause
-from audits.devices import Draws
 from audits.gradients.methods.probe import Prober
 from audits.gradients.methods.rounding import mark_rounding_zeros
 from audits.gradients.methods.rounds import Rounds
 from audits.gradients.verdicts import Verdict, describe
-from audits.lanes.arithmetic import all_finite
 from audits.lanes.evaluation import Point
 from audits.lanes.problem import LaneError
 from audits.lanes.program import BranchMismatchError
@@ -60,7 +58,7 @@ class Certifier(Rounds):
         Raises:
             LaneError: the loss there is not finite.
         """
-        point = Point(self._problem)
+        point = Point(self._problem, units=self._units(displaced=False))
         if not math.isfinite(point.value):
             point.restore()
             raise LaneError(f"the loss is {point.value} in this lane")
@@ -70,8 +68,8 @@ class Certifier(Rounds):
         """Fail the tensors whose gradient is NaN or infinite; return the others."""
         judged = []
         for name in names:
-            gradient = point.gradients[name]
-            if gradient is not None and not all_finite(gradient, point.gradient_norms[name]):
+            gradient = None if point.gradients.all_finite(name) else point.gradients[name]
+            if gradient is not None:
                 bad = int((~torch.isfinite(gradient)).sum())
                 self.verdicts[name] = Verdict(
                     outcome=Outcome.FAIL,
@@ -104,7 +102,7 @@ class Certifier(Rounds):
     def _judge_there(self, moved: Point, names: Sequence[str]) -> tuple[list[str], list[str], set[str]]:
         """Judge tensors at a displaced point; return those it could be done for, those still open, and zeros there."""
         try:
-            judged = [n for n in names if _finite(moved, n)]
+            judged = [n for n in names if moved.gradients.all_finite(n)]
             leftover = self.patiently(moved, self.rounds(moved, judged, displaced=True), displaced=True)
             mark_rounding_zeros(moved, leftover)
             return judged, leftover, self._zeros(moved, leftover)
@@ -135,14 +133,12 @@ class Certifier(Rounds):
         prober = Prober(point, self._seed)
         point.restore()
         for size in sizes:
-            draws = Draws(self._seed + 17)
-            shift = {}
-            for name in point.names if names is None else names:
-                theta = point.theta(name)
-                noise = torch.randn(theta.shape, **draws.on(theta.device), dtype=theta.dtype)
-                shift[name] = noise * (size * prober.rms[name])
+            sizes_by_name = {name: size * prober.rms[name] for name in (point.names if names is None else names)}
             try:
-                moved = Point(self._problem, shift=shift, origin=point)
+                moved = Point(
+                    self._problem, sizes=sizes_by_name, seed=self._seed + 17, origin=point,
+                    units=self._units(displaced=True),
+                )  # fmt: skip
             except (RuntimeError, LaneError, BranchMismatchError, ValueError):
                 point.restore_from_theta()
                 continue
@@ -152,7 +148,7 @@ class Certifier(Rounds):
         return None
 
     def _zeros(self, point: Point, names: Sequence[str]) -> set[str]:
-        return {name for name in names if name in point.rounded or point.gradient_norms[name] == 0.0}
+        return {name for name in names if name in point.rounded or point.gradients.norms[name] == 0.0}
 
     def _settle(self, name: str, here: Verdict | None, there: Verdict | None, zero: set[str]) -> None:
         """Say what a gradient is that neither point resolves: zero to rounding, or unresolved."""
@@ -173,8 +169,3 @@ class Certifier(Rounds):
         cause = known.cause if known.outcome is Outcome.INCONCLUSIVE and known.cause else Cause.UNRESOLVED
         judged = replace(known, outcome=Outcome.INCONCLUSIVE, cause=cause)
         self.verdicts[name] = replace(judged, message=known.message or describe(name, judged))
-
-
-def _finite(point: Point, name: str) -> bool:
-    gradient = point.gradients[name]
-    return gradient is None or all_finite(gradient, point.gradient_norms[name])

@@ -8,6 +8,7 @@ import torch
 
 from audits.gradients.methods.probe import Probe, Prober
 from audits.lanes.arithmetic import norm
+from audits.lanes.directions import Given, values_of
 
 #: Rounding inside an operator spreads in proportion to the gradient (a float32 constant is off by 1e-7 everywhere). An
 #: error this large relative to the gradient of the elements it sits in is a wrong formula, however small their share of
@@ -43,24 +44,28 @@ def find_concentration(prober: Prober, name: str, step: float) -> Concentration 
     Returns:
         The elements, confirmed along a fresh direction; None when the error stays spread thin or goes below the bound.
     """
+    with prober.point.gradients.holding([name]):
+        return _find(prober, name, step)
+
+
+def _find(prober: Prober, name: str, step: float) -> Concentration | None:
     gradient = prober.point.gradients[name]
-    theta = prober.point.theta(name)
     scale = prober.scales([name], step)[name]
-    base = prober.direction({name: scale})[name]
-    low, high = 0, theta.numel()
+    base = values_of(prober.direction({name: scale}), name)
+    low, high = 0, base.numel()
     while high - low > 1:
         middle = (low + high) // 2
         halves = []
         for first, end in ((low, middle), (middle, high)):
-            probe = prober.along({name: _window(base, first, end)}, step)
+            probe = prober.along(Given({name: _window(base, first, end)}), step)
             if probe.exceeds:
                 halves.append((_relative(probe, gradient, scale, first, end), first, end, probe))
         if not halves:
             return None
         relative, low, high, probe = max(halves, key=lambda half: half[0])
         if relative >= CONCENTRATED:
-            fresh = prober.direction({name: scale})[name]
-            again = prober.along({name: _window(fresh, low, high)}, step)
+            fresh = values_of(prober.direction({name: scale}), name)
+            again = prober.along(Given({name: _window(fresh, low, high)}), step)
             if again.exceeds and _relative(again, gradient, scale, low, high) >= CONCENTRATED / 3:
                 return Concentration(low, high - 1, relative, probe)
             return None

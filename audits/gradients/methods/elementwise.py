@@ -39,7 +39,7 @@ def check_elements(
     verdicts = {}
     for name in names:
         gradient = point.gradients[name]
-        count = point.theta(name).numel()
+        count = point.count(name)
         flat = None if gradient is None else gradient.reshape(-1)
         worst = (-1.0, 0.0, 0.0, 0, 0.0)
         failures, largest_doubt = 0, 0.0

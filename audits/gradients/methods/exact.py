@@ -65,7 +65,7 @@ def check_exactly(
     prober.measure(prober.everywhere(FIRST_STEP), FIRST_STEP)
     verdicts = {}
     for name in names:
-        count = point.theta(name).numel()
+        count = point.count(name)
         if alone is not None and count > max(alone, SMALLEST_BATCH) and batched_elements(point, name) is None:
             continue
         tensor = _Tensor(point, name, detection_limit, prober.sigma)

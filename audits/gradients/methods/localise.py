@@ -86,7 +86,8 @@ class Localiser:
 
     def _split(self, names: list[str], exceeded: Probe) -> None:
         if len(names) == 1:
-            self._leaf(names[0])
+            with self._prober.point.gradients.holding(names):
+                self._leaf(names[0])
             return
         middle = len(names) // 2
         any_exceeded = False
@@ -112,6 +113,8 @@ class Localiser:
         scales = self._prober.scales(names, self._step)
         probes: list[Probe] = []
         try:
+            self._prober.measure_once(scales, self._step)
+            self._prober.announce(names, self._probes)
             for _ in range(self._probes):
                 probes.append(self._prober.probe(scales, self._step))
                 if probes[-1].exceeds:

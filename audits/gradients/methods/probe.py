@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-
-import torch
+from dataclasses import dataclass
 
 from audits.gradients.methods.noise import RELATIVE_SPACING, WIDE_SPACING, Noise, measure_noise
 from audits.gradients.methods.romberg import Estimate, noise_part, romberg, romberg_at
-from audits.lanes.arithmetic import Products, dot, product_norm, random_signs_and_sizes
+from audits.lanes.directions import Direction, Random, Unit
 from audits.lanes.evaluation import Point
+from audits.lanes.gradient_sums import Products
 from audits.lanes.problem import UNIT_ROUNDOFF
 from audits.lanes.program import BranchMismatchError
 from audits.outcomes import Lane
@@ -54,13 +53,13 @@ class Probe:
     """One direction's comparison.
 
     Attributes:
-        direction: v by name.
+        direction: v.
         estimate: D and its bound without the dot product's rounding.
         autograd: <g, v>, what autograd says.
         bound: B.
     """
 
-    direction: Mapping[str, torch.Tensor]
+    direction: Direction
     estimate: Estimate
     autograd: float
     bound: float
@@ -92,14 +91,13 @@ class Prober:
         self.problem = point.problem
         self._seed = seed
         self._draws = 0
-        self._gradients = {name: g for name, g in point.gradients.items() if name not in point.rounded}
-        self.slope_norms = {n: 0.0 if n in point.rounded else point.gradient_norms[n] for n in point.names}
-        self.rms = {name: rms(point.theta(name), point.theta_norms[name]) for name in point.names}
+        self._zero = frozenset(point.rounded)
+        self.slope_norms = {n: 0.0 if n in point.rounded else point.gradients.norms[n] for n in point.names}
+        self.rms = {name: rms(point.count(name), point.theta_norms[name]) for name in point.names}
         self.sigma = max(self.problem.roundoff * abs(point.value) * TYPICAL_NOISE, point.spread)
         self._measured = False
         #: Whether the loss has steps of a coarser arithmetic in it (`coarsen`).
         self.rough = False
-        self._spare: dict[str, torch.Tensor] = {}
 
     def scales(self, names: Sequence[str], step: float) -> dict[str, float]:
         """Return ``s_t = min(rms_t, c / ||g_t||)``, rms_t where the gradient is zero.
@@ -116,29 +114,20 @@ class Prober:
             for name in names
         }
 
-    def direction(self, scales: Mapping[str, float]) -> dict[str, torch.Tensor]:
+    def direction(self, scales: Mapping[str, float]) -> Random:
         """Return ``v = s_t * sign * U[1/2, 3/2]``, another one at every call.
 
         Uniform sizes rather than signs alone: signs miss a pair of errors (+d, -d) half of the time; Gaussian ones
         would miss single elements whose draw is small.
         """
         self._draws += 1
-        return {
-            name: random_signs_and_sizes(
-                self.point.theta(name),
-                scale,
-                seed=hash((self._seed, self._draws, position)) % 2**63,
-                into=self._spare.pop(name, None),
-            )
-            for position, (name, scale) in enumerate(scales.items())
-        }
+        return self.point.random(Unit(self._seed, self._draws), scales)
 
-    def release(self, probe: Probe) -> Probe:
-        """Return the probe without its direction, which is as large as the model: the next one is written over it."""
-        self._spare = dict(probe.direction)
-        return replace(probe, direction={})
+    def announce(self, names: Sequence[str], count: int) -> None:
+        """Say that the next probes are of these tensors: one backward serves them all."""
+        self.point.gradients.prepare([Unit(self._seed, self._draws + i + 1) for i in range(count)], names)
 
-    def everywhere(self, step: float) -> dict[str, torch.Tensor]:
+    def everywhere(self, step: float) -> Random:
         """Return a direction through every tensor of the point.
 
         Noise is measured along this one: where only a tensor without effect moves (a bias before a BatchNorm), rounding
@@ -146,9 +135,7 @@ class Prober:
         """
         return self.direction(self.scales(self.point.names, step))
 
-    def measure(
-        self, direction: Mapping[str, torch.Tensor], step: float, products: Products | None = None
-    ) -> Mapping[float, float]:
+    def measure(self, direction: Direction, step: float) -> Mapping[float, float]:
         """Measure the noise once, later rounds reuse it; return what is now known of ``t -> f(theta + t v)``.
 
         Neighbouring values are told apart by moving at most a piece of each tensor, the one that matters most: all that
@@ -157,14 +144,13 @@ class Prober:
         """
         if self._measured:
             return {}
-        windows = (products or dot(self._gradients, direction)).densest
-        found = self._noise(lambda *place: self.point.near(direction, windows, *place), step)
-        stored = STORAGE_ROUNDING * self.problem.roundoff * product_norm(self._gradients, self.point.thetas)
+        found = self._noise(lambda *place: self.point.near(direction, *place), step)
+        stored = STORAGE_ROUNDING * self.problem.roundoff * self.point.gradients.weighted_norm(self._zero)
         self.sigma = max(math.hypot(found.sigma, stored), self.point.spread)
         self._measured = True
         return found.known
 
-    def remeasure(self, direction: Mapping[str, torch.Tensor], step: float) -> bool:
+    def remeasure(self, direction: Direction, step: float) -> bool:
         """Measure the noise at a wider spacing, everything moving; return whether it is larger than was thought."""
 
         def neighbours(centre: float, spacing: float, count: int) -> list[float]:
@@ -191,9 +177,7 @@ class Prober:
         for _ in range(ROUGH_MEASUREMENTS):
             direction = self.everywhere(step)
 
-            def neighbours(
-                centre: float, spacing: float, count: int, direction: Mapping[str, torch.Tensor] = direction
-            ) -> list[float]:
+            def neighbours(centre: float, spacing: float, count: int, direction: Direction = direction) -> list[float]:
                 return [self.point.along(direction, centre + i * spacing) for i in range(count)]
 
             found = measure_noise(neighbours, step, UNIT_ROUNDOFF[Lane.FLOAT32], self.point.value_roundoff)
@@ -229,24 +213,28 @@ class Prober:
 
     def probe(self, scales: Mapping[str, float], step: float) -> Probe:
         """Compare along one new direction; the noise is measured on the first."""
+        self.measure_once(scales, step)
+        return self.along(self.direction(scales), step)
+
+    def measure_once(self, scales: Mapping[str, float], step: float) -> None:
+        """Measure the noise before probes of some tensors only; probes of all do it on the way."""
         if not self._measured and len(scales) < len(self.point.names):
             self.measure(self.everywhere(step), step)
-        return self.along(self.direction(scales), step)
 
     def again(self, probe: Probe, step: float) -> Probe:
         """Compare along the same direction with one given step."""
         direction = probe.direction
-        products = dot(self._gradients, direction)
+        products = self.point.gradients.products(direction, self._zero)
         return self._compare(
             direction, romberg_at(lambda t: self.point.along(direction, t), step, self.sigma), products
         )
 
-    def along(self, direction: Mapping[str, torch.Tensor], step: float) -> Probe:
+    def along(self, direction: Direction, step: float) -> Probe:
         """Compare along a direction of the caller's."""
-        products = dot(self._gradients, direction)
+        products = self.point.gradients.products(direction, self._zero)
         known: Mapping[float, float] = {}
-        if not self._measured and len(direction) == len(self.point.names):
-            known = self.measure(direction, step, products)
+        if not self._measured and len(direction.names) == len(self.point.names):
+            known = self.measure(direction, step)
         elif not self._measured:
             self.measure(self.everywhere(step), step)
 
@@ -255,7 +243,7 @@ class Prober:
 
         return self._compare(direction, romberg(function, step, self.sigma), products)
 
-    def _compare(self, direction: Mapping[str, torch.Tensor], estimate: Estimate, products: Products) -> Probe:
+    def _compare(self, direction: Direction, estimate: Estimate, products: Products) -> Probe:
         bound = estimate.bound + DOT_ROUNDING * self.problem.roundoff * products.absolute
         return Probe(direction, estimate, products.total, bound)
 
@@ -265,6 +253,6 @@ class Prober:
         return limit_factor(len(bounds)) * max(bounds) / slope if slope > 0 else math.inf
 
 
-def rms(tensor: torch.Tensor, its_norm: float) -> float:
+def rms(count: int, its_norm: float) -> float:
     """Return the root mean square of a tensor's elements, at least `SMALLEST_RMS`."""
-    return max(its_norm / math.sqrt(max(tensor.numel(), 1)), SMALLEST_RMS)
+    return max(its_norm / math.sqrt(max(count, 1)), SMALLEST_RMS)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from audits.gradients.methods.probe import rms
-from audits.lanes.arithmetic import norm
 from audits.lanes.evaluation import Point
 
 #: Displacement, relative per element, that replaces rounding noise by other rounding noise ...
@@ -33,20 +32,15 @@ def mark_rounding_zeros(point: Point, names: Sequence[str]) -> None:
         point: where.
         names: tensors to look at; exact zeros among them are left alone.
     """
-    doubtful = [n for n in names if n not in point.rounded and point.gradient_norms[n] > 0.0]
+    doubtful = [n for n in names if n not in point.rounded and point.gradients.norms[n] > 0.0]
     if not doubtful:
         return
-    nearby = point.nearby_gradients(max(NUDGE, NUDGE_ROUNDOFFS * point.problem.roundoff))
-    for name in doubtful:
-        gradient, other = point.gradients[name], nearby[name]
-        assert gradient is not None
-        change = norm(gradient) if other is None else norm(gradient - other)
-        if change > ROUNDING_SHARE * point.gradient_norms[name]:
-            point.rounded.add(name)
+    changes = point.gradients.changes_nearby(doubtful, max(NUDGE, NUDGE_ROUNDOFFS * point.problem.roundoff))
+    point.rounded |= {n for n in doubtful if changes[n] > ROUNDING_SHARE * point.gradients.norms[n]}
 
 
 def suspicious(point: Point, names: Sequence[str]) -> list[str]:
     """Return the tensors whose gradient may be rounding noise, by its size alone."""
-    slopes = {n: point.gradient_norms[n] * rms(point.theta(n), point.theta_norms[n]) for n in point.names}
+    slopes = {n: point.gradients.norms[n] * rms(point.count(n), point.theta_norms[n]) for n in point.names}
     largest = max(slopes.values(), default=0.0)
     return [name for name in names if 0.0 < slopes[name] <= SUSPICIOUS * largest]

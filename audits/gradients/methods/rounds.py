@@ -12,6 +12,7 @@ from audits.gradients.methods.probe import Probe, Prober, limit_factor
 from audits.gradients.methods.romberg import FIRST_STEP
 from audits.gradients.methods.rounding import mark_rounding_zeros, suspicious
 from audits.gradients.verdicts import Verdict
+from audits.lanes.directions import Unit
 from audits.lanes.evaluation import Point
 from audits.lanes.opaque import ROUGH_NOISE, is_opaque
 from audits.lanes.problem import Problem
@@ -53,6 +54,10 @@ class Rounds:
         self.verdicts: dict[str, Verdict] = {}
         self.evaluations = 0
         self._opaque: bool | None = None
+
+    def _units(self, *, displaced: bool) -> list[Unit]:
+        """Return the directions of a point's first round."""
+        return [Unit(self._seed + (1 if displaced else 0), i + 1) for i in range(self._probes)]
 
     def rounds(self, point: Point, names: list[str], *, displaced: bool) -> list[str]:
         """Run the joint rounds; return the tensors still open: unresolved ones and zero gradients."""
@@ -132,7 +137,9 @@ class Rounds:
         point = prober.point
         scales = prober.scales(open_names, step)
         try:
-            probes = [_light(prober, prober.probe(scales, step)) for _ in range(count)]
+            prober.measure_once(scales, step)
+            prober.announce(open_names, count)
+            probes = [prober.probe(scales, step) for _ in range(count)]
             if self._found_rough(prober):
                 prober.coarsen(ROUGH_STEP)
                 return open_names, False
@@ -176,11 +183,6 @@ class Rounds:
                 displaced=displaced,
                 message=f"cannot judge {name!r}: {cause}",
             )
-
-
-def _light(prober: Prober, probe: Probe) -> Probe:
-    """Let go of a direction that nobody needs again."""
-    return probe if probe.exceeds else prober.release(probe)
 
 
 def _unresolved(point: Point) -> str:

@@ -58,7 +58,7 @@ def off_special_case(problem: Problem, *, seed: int) -> Iterator[tuple[Problem, 
             else:
                 buffers.append((tensor, value))
         tape = Tape(list(problem.tape.draws), dict(problem.tape.by_state))
-        yield replace(problem, before=before, tape=tape), names
+        yield replace(problem, before=before, tape=tape, native={}, observe=None), names
     finally:
         problem.batches[:] = batches
         for tensor, value in parameters:

@@ -12,12 +12,12 @@ from audits.checks.gradient import NATIVE, NATIVE_CTC, NATIVE_DTYPE, NATIVE_LOW,
 from audits.devices import Draws
 from audits.gradients.native.native_calls import NativeCall, collect_calls, is_low_float, tensors_of
 from audits.gradients.native.vector_products import distance, exact_vjp, vjp, where_finite
+from audits.gradients.native.whole_model import NativeGradient
 from audits.lanes.arithmetic import norm
 from audits.lanes.evaluation import Point
 from audits.lanes.lifted_loss import lifted_loss
 from audits.lanes.lifting import lift_tensor
 from audits.lanes.precision import INSIDE_EPS, Arithmetic, Observing
-from audits.lanes.problem import as_real, differentiate, may_step, quiet
 from audits.live.subject import LivePhase, Subject
 from audits.outcomes import Lane, Outcome, ResultRow, finite
 from audits.structures import map_tensors
@@ -44,7 +44,7 @@ class Deviation:
         return self.error / self.tolerance if self.tolerance else float(self.error > 0)
 
 
-def check_native(subject: Subject, phase: LivePhase) -> list[ResultRow]:
+def check_native(subject: Subject, phase: LivePhase, gradient: NativeGradient | None = None) -> list[ResultRow]:
     """Judge every operation of one phase's native forward by its own vector-Jacobian product.
 
     ``||vjp_native - vjp_float64|| <= C (eps ||vjp_float64|| + ||vjp_float64(x + 1 ulp) - vjp_float64(x)||)`` at the
@@ -55,6 +55,7 @@ def check_native(subject: Subject, phase: LivePhase) -> list[ResultRow]:
     Args:
         subject: the open subject.
         phase: the phase.
+        gradient: its native gradient, where it was compared with float64's already.
 
     Returns:
         The rows, and one more that only measures how far the whole model's native gradient is from float64's.
@@ -63,7 +64,7 @@ def check_native(subject: Subject, phase: LivePhase) -> list[ResultRow]:
         calls, left_out = collect_calls(subject, phase)
         rows = _judge_all(subject, phase, calls, left_out)
         if rows:
-            rows.append(_whole_model(subject, phase))
+            rows.append(_whole_model(subject, phase, gradient))
         return rows
     except Exception as error:  # the model's own code runs here: whatever it raises is its answer
         text = " ".join(str(error).split())[:300]
@@ -160,32 +161,26 @@ def _arithmetic(
     return found
 
 
-def _whole_model(subject: Subject, phase: LivePhase) -> ResultRow:
-    """Measure how far the native gradient of the whole model is from float64's; never judged.
+def _whole_model(subject: Subject, phase: LivePhase, native: NativeGradient | None) -> ResultRow:
+    """Say how far the native gradient of the whole model is from float64's; never judged.
 
     Healthy deep nets deviate beyond any fixed threshold: branches flip and conditioning amplifies.
     """
-    subject.reset()
-    with quiet(), subject.autocast():
-        native = differentiate(subject.loss(phase), phase.parameters, hooked=may_step(subject.model))
-    kept = {n: None if g is None else g.detach().cpu() for n, g in native.items()}
-    subject.reset()
-    try:
-        with lifted_loss(subject, phase) as problem:
-            point = Point(problem)
-            point.restore()
-            size = sum(norm(g) ** 2 for g in point.gradients.values()) ** 0.5
-            pairs = ((point.gradients[n], kept[n]) for n in problem.tensors)
-            error = sum(distance([a], [None if b is None else as_real(b).to(point.problem.tensors[n].device)]) ** 2
-                        for n, (a, b) in zip(problem.tensors, pairs, strict=True)) ** 0.5  # fmt: skip
-    except Exception as error_:
-        return _row(subject, phase, outcome=Outcome.SKIPPED, cause=Cause.MEASURED_ONLY,
-                    message=f"no whole-model gradient in float64: {type(error_).__name__}")  # fmt: skip
-    relative = error / size if size else 0.0
+    native = native or NativeGradient(subject, phase)
+    if not native.observed:
+        try:
+            with lifted_loss(subject, phase) as problem:
+                problem.observe = native.observe
+                Point(problem).restore()
+        except Exception as error:
+            return _row(subject, phase, outcome=Outcome.SKIPPED, cause=Cause.MEASURED_ONLY,
+                        message=f"no whole-model gradient in float64: {type(error).__name__}")  # fmt: skip
+    relative = native.relative()
+    part = f", by {native.sampled:,} of {native.elements:,} elements" if native.sampled < native.elements else ""
     return _row(
         subject, phase, outcome=Outcome.SKIPPED, cause=Cause.MEASURED_ONLY, measured=finite(relative),
-        message=f"the whole model's native gradient differs from float64's by {relative:.1e} relative (measured, not "
-        "judged: branches flip and conditioning amplifies in healthy nets)",
+        message=f"the whole model's native gradient differs from float64's by {relative:.1e} relative{part} (measured, "
+        "not judged: branches flip and conditioning amplifies in healthy nets)",
     )  # fmt: skip
 
 

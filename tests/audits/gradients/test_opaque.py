@@ -139,19 +139,23 @@ def test_the_noise_of_a_staircase_is_measured_across_its_steps() -> None:
         lifted_loss(subject, subject.phases[0]) as problem,
     ):
         assert is_opaque(problem)
-        prober = Prober(Point(problem), 0)
-        prober.measure(prober.everywhere(3e-3), 3e-3)
-        near = prober.sigma
-        assert prober.noise_ratio > ROUGH_NOISE
-        direction = prober.everywhere(6e-2)
-        places = np.linspace(-1e-3, 1e-3, 40)
-        values = np.array([prober.point.along(direction, 6e-2 + float(t)) for t in places])
-        truth = float(np.std(values - np.polyval(np.polyfit(places, values, 5), places)))
-        prober.coarsen(6e-2)
-        assert near < truth < 2 * prober.sigma < 8 * truth
-        scales = {name: prober.rms[name] for name in ("head.bias",)}
-        assert prober.best_step(scales) in LADDER
-        prober.point.restore()
+        ratios = []
+        for seed in range(5):
+            prober = Prober(Point(problem), seed)
+            prober.measure(prober.everywhere(3e-3), 3e-3)
+            near = prober.sigma
+            assert prober.noise_ratio > ROUGH_NOISE
+            direction = prober.everywhere(6e-2)
+            places = np.linspace(-1e-3, 1e-3, 40)
+            values = np.array([prober.point.along(direction, 6e-2 + float(t)) for t in places])
+            truth = float(np.std(values - np.polyval(np.polyfit(places, values, 5), places)))
+            prober.coarsen(6e-2)
+            assert near < truth < 2 * prober.sigma
+            ratios.append(prober.sigma / truth)
+            scales = {name: prober.rms[name] for name in ("head.bias",)}
+            assert prober.best_step(scales) in LADDER
+            prober.point.restore()
+        assert float(np.median(ratios)) < 4
 
 
 def test_what_a_mode_can_lift_is_not_opaque() -> None:

@@ -18,6 +18,7 @@ from flows.cli import main as cli
 from registry_models.recipes.recipe_files import write_recipe
 from registry_models.registry.versions import VersionReference
 from tests.flows.cli.test_audit_command import gradaudit
+from tests.registry_models.attestation.keys import make_keys
 from tests.stores import copy_store, linear_recipe, register_linear
 
 NO_PREFECT = "PREFECT_API_URL: no Prefect server is configured"
@@ -79,6 +80,66 @@ CASES: dict[str, dict[str, list[tuple[str, str]]]] = {
         ],
         "results": [
             ("--results file.txt", "a file stands where a folder must be"),
+        ],
+    },
+    "gate": {
+        "target": [
+            ("models:/tiny@prood", "alias prood not found; it has versions 1, @prod"),
+            ("tiny", "write models:/NAME/VERSION or models:/NAME@ALIAS"),
+        ],
+        "max_age": [("models:/tiny/1 --max-age soon", "--max-age soon: write a number with its unit")],
+        "timeout": [("models:/tiny/1 --timeout -1", "Invalid value for '--timeout'")],
+        "device": [("models:/tiny/1 --device gpu", "device 'gpu' is unknown .*; did you mean 'cuda'")],
+        "key": [
+            ("models:/tiny/1 --require-attestation --key nosuch.pem", "nosuch.pem cannot be read: No such file"),
+            ("models:/tiny/1 --require-attestation --key file.txt", "file.txt holds no public key of a known kind"),
+        ],
+        "tracking_uri": [("models:/tiny/1 --tracking-uri nosuch://x", "scheme that MLflow does not know")],
+        "results": [
+            ("models:/tiny/1 --results file.txt", "a file stands where a folder must be"),
+            ("models:/tiny/1 --no-audit --results file.txt", "a file stands where a folder must be"),
+        ],
+    },
+    "check": {
+        "target": [
+            ("nosuch.py", "'nosuch.py' does not name a Python file: write path/to/file.py"),
+            ("empty", "'empty' does not name a Python file"),
+            ("file.txt", "'file.txt' does not name a Python file"),
+            ("models.py:nothing", "models.py has no function 'nothing'"),
+        ],
+        "device": [("models.py --device gpu", "device 'gpu' is unknown .*; did you mean 'cuda'")],
+        "gitlab": [
+            ("models.py --gitlab nofolder/x.json", "--gitlab nofolder/x.json: there is no folder"),
+            ("models.py --gitlab empty", "--gitlab empty: that is a folder; name a file in it"),
+        ],
+    },
+    "attest": {
+        "target": [("models:/tiny@prood --key gate.pem", "alias prood not found; it has versions 1, @prod")],
+        "key": [
+            ("models:/tiny/1 --key nosuch.pem", "nosuch.pem cannot be read: No such file"),
+            ("models:/tiny/1 --key file.txt", "file.txt holds no private key of a known kind"),
+            ("models:/tiny/1 --key gate.pem", "has no audit as it is now and in this environment: .gradaudit gate"),
+        ],
+        "expires": [("models:/tiny/1 --key gate.pem --expires soon", "--expires soon: write a number with its unit")],
+        "out": [("models:/tiny/1 --key gate.pem --out nofolder/x", "--out nofolder/x: there is no folder")],
+        "results": [("models:/tiny/1 --key gate.pem --results file.txt", "a file stands where a folder must be")],
+        "tracking_uri": [
+            ("models:/tiny/1 --key gate.pem --tracking-uri nosuch://x", "scheme that MLflow does not know"),
+        ],
+    },
+    "verify": {
+        "target": [
+            ("nosuch --key gate.pub", "'nosuch' is neither models:/NAME/VERSION, models:/NAME@ALIAS nor a model"),
+            ("models:/tiny/99 --key gate.pub", "not found; it has versions 1"),
+        ],
+        "key": [
+            ("models:/tiny/1 --key nosuch.pem", "nosuch.pem cannot be read: No such file"),
+            ("models:/tiny/1 --key file.txt", "file.txt holds no public key of a known kind"),
+        ],
+        "envelope": [("models:/tiny/1 --key gate.pub --envelope nosuch", "nosuch cannot be read: No such file")],
+        "max_age": [("models:/tiny/1 --key gate.pub --max-age soon", "--max-age soon: write a number with its unit")],
+        "tracking_uri": [
+            ("models:/tiny/1 --key gate.pub --tracking-uri nosuch://x", "scheme that MLflow does not know"),
         ],
     },
     "setup": {
@@ -280,6 +341,8 @@ def prepared(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     (folder / "empty").mkdir()
     (folder / "recipes" / "empty").mkdir()
     (folder / "file.txt").write_text("")
+    (folder / "models.py").write_text("def audit_one():\n    raise RuntimeError\n")
+    make_keys(folder)
     return folder
 
 

@@ -1,0 +1,19 @@
+"""The command ``gradaudit``: the whole command line where the pipeline is installed, the light one where it is not."""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import find_spec
+
+from audits.parts import EXTRAS
+
+
+def main() -> None:
+    """Run the command line that this installation has; what is missing is one sentence, never a traceback."""
+    if any(find_spec(package) is None for _, packages in EXTRAS.values() for package in packages):
+        from flows.cli.light import run_light
+
+        sys.exit(run_light(sys.argv[1:]))
+    from flows.cli.main import main as run_whole
+
+    run_whole()
