@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch.optim import optimizer as torch_optimizers
 
 from audits.live.subject import LivePhase, Subject
+from audits.recipe.lone_optimizers import foreign_global_hooks
 from audits.recipe.moulds import STEP_HOOKS, own_step
 from audits.structures import map_tensors
 from audits.updates.record.calls import Call
@@ -35,8 +35,7 @@ class Lending:
     def state(self, call: Call, optimizer: torch.optim.Optimizer) -> bool:
         """Whether a call's state may be the optimizer's own: torch's, with nothing of the user's around it."""
         bare = own_step(optimizer) is None and all(len(getattr(optimizer, place)) <= 2 for place in STEP_HOOKS.values())
-        anywhere = torch_optimizers._global_optimizer_pre_hooks or torch_optimizers._global_optimizer_post_hooks
-        quiet = bare and not anywhere and not call.in_backward
+        quiet = bare and not foreign_global_hooks() and not call.in_backward
         return quiet and self._owned is not None and self._owned(call.phase)
 
     def gradients(self, call: Call, optimizer: torch.optim.Optimizer) -> bool:
