@@ -11,7 +11,7 @@ from audits.causes import Cause
 from audits.checks.gradient import NATIVE, NATIVE_CTC, NATIVE_DTYPE, NATIVE_LOW, NATIVE_PRODUCTS
 from audits.devices import Draws
 from audits.gradients.native.native_calls import NativeCall, collect_calls, is_low_float, tensors_of
-from audits.gradients.native.vector_products import distance, exact_vjp, vjp, where_finite
+from audits.gradients.native.vector_products import distance, exact_vjp, nudged, vjp, where_finite
 from audits.gradients.native.whole_model import NativeGradient
 from audits.lanes.arithmetic import norm
 from audits.lanes.evaluation import Point
@@ -103,7 +103,7 @@ def _deviation(call: NativeCall, seed: int) -> Deviation | None:
     """Return the call's deviation, None when nothing in it is differentiable."""
     observing = Observing()
     outputs: list[torch.Tensor] = []
-    native = vjp(call.run, call.args, call.kwargs, seed, observing, outputs)
+    native = vjp(call.run, call.args, call.kwargs, seed, observing, outputs, writes=call.writes)
     if native is None:
         return None
     args, kwargs = map_tensors(call.args, lift_tensor), map_tensors(call.kwargs, lift_tensor)
@@ -114,15 +114,9 @@ def _deviation(call: NativeCall, seed: int) -> Deviation | None:
     arithmetic = _arithmetic(call, observing, outputs, exact_outputs)
     epsilon = arithmetic.eps
     draws = Draws(seed + 3)
-
-    def nudged(t: torch.Tensor) -> torch.Tensor:
-        if not t.is_floating_point():
-            return t
-        noise = torch.rand(t.shape, **draws.on(t.device), dtype=torch.float64).mul_(2).sub_(1)
-        moved = t + t * noise.to(t.dtype) * epsilon
-        return torch.where(moved.isfinite(), moved, t)  # attention masks hold infinities
-
-    noisy = exact_vjp(call, map_tensors(args, nudged), map_tensors(kwargs, nudged), seed)
+    args = map_tensors(args, lambda t: nudged(t, epsilon, draws))  # the exact ones are let go of
+    kwargs = map_tensors(kwargs, lambda t: nudged(t, epsilon, draws))
+    noisy = exact_vjp(call, args, kwargs, seed)
     exact, native, noisy = where_finite(exact, native, noisy)
     assert native is not None
     assert exact is not None

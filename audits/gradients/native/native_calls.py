@@ -26,7 +26,12 @@ _SKIPPED = frozenset({"clone", "detach", "lift_fresh", "_local_scalar_dense", "c
 
 @dataclass(frozen=True)
 class NativeCall:
-    """One operation with the inputs it got in the native run; ``own`` if it is a custom Function."""
+    """One operation with the inputs it got in the native run.
+
+    Attributes:
+        own: whether it is a custom Function.
+        writes: whether it may write into its arguments.
+    """
 
     name: str
     path: str
@@ -36,6 +41,7 @@ class NativeCall:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     own: bool = False
+    writes: bool = True
 
 
 class _Collector(TorchDispatchMode):
@@ -70,7 +76,8 @@ class _Collector(TorchDispatchMode):
         self._bytes += size
         path = self._stack.path
         copied = map_tensors(args, lambda t: t.detach().clone()), map_tensors(kwargs, lambda t: t.detach().clone())
-        self.calls[key] = NativeCall(name, path, self._stack.label(path), run, lifted, *copied, own=own)
+        writes = own or bool(traits(run).written)
+        self.calls[key] = NativeCall(name, path, self._stack.label(path), run, lifted, *copied, own=own, writes=writes)
 
 
 def collect_calls(subject: Subject, phase: LivePhase) -> tuple[list[NativeCall], int]:

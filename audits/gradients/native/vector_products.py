@@ -9,7 +9,7 @@ import torch
 
 from audits.devices import Draws
 from audits.gradients.native.native_calls import NativeCall, tensors_of
-from audits.lanes.arithmetic import norm
+from audits.lanes.arithmetic import pieces
 from audits.lanes.emulation import Emulating, is_emulated
 from audits.lanes.precision import Observing
 from audits.lanes.problem import quiet
@@ -25,7 +25,7 @@ def exact_vjp(
 ) -> list[torch.Tensor | None] | None:
     """Return a call's vector-Jacobian product in float64; the outputs are added to ``forward``."""
     with Emulating() if is_emulated(call.name) else contextlib.nullcontext():
-        return vjp(call.lifted, args, kwargs, seed, forward=forward)
+        return vjp(call.lifted, args, kwargs, seed, forward=forward, writes=call.writes)
 
 
 def vjp(
@@ -35,15 +35,27 @@ def vjp(
     seed: int,
     observing: Observing | None = None,
     forward: list[torch.Tensor] | None = None,
+    *,
+    writes: bool = True,
 ) -> list[torch.Tensor | None] | None:
-    """Return the vector-Jacobian product; the outputs are added to ``forward``."""
+    """Return the vector-Jacobian product; the outputs are added to ``forward``.
+
+    Args:
+        run: the operation.
+        args: its arguments.
+        kwargs: its keyword arguments.
+        seed: of the incoming gradient.
+        observing: sees what it runs.
+        forward: gets its outputs.
+        writes: whether it may write into its arguments.
+    """
     leaves: list[torch.Tensor] = []
 
     def leaf(tensor: torch.Tensor) -> torch.Tensor:
         if not tensor.is_floating_point() or tensor.dtype.itemsize == 1:
-            return tensor.clone()
-        leaves.append(tensor.detach().clone().requires_grad_())
-        return leaves[-1].clone()  # in-place operations may not write into a leaf
+            return tensor.clone() if writes else tensor
+        leaves.append(tensor.detach().requires_grad_())
+        return leaves[-1].clone() if writes else leaves[-1]  # in-place operations may not write into a leaf
 
     with quiet(), observing or contextlib.nullcontext():
         result = run(*map_tensors(args, leaf), **map_tensors(kwargs, leaf))
@@ -87,13 +99,35 @@ def where_finite(
 def distance(first: list[torch.Tensor | None], second: list[torch.Tensor | None] | None) -> float:
     """Return the norm of the difference of two products; None counts as zeros."""
     others = second if second is not None else [None] * len(first)
-    total = 0.0
-    for a, b in zip(first, others, strict=True):
-        if a is None and b is None:
-            continue
-        present = a if a is not None else b
-        assert present is not None
-        zero = torch.zeros_like(present, dtype=torch.float64)
-        difference = (zero if a is None else a.double()) - (zero if b is None else b.double())
-        total += norm(difference.to_dense() if difference.layout is not torch.strided else difference) ** 2
-    return float(total**0.5)
+    squares = [_apart(a, b) ** 2 for a, b in zip(first, others, strict=True)]
+    return float(sum(squares) ** 0.5)
+
+
+def _apart(first: torch.Tensor | None, second: torch.Tensor | None) -> float:
+    """Return ``||a - b||`` in float64, a piece of the flattened tensors at a time."""
+    present = [_flat(t) for t in (first, second) if t is not None]
+    if not present or not present[0].numel():
+        return 0.0
+    norms = []
+    for place in pieces(present[0]):
+        values = [flat[place].double() for flat in present]
+        norms.append(torch.linalg.vector_norm(values[0] - values[1] if len(values) == 2 else values[0]))
+    return float(torch.linalg.vector_norm(torch.stack(norms)))
+
+
+def _flat(tensor: torch.Tensor) -> torch.Tensor:
+    return (tensor.to_dense() if tensor.layout is not torch.strided else tensor).reshape(-1)
+
+
+def nudged(tensor: torch.Tensor, epsilon: float, draws: Draws) -> torch.Tensor:
+    """Return ``t (1 + epsilon U[-1, 1])``, element by element; infinities (of attention masks) stay."""
+    if not tensor.is_floating_point():
+        return tensor
+    flat = tensor.reshape(-1)
+    moved = torch.empty_like(flat)
+    for place in pieces(flat):
+        here = flat[place]
+        noise = torch.rand(here.shape, **draws.on(here.device), dtype=torch.float64).mul_(2).sub_(1)
+        near = here + here * noise.to(here.dtype) * epsilon
+        moved[place] = torch.where(near.isfinite(), near, here)
+    return moved.view(tensor.shape)
