@@ -1,4 +1,4 @@
-"""Gradients and state judged without a copy: what is lent and written to all the same is recorded again, with copies."""
+"""Gradients and state judged without a copy: what is lent and then written to is recorded again, with copies."""
 
 from __future__ import annotations
 
