@@ -14,12 +14,28 @@ from audits.structures import map_tensors
 from audits.updates.record.calls import Call
 from audits.updates.record.shelf import Shelf, snapshot_of
 
+#: The number of writes that torch counted, and the sum over a tensor's bits.
+Mark = tuple[int, int]
+
+#: Integers as wide as an element.
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+#: Elements that are added up at a time.
+_PIECE = 2**22
+
+
+def _mark(tensor: torch.Tensor) -> Mark:
+    plain = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+    bits = plain.detach().reshape(-1).view(_INTEGERS[plain.element_size()])
+    return tensor._version, sum(int(part.sum(dtype=torch.int64)) for part in bits.split(_PIECE))
+
 
 class Lending:
     """Which calls are recorded without copies, and whether that went well.
 
-    torch counts the writes to a tensor. Where one was written to after all (a second zero_grad, a kernel that uses the
-    gradient as its scratch paper), the run is no good and is made again with copies.
+    torch counts the writes to a tensor, but for those through its ``.data``, which a sum over its bits shows. Where one
+    was written to after all (a second zero_grad, a kernel that uses the gradient as its scratch paper), the run is no
+    good and is made again with copies.
 
     Args:
         subject: the model under audit.
@@ -28,8 +44,8 @@ class Lending:
 
     def __init__(self, subject: Subject, owned: Callable[[LivePhase], bool] | None) -> None:
         self._subject, self._owned = subject, owned
-        self._gradients: list[tuple[Call, str, torch.Tensor, int]] = []
-        self._states: list[tuple[Call, torch.Tensor, int]] = []
+        self._gradients: list[tuple[Call, str, torch.Tensor, Mark]] = []
+        self._states: list[tuple[Call, torch.Tensor, Mark]] = []
         self.spoilt = False
 
     def state(self, call: Call, optimizer: torch.optim.Optimizer) -> bool:
@@ -44,19 +60,19 @@ class Lending:
 
     def lend_gradient(self, call: Call, name: str, gradient: torch.Tensor) -> None:
         """Note a gradient that was lent."""
-        self._gradients.append((call, name, gradient, gradient._version))
+        self._gradients.append((call, name, gradient, _mark(gradient)))
 
     def lend_state(self, call: Call) -> None:
         """Note a state that was lent."""
         shelf = call.state_after
         for name in shelf:
             raw = shelf.raw(name) if isinstance(shelf, Shelf) else shelf[name]
-            map_tensors(raw, lambda t: (self._states.append((call, t, t._version)), t)[1])  # type: ignore[func-returns-value]
+            map_tensors(raw, lambda t: (self._states.append((call, t, _mark(t))), t)[1])  # type: ignore[func-returns-value]
 
     def look(self) -> None:
         """See whether anything that is lent was written to."""
-        lent = [(t, version) for *_, t, version in self._gradients] + [(t, v) for _, t, v in self._states]
-        self.spoilt = self.spoilt or any(tensor._version != version for tensor, version in lent)
+        lent = [(t, mark) for *_, t, mark in self._gradients] + [(t, mark) for _, t, mark in self._states]
+        self.spoilt = self.spoilt or any(_mark(tensor) != mark for tensor, mark in lent)
 
     def take_back_gradients(self) -> None:
         """Copy the lent gradients that are still in their parameters: the next backward may add to them."""
