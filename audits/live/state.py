@@ -57,30 +57,35 @@ class ParameterState:
 
     def __init__(self, model: nn.Module, originals: Originals | None = None) -> None:
         lent = originals or {}
-        self._saved = [(p, _untouched(p, lent.get(id(p))), p.requires_grad) for p in model.parameters()]
-        self._values = {id(p): value for p, value, _ in self._saved}
+        self._saved = [(p, _untouched(p, lent.get(id(p))), p.device, p.requires_grad) for p in model.parameters()]
+        self._values = {id(p): value for p, value, _, _ in self._saved}
 
     def value(self, parameter: torch.Tensor) -> torch.Tensor:
-        """Return a parameter's native values at the audit's start; not to be written."""
+        """Return a parameter's native values at the audit's start, on its device; not to be written."""
+        return self._values[id(parameter)].to(parameter.device)
+
+    def held(self, parameter: torch.Tensor) -> torch.Tensor:
+        """Return them where they wait: in host memory, or where they came from; not to be written."""
         return self._values[id(parameter)]
 
     def restore(self) -> None:
         """Put the values back and drop the gradients."""
-        for parameter, value, requires_grad in self._saved:
-            if parameter.data.dtype == value.dtype and parameter.data.device == value.device:
+        for parameter, value, device, requires_grad in self._saved:
+            if parameter.data.dtype == value.dtype and parameter.data.device == device:
                 parameter.data.copy_(value)
             else:
-                parameter.data = value.clone()
+                parameter.data = value.to(device, copy=True)
             parameter.grad = None
             parameter.requires_grad_(requires_grad)
 
 
 def _untouched(parameter: torch.Tensor, original: torch.Tensor | None) -> torch.Tensor:
-    """Return values of the parameter that stay: where they came from, if that is on its device; else a copy."""
+    """Return values of the parameter that stay: where they came from, if they are laid out alike; else a copy."""
     data = parameter.data
-    if original is None or original.device != data.device or original.dtype != data.dtype:
-        return data.clone()
-    return original if original.shape == data.shape and original.stride() == data.stride() else data.clone()
+    alike = original is not None and original.dtype == data.dtype and original.shape == data.shape
+    if original is not None and alike and original.stride() == data.stride():
+        return original
+    return data.to("cpu", copy=True)  # wherever the model is: a device has no room for what only waits
 
 
 class _TensorHooks:

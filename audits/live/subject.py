@@ -181,6 +181,10 @@ class Subject:
         """Return a parameter's native values at the audit's start, on its device; not to be written."""
         return self._parameter_state.value(self.parameters[name])
 
+    def held_value(self, name: str) -> torch.Tensor:
+        """Return them where they wait, in host memory mostly; not to be written."""
+        return self._parameter_state.held(self.parameters[name])
+
     def owner(self, name: str) -> Owner:
         """Return the module that holds the parameter."""
         return self._owners[name]

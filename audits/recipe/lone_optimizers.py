@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from torch.optim import optimizer as torch_optimizer
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from audits.errors import RecipeError
@@ -15,6 +16,9 @@ from audits.recipe.moulds import without_global_hooks
 
 #: Optimizers that the audit built, and those that they hold: a wrapper's base optimizer.
 OWN: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
+
+#: Hooks of `others_refused` that are in force.
+_REFUSING: set[Any] = set()
 
 
 @contextlib.contextmanager
@@ -41,7 +45,15 @@ def others_refused(names: Mapping[int, str]) -> Iterator[None]:
 
     with without_global_hooks():
         handle = register_optimizer_step_pre_hook(refuse)
+        _REFUSING.add(refuse)
         try:
             yield
         finally:
             handle.remove()
+            _REFUSING.discard(refuse)
+
+
+def foreign_global_hooks() -> bool:
+    """Whether a hook that is not the audit's own runs at the step of every optimizer of the process."""
+    before, after = torch_optimizer._global_optimizer_pre_hooks, torch_optimizer._global_optimizer_post_hooks
+    return any(hook not in _REFUSING for hook in (*before.values(), *after.values()))

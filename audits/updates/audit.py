@@ -33,8 +33,8 @@ from audits.updates.judge.optimizer_whole import without_false_verdicts
 from audits.updates.judge.rule_check import RuleJudge
 from audits.updates.received.cut_graph import cut_graph_rows
 from audits.updates.received.gradient_rows import gradient_rows
-from audits.updates.record.calls import snapshot
 from audits.updates.record.shadow_modules import shadows_of
+from audits.updates.record.shelf import Shelf
 from audits.updates.relations import relation_rows
 from audits.updates.steps import TrainingStep, training_steps
 from audits.updates.update_rows import row
@@ -135,7 +135,7 @@ def run_once(subject: Subject, seed: int) -> list[ResultRow]:
     """Run the training steps once and return their rows."""
     rows: list[ResultRow] = []
     subject.reset(seed=seed)
-    start = snapshot(subject.parameters)
+    start = Shelf(subject.device, {name: subject.held_value(name) for name in subject.parameters})
     judges = {p.name: ClosureJudge(subject, p) if is_lbfgs(p) else RuleJudge(subject, p) for p in subject.phases}
     fresh = {p.name: FreshState(subject, p) for p in subject.phases if p.recipe.optimizer.state and not is_lbfgs(p)}
     steps: list[TrainingStep] = []
@@ -145,6 +145,7 @@ def run_once(subject: Subject, seed: int) -> list[ResultRow]:
             rows += judges[call.phase.name].rows(call)
             if call.phase.name in fresh:
                 rows += fresh[call.phase.name].rows(call)
+            call.state_after = {}  # judged
         if step.error is not None:  # an optimizer step that ended is judged; the rest of it is half a training step
             rows.append(_raised(subject, step))
             break

@@ -12,6 +12,7 @@ import torch
 from audits.live.subject import LivePhase, Subject
 from audits.structures import map_tensors
 from audits.updates.canonical import canonical_step
+from audits.updates.judge.whose_step import torch_owned
 from audits.updates.received.observed import Observer
 from audits.updates.received.search import BeforeStep, ReferenceSearch
 from audits.updates.record.buffer_watch import BufferWatch
@@ -82,6 +83,7 @@ def training_steps(subject: Subject, *, seed: int | None = None, put_back: bool 
         put_back: give every step the batch as the recipe has it, whatever the step before made of it.
     """
     scale = INITIAL_SCALE
+    lend = subject.recipe.precision != "fp16-autocast"  # there nothing is judged before both steps have run
 
     def begin() -> StepContext:
         subject.given.restore(surely=True)
@@ -89,31 +91,37 @@ def training_steps(subject: Subject, *, seed: int | None = None, put_back: bool 
         return build_context(subject, scale=scale)
 
     if subject.recipe.precision != "fp16-autocast":
-        yield from _run(subject, begin, put_back)
+        yield from _run(subject, begin, put_back, lend=lend)
         return
     for attempt in range(OVERFLOW_TRIES):
-        steps = list(_run(subject, begin, put_back))
+        steps = list(_run(subject, begin, put_back, lend=lend))
         if not any(step.overflowed for step in steps) or attempt == OVERFLOW_TRIES - 1:
             yield from steps
             return
         scale /= 16.0
 
 
-def _run(subject: Subject, begin: Callable[[], StepContext], put_back: bool) -> Iterator[TrainingStep]:
+def _run(
+    subject: Subject, begin: Callable[[], StepContext], put_back: bool, *, lend: bool
+) -> Iterator[TrainingStep]:  # fmt: skip
     """Run the steps; where one received a gradient that no usual starting point explains, again under an `Observer`.
 
-    What raises only while it is observed is taken as it ran by itself.
+    What raises only while it is observed is taken as it ran by itself. What was lent (`Lending`) and written to is
+    recorded again, with copies.
     """
     may_observe = subject.recipe.step is not None
     observe, yielded = False, 0
     while True:
-        runner = _Runner(subject, begin(), Observer(subject) if observe else None)
+        runner = _Runner(subject, begin(), Observer(subject) if observe else None, lend=lend)
         again = False
         with runner.recorder.attached():
             for number in range(1, STEPS + 1):
                 if put_back:
                     subject.given.restore(surely=True)
                 step = runner.run(number)
+                if runner.recorder.lending.spoilt:
+                    lend, again = False, True
+                    break
                 if observe and step.error is not None:
                     observe, may_observe, again = False, False, True
                     break
@@ -133,7 +141,9 @@ def _run(subject: Subject, begin: Callable[[], StepContext], put_back: bool) -> 
 class _Runner:
     """Runs training steps under the recorder and the watch."""
 
-    def __init__(self, subject: Subject, context: StepContext, observer: Observer | None) -> None:
+    def __init__(
+        self, subject: Subject, context: StepContext, observer: Observer | None, *, lend: bool
+    ) -> None:  # fmt: skip
         self.subject = subject
         self.context = context
         self._step_context = in_training_wrappers(subject, context)
@@ -141,7 +151,7 @@ class _Runner:
         self._buffers = BufferWatch(subject)
         self._observer = observer
         self._step_function = None if subject.recipe.step is None else subject.recipe.step.resolve(role="step")
-        self.recorder = Recorder(subject, context.optimizers, self._before_step)
+        self.recorder = Recorder(subject, context.optimizers, self._before_step, owned=torch_owned if lend else None)
         self._renorms = Renorms(subject, self.recorder)
         self._search = ReferenceSearch(
             subject, self.recorder, self._listener, self._buffers, own_step=self._step_function is not None,

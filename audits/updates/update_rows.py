@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -9,6 +10,9 @@ import torch
 from audits.checks import CHECKS
 from audits.live.subject import Subject
 from audits.outcomes import Outcome, ResultRow, finite
+
+#: Elements that are wide at a time where a norm is taken: torch makes a wide copy of all that it is given.
+_PIECE = 2**24
 
 
 def row(
@@ -41,11 +45,8 @@ def norm(tensor: torch.Tensor) -> float:
     """Return the Euclidean norm, computed in float64."""
     if tensor.is_sparse:
         tensor = tensor.coalesce().values()
-    return (
-        float(torch.linalg.vector_norm(tensor.detach().reshape(-1), dtype=wide(tensor.dtype)))
-        if tensor.numel()
-        else 0.0
-    )
+    parts = tensor.detach().reshape(-1).split(_PIECE) if tensor.numel() else ()
+    return math.hypot(*(float(torch.linalg.vector_norm(part, dtype=wide(tensor.dtype))) for part in parts))
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:

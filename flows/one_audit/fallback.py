@@ -9,7 +9,8 @@ from audits.causes import Cause
 from audits.outcomes import Outcome, ResultRow
 from audits.report import AuditReport
 from audits.settings import AuditSettings
-from flows.one_audit.gpu import chosen_gpu, needed_bytes
+from flows.one_audit.gpu import chosen_gpu
+from flows.one_audit.memory_need import needed
 from registry_models.artifacts.snapshot import Snapshot
 
 #: Causes of rows that say that memory ran out.
@@ -38,12 +39,12 @@ def memory_plans(snapshot: Snapshot, device: str, settings: AuditSettings) -> It
     gpu = chosen_gpu(device)
     reason = ""
     if gpu is not None:
-        needed, there = needed_bytes(snapshot), gpu.memory_bytes
-        if there is None or needed <= there:
+        need, there = needed(snapshot), gpu.memory_bytes
+        if there is None or need.total <= there:
             yield MemoryPlan(device, settings, f"the GPU ({device})"), ""
             reason = f"memory ran out on the GPU ({device})"
         else:
-            reason = f"it needs about {needed / _GIB:.1f} GiB, the GPU has {there / _GIB:.1f} GiB"
+            reason = f"it needs at least {need.total / _GIB:.1f} GiB, the GPU has {there / _GIB:.1f} GiB ({need.text})"
     yield MemoryPlan("cpu" if gpu is not None else device, settings, "the CPU"), reason
     smaller = dataclasses.replace(settings, method="probe", input_gradient_limit=0)
     if smaller != settings:

@@ -12,15 +12,6 @@ from functools import cache
 from flows.choosing.due_keys import driver_version
 from flows.choosing.sweeping import state_folder, waiting_for
 from flows.settings.environment import GradauditSettings, visible_gpus
-from registry_models.artifacts.files_below import files_in
-from registry_models.artifacts.snapshot import Snapshot
-
-#: Weights that an audit holds at its peak, in copies of the artifact: the gradient check keeps four in float64, which
-#: are eight of float32 weights.
-COPIES = 8
-
-#: Bytes of a CUDA context with torch's kernels and libraries loaded.
-CONTEXT_BYTES = 2**30
 
 _QUERY = ("nvidia-smi", "--query-gpu=index,uuid,memory.total", "--format=csv,noheader,nounits")
 _MIB = 2**20
@@ -73,11 +64,6 @@ def parsed(listing: str) -> list[Gpu]:
         index, uuid, memory = (part.strip() for part in line.split(","))
         found[int(index)] = Gpu(uuid, int(memory) * _MIB if memory.isdigit() else None)
     return [gpu for _, gpu in sorted(found.items())]
-
-
-def needed_bytes(snapshot: Snapshot) -> int:
-    """Return the device memory that auditing the snapshot needs, estimated before anything is loaded."""
-    return CONTEXT_BYTES + COPIES * sum(path.stat().st_size for path in files_in(snapshot.folder))
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 
@@ -25,7 +25,9 @@ OPPOSED = -0.5
 _RENORMED = "the forward rescales the rows it uses to max_norm, in place and without gradient, as torch documents"
 
 
-def isolation_rows(subject: Subject, step: TrainingStep, start: dict[str, torch.Tensor]) -> Iterator[ResultRow]:
+def isolation_rows(
+    subject: Subject, step: TrainingStep, start: Mapping[str, torch.Tensor]
+) -> Iterator[ResultRow]:  # fmt: skip
     """Yield rows of one training step.
 
     Args:
@@ -39,7 +41,7 @@ def isolation_rows(subject: Subject, step: TrainingStep, start: dict[str, torch.
     yield from _isolation(subject, step)
 
 
-def _frozen(subject: Subject, step: TrainingStep, start: dict[str, torch.Tensor]) -> Iterator[ResultRow]:
+def _frozen(subject: Subject, step: TrainingStep, start: Mapping[str, torch.Tensor]) -> Iterator[ResultRow]:
     held, shadows, declared = holders(subject), ema_shadows(subject), subject.recipe.expect.get("frozen")
     for name, parameter in subject.parameters.items():
         frozen = matches(name, declared)

@@ -52,6 +52,11 @@ class Finding:
     reference: Expected
     scaled: bool = False
 
+    def after(self, limits: Mapping[str, float]) -> Finding:
+        """Return it with the limits of the lanes before it: a term is resolved when it is in any."""
+        self.limits = {term: min(limit, self.limits.get(term, limit)) for term, limit in limits.items()}
+        return self
+
 
 class CloserLook:
     """Judges updates lane by lane.
@@ -77,12 +82,28 @@ class CloserLook:
             reference: the rule's.
         """
         judged = judge_conditioned(self._rule, actual, reference, dtype, (reference.size, reference.length))
-        theta, full = reference.size, reference.length
-        rule = self._rule
-        if rule.inside is not None:
-            theta = max(
-                theta, rule.inside(reference.theta, double(reference.gradient), reference.before, reference.options)
-            )
+        theta = reference.size
+        if self._rule.inside is not None:
+            inside = self._rule.inside
+            theta = max(theta, inside(reference.theta, double(reference.gradient), reference.before, reference.options))
+        finding = self.limited(lane, dtype, judged, reference, theta)
+        if lane is Lane.FLOAT64 and judged.met and reference.options.get(SLACK):
+            self._beside_scalars(finding.limits, actual, reference)
+        return finding
+
+    def limited(
+        self, lane: Lane, dtype: torch.dtype, judged: Judgement, reference: Expected, theta: float
+    ) -> Finding:  # fmt: skip
+        """Return a judgement with what each term of the rule would have shown in that lane.
+
+        Args:
+            lane: the lane.
+            dtype: of its weights.
+            judged: the judgement.
+            reference: the rule's update; its sizes count.
+            theta: rms of what is rounded.
+        """
+        rule, full = self._rule, reference.length
         if rule.found and rule.noise is None and judged.met and judged.threshold == THRESHOLDS[dtype][0]:
             # The tolerance for code that computes in float32 was not called upon: it agrees to the dtype's rounding.
             rule = replace(rule, relative=None)
@@ -90,8 +111,6 @@ class CloserLook:
             term: resolution(rule, dtype, reference.options, theta, full, size, reference.noise)
             for term, size in reference.terms.items()
         }
-        if lane is Lane.FLOAT64 and judged.met and reference.options.get(SLACK):
-            self._beside_scalars(limits, actual, reference)
         return Finding(lane, judged, limits, reference)
 
     def _beside_scalars(self, limits: dict[str, float], actual: torch.Tensor, reference: Expected) -> None:
@@ -163,10 +182,7 @@ class CloserLook:
 
     def _merge(self, found: dict[str, Finding], name: str, closer: Finding) -> None:
         before = found[name].limits
-        for term, limit in before.items():
-            closer.limits[term] = min(limit, closer.limits.get(term, limit))
-        closer.limits = {t: limit for t, limit in closer.limits.items() if t in before}
-        found[name] = closer
+        found[name] = closer.after(before)
 
     def _replayed_small(self) -> tuple[dict[str, torch.Tensor], dict[str, Expected]]:
         """Return the last call's updates on scaled weights, and the references for those weights."""

@@ -28,7 +28,10 @@ LOW_PRECISION = (torch.bfloat16, torch.float16)
 
 @dataclass
 class Expected:
-    """The reference update of one parameter in one call, with the rms of each term in it, of weights and update."""
+    """The reference update of one parameter in one call, with the rms of each term in it, of weights and update.
+
+    ``elements`` is the parameter's size where the vectors are a sample of it, else 0.
+    """
 
     theta: torch.Tensor
     update: torch.Tensor
@@ -39,6 +42,7 @@ class Expected:
     noise: float = 0.0
     size: float = 0.0
     length: float = 0.0
+    elements: int = 0
 
 
 def expect(
@@ -135,9 +139,23 @@ def state_error(rule: Rule, key: str, actual: Any, wanted: Any, before: Any, dty
     actual = torch.view_as_real(actual) if actual.is_complex() else actual
     if actual.shape != wanted.shape or not kept_in.is_floating_point:
         return float("inf"), 1.0
-    eps = max(torch.finfo(kept_in).eps, torch.finfo(dtype).eps)
     scale = rms(wanted) + (rms(before) if isinstance(before, torch.Tensor) else 0.0)
-    off = rms(wanted - actual)
+    return state_distance(rule, rms(wanted - actual), scale, kept_in, dtype)
+
+
+def state_distance(
+    rule: Rule, off: float, scale: float, kept_in: torch.dtype, dtype: torch.dtype
+) -> tuple[float, float]:  # fmt: skip
+    """Return (error, threshold) of a tensor of an optimizer's state.
+
+    Args:
+        rule: the rule.
+        off: rms of how far it is from the rule's.
+        scale: rms of the rule's after the step, plus that before it.
+        kept_in: real dtype that the optimizer keeps it in.
+        dtype: dtype of the weights.
+    """
+    eps = max(torch.finfo(kept_in).eps, torch.finfo(dtype).eps)
     limit = THRESHOLDS[kept_in][0]
     tolerance = (rule.relative or {}).get(dtype)
     if tolerance is not None and scale and off <= tolerance * scale:

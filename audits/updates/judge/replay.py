@@ -144,14 +144,21 @@ def _dtypes_made(recipe: OptimizerRecipe, dtype: torch.dtype) -> dict[str, torch
     return found
 
 
-def parts_of(names: Sequence[str], sizes: Mapping[str, int]) -> list[tuple[str, ...]]:
-    """Cut parameters, in order, into parts that are judged one after the other, so that wide copies fit memory."""
+def parts_of(names: Sequence[str], sizes: Mapping[str, int], size: int | None = None) -> list[tuple[str, ...]]:
+    """Cut parameters, in order, into parts that are judged one after the other, so that wide copies fit memory.
+
+    Args:
+        names: the parameters.
+        sizes: their numbers of elements.
+        size: elements of a part, unless a single parameter has more; `PART` if not given.
+    """
+    size = PART if size is None else min(size, PART)
     parts: list[list[str]] = [[]]
-    room = PART
+    room = size
     for name in names:
         if parts[-1] and sizes[name] > room:
             parts.append([])
-            room = PART
+            room = size
         parts[-1].append(name)
         room -= sizes[name]
     return [tuple(part) for part in parts if part]
@@ -173,12 +180,13 @@ class LaneCache:
     Attributes:
         history: the calls, the judged one last.
         part: names of the parameters replayed.
+        captured: the state to start from.
     """
 
     def __init__(self, recipe: OptimizerRecipe, state: Mapping[str, Mapping[str, Any]]) -> None:
         self.history: list[Call] = []
         self.part: tuple[str, ...] = ()
-        self._recipe, self._state = recipe, state
+        self._recipe, self.captured = recipe, state
         self._lanes: dict[torch.dtype, tuple[Replay, int, dict[str, torch.Tensor]]] = {}
 
     def turn_to(self, part: tuple[str, ...]) -> None:
@@ -189,7 +197,7 @@ class LaneCache:
     def fresh(self, dtype: torch.dtype) -> Replay:
         """Return a replay that has taken no step yet."""
         weights = {name: self.history[0].before[name] for name in self.part}
-        return Replay(restricted(self._recipe, self.part), weights, dtype, self._state)
+        return Replay(restricted(self._recipe, self.part), weights, dtype, self.captured)
 
     def updates(self, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """Return the last call's updates in a lane, having replayed the earlier calls there first."""

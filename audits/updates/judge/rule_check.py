@@ -24,13 +24,16 @@ from audits.updates.judge.closer import CloserLook, Finding
 from audits.updates.judge.coarse_rows import coarse_step_rows
 from audits.updates.judge.coarse_state import coarse_state
 from audits.updates.judge.expected import Expected, expect, state_error
-from audits.updates.judge.lost_to_rounding import whole_step
+from audits.updates.judge.lost_to_rounding import lost_share, share_of, whole_step
 from audits.updates.judge.masters import masters_of, seen_by_masters
 from audits.updates.judge.other_rules import explain
 from audits.updates.judge.own_attributes import shared_state
 from audits.updates.judge.replay import LaneCache, parts_of
+from audits.updates.judge.sliced_look import SlicedFinding, SlicedLook
+from audits.updates.judge.slices import slice_size, sliced_state
 from audits.updates.judge.state_names import IN_GROUP, state_names
 from audits.updates.judge.step_rows import rounding_row, without_gradient_row, without_rule_row
+from audits.updates.judge.whose_step import torch_owned
 from audits.updates.record.calls import Call
 from audits.updates.record.hook_listener import cure
 from audits.updates.rules import State
@@ -64,8 +67,10 @@ class RuleJudge:
     def _begin(self) -> None:
         """Begin the replays from what is captured."""
         self._lanes = LaneCache(self._phase.recipe.optimizer, self._captured)
+        self._part: tuple[str, ...] = ()
         if self.rule is not None:
             self._closer_look = CloserLook(self.rule, self._phase, self._lanes, self._expect)
+            self._sliced = SlicedLook(self.rule, self._phase, self._closer_look, self._expect, self._began)
 
     @cached_property
     def _names(self) -> Mapping[str, str | None]:
@@ -108,9 +113,34 @@ class RuleJudge:
                 yield self._row("update.rule", Outcome.FAIL, message, call, parameter, lane=Lane.NATIVE)
         self._lanes.history.append(call)
         self._moved = whole_step(call)
-        for part in parts_of(wanted, {n: call.before[n].numel() for n in wanted}):
-            self._lanes.turn_to(part)
+        size = slice_size(self._subject.device) if torch_owned(self._phase) else None
+        sizes = {name: self._subject.parameters[name].numel() for name in wanted}
+        for part in parts_of(wanted, sizes, size):
+            if len(part) == 1 and self._sliced.wants(call, part[0]):
+                found = self._sliced.at(part[0])
+                if found is not None:
+                    yield from self._rows_of_slices(call, part[0], found)
+                    continue
+            self._turn_to(part)
             yield from self._rows_of(call, part)
+
+    def _turn_to(self, part: tuple[str, ...]) -> None:
+        """Go on with these parameters: their reference state is worked out again, that of others is let go."""
+        self._lanes.turn_to(part)
+        if self._part == part:
+            return
+        self._part, self._state = part, {}
+        for earlier in self._lanes.history[:-1]:
+            for name in part:
+                self._expect(earlier, name, self._state)
+
+    def _rows_of_slices(self, call: Call, name: str, found: SlicedFinding) -> Iterator[ResultRow]:
+        yield self._rule_row(call, name, found.expected, found.finding, found.measured)
+        if found.states and self._subject.settings.wants_check("update.state"):
+            yield self._state_row(call, name, found.states)
+        count = self._subject.parameters[name].numel()
+        yield rounding_row(self._subject, call, name,
+                           share_of(found.lost, found.expected.length * math.sqrt(count), self._moved))  # fmt: skip
 
     def _rows_of(self, call: Call, wanted: tuple[str, ...]) -> Iterator[ResultRow]:
         assert self.rule is not None
@@ -128,7 +158,7 @@ class RuleJudge:
                 continue
             yield self._rule_row(call, name, expected[name], found[name], lengths[name])
             yield from self._state_rows(call, name, expected[name])
-            yield rounding_row(self._subject, call, name, expected[name].update, self._moved)
+            yield rounding_row(self._subject, call, name, lost_share(call, name, expected[name].update, self._moved))
 
     def _expect(
         self,
@@ -139,13 +169,20 @@ class RuleJudge:
         lane: torch.dtype | None = None,
     ) -> Expected | None:
         if name not in states:
-            held = {**self._shared, **self._captured.get(name, {})}
-            states[name] = reference_state(held, call.before[name].device, self._names)
-            if self._names.get("step") == IN_GROUP:  # a rule of torch's would count from the state alone
-                options = call.options[name]
-                states[name]["step"] = float(options.get("step", options.get("k", 0.0)))
+            states[name] = self._began(call, name)
         assert self.rule is not None
         return expect(self.rule, self._phase, call, name, states[name], theta, lane)
+
+    def _began(self, call: Call, name: str, part: slice | None = None) -> State:
+        """Return the reference state that a parameter, or a part of its elements, begins from."""
+        held, parameter = {**self._shared, **self._captured.get(name, {})}, self._subject.parameters[name]
+        if part is not None:
+            held = sliced_state(held, parameter.numel(), part)
+        state = reference_state(held, parameter.device, self._names)
+        if self._names.get("step") == IN_GROUP:  # a rule of torch's would count from the state alone
+            options = call.options[name]
+            state["step"] = float(options.get("step", options.get("k", 0.0)))
+        return state
 
     def _rule_row(self, call: Call, name: str, reference: Expected, finding: Finding, measured: float) -> ResultRow:
         assert self.rule is not None
@@ -154,7 +191,7 @@ class RuleJudge:
         assert gradient is not None
         judged, limits = finding.judged, finding.limits
         length = reference.length
-        count = math.sqrt(reference.theta.numel())
+        count = math.sqrt(reference.elements or reference.theta.numel())
         numbers: dict[str, Any] = {
             "measured": measured * count,
             "expected": length * count,
@@ -229,9 +266,20 @@ class RuleJudge:
         shared = [k for k in wanted if actual[k] is not None and wanted[k] is not reference.before.get(k)]
         if not shared:
             return
-        worst, at, met, threshold = -1.0, shared[0], True, 0.0
-        for key in shared:
-            error, limit = state_error(self.rule, key, actual[key], wanted[key], reference.before.get(key), dtype)
+        yield self._state_row(
+            call,
+            name,
+            [
+                (key, *state_error(self.rule, key, actual[key], wanted[key], reference.before.get(key), dtype))
+                for key in shared
+            ],
+        )
+
+    def _state_row(self, call: Call, name: str, found: list[tuple[str, float, float]]) -> ResultRow:
+        """Return the row of the entry of the state that is worst off; each is (name, error, threshold)."""
+        assert self.rule is not None
+        worst, at, met, threshold = -1.0, found[0][0], True, 0.0
+        for key, error, limit in found:
             if not error / limit <= worst:
                 worst, at, threshold, met = error / limit, key, limit, error <= limit
         message = f"{name}: the optimizer's {at} after step {call.step} "
@@ -239,8 +287,8 @@ class RuleJudge:
         hooks = [w for w in call.writes if (w.what, w.parameter) == ("state", name)]
         if hooks and not met:
             message += "; before it " + "; ".join(f"{w.label} {w.text}" for w in hooks) + f"; {cure(hooks[0].hook)}"
-        yield self._row("update.state", Outcome.PASS if met else Outcome.FAIL, message, call, name,
-                        error=worst * threshold, threshold=threshold)  # fmt: skip
+        return self._row("update.state", Outcome.PASS if met else Outcome.FAIL, message, call, name,
+                         error=worst * threshold, threshold=threshold)  # fmt: skip
 
     def _row(self, check: str, outcome: Outcome, message: str, call: Call, name: str, **fields: Any) -> ResultRow:
         return row(

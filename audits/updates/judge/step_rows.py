@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from audits.causes import Cause
 from audits.checks.update import LOST_SHARE
 from audits.live.subject import Subject
 from audits.outcomes import Lane, Outcome, ResultRow
 from audits.updates.judge.expected import LOW_PRECISION
-from audits.updates.judge.lost_to_rounding import lost_share
 from audits.updates.record.calls import Call
 from audits.updates.relations import verdict_of
 from audits.updates.update_rows import norm, row
@@ -52,9 +49,8 @@ def without_rule_row(subject: Subject, call: Call, name: str) -> ResultRow:
     return _row(subject, "update.rule", Outcome.WARN, message, call, name, cause=Cause.RELATIONS, lane=Lane.SYNTHETIC)
 
 
-def rounding_row(subject: Subject, call: Call, name: str, update: torch.Tensor, moved: float) -> ResultRow:
-    """Return the row of ``update.lost-to-rounding``: what of an update was below the weights' spacing."""
-    share = lost_share(call, name, update, moved)
+def rounding_row(subject: Subject, call: Call, name: str, share: float) -> ResultRow:
+    """Return the row of ``update.lost-to-rounding``: the share of an update that was below the weights' spacing."""
     lost = share > LOST_SHARE.value
     dtype = call.before[name].dtype
     message = f"{name}: {share:.0%} of the norm of step {call.step}'s update was lost"

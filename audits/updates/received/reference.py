@@ -128,7 +128,7 @@ def _reference(
                     loss = phase.call_loss(subject.model, batch)
                 with subject.autocast() if backward_in_autocast else contextlib.nullcontext():
                     scaled = loss * (weight * scale) if weight * scale != 1.0 else loss
-                    found = gradients_of(scaled, parameters, plain=plain_backward)
+                    found = list(gradients_of(scaled, parameters, plain=plain_backward))
                 sums.draws = sums.draws or not same_random(RandomState.now(), began)
                 if weight:  # a micro-batch without a target that counts: its mean is nan
                     shares = {text: weights[index] / weight for text, weights in others.items()}
@@ -161,13 +161,18 @@ class _Sums:
     draws: bool = False
 
     def add(
-        self, names: tuple[str, ...], found: tuple[torch.Tensor | None, ...], loss: float, shares: Mapping[str, float]
+        self, names: tuple[str, ...], found: list[torch.Tensor | None], loss: float, shares: Mapping[str, float]
     ) -> None:
-        """Add one micro-batch's gradients and loss, which have its weight in them; shares of it weigh otherwise."""
+        """Add one micro-batch's gradients and loss, which have its weight in them; shares of it weigh otherwise.
+
+        The gradients are taken out of the list as they are added, so that no more than one is held twice.
+        """
         self.loss += loss
-        _add(self.weighted, names, found, 1.0)
-        for text, share in shares.items():
-            _add(self.otherwise[text], names, found, share)
+        for index, name in enumerate(names):
+            gradient, found[index] = found[index], None
+            _add(self.weighted, name, gradient, 1.0)
+            for text, share in shares.items():
+                _add(self.otherwise[text], name, gradient, share)
 
     def finish(self, phase: LivePhase, scale: float, bound: float | None, clip_norm: float | None) -> float:
         """Unscale and clip the gradients, by value and by norm; return the phase's norm before it was clipped."""
@@ -222,13 +227,12 @@ def _as_in_training(subject: Subject) -> Iterator[None]:
             parameter.requires_grad_(False)
 
 
-def _add(total: Gradients, names: tuple[str, ...], found: tuple[torch.Tensor | None, ...], factor: float) -> None:
-    for name, gradient in zip(names, found, strict=True):
-        if gradient is None:
-            continue
-        gradient = gradient.detach() if factor == 1.0 else gradient.detach() * factor
-        before = total[name]
-        total[name] = gradient.clone() if before is None else before + gradient
+def _add(total: Gradients, name: str, gradient: torch.Tensor | None, factor: float) -> None:
+    if gradient is None:
+        return
+    gradient = gradient.detach() if factor == 1.0 else gradient.detach() * factor
+    before = total[name]
+    total[name] = gradient.clone() if before is None else before + gradient
 
 
 def total_norm(gradients: list[torch.Tensor]) -> torch.Tensor:

@@ -21,6 +21,7 @@ from audits.updates.received.reference import Gradients, Reference, Start, refer
 from audits.updates.record.buffer_watch import BufferWatch
 from audits.updates.record.calls import Call
 from audits.updates.record.recorder import Recorder
+from audits.updates.record.shelf import Shelf, held, waiting
 from audits.updates.record.step_listener import ClippingCall, StepListener
 
 #: Relative distance at which a reference gradient counts as drawn alike: rounding of the lowest precision.
@@ -102,7 +103,7 @@ class ReferenceSearch:
         self._starts: list[Start] = []
         #: The batch's values when the training step began.
         self.begun_with: list[Any] = subject.given.copies()
-        self._received: dict[str, Gradients] = {}
+        self._received: dict[str, Mapping[str, torch.Tensor | None]] = {}
         self._since: list[tuple[str, Gradients]] = []
         self._begun: dict[str, int] = {}
 
@@ -144,8 +145,24 @@ class ReferenceSearch:
         self._received[call.phase.name] = call.received
         self._begun[call.phase.name] = len(self._since)
         if found.reference is not None:
+            self._shelve(found.reference, call, agreed=found.agreed)
             self._since.append((call.phase.name, found.reference.gradients))
         return BeforeStep(found.reference, problem, clipping, found.agreed, found.batches, found.weighed, scatter)
+
+    def _shelve(self, reference: Reference, call: Call, *, agreed: bool) -> None:
+        """Let the reference gradient wait in host memory; what arrived bit for bit is the very tensor that arrived."""
+        arrived = call.received
+        shelf: Shelf[torch.Tensor | None] = Shelf(self._subject.device)
+        for name in list(reference.gradients):
+            gradient, other = reference.gradients.pop(name), held(arrived, name)
+            if gradient is not None and other is not None and gradient.layout is other.layout is torch.strided:
+                gradient = other if torch.equal(gradient.to(other.device), other) else gradient
+            shelf.put(name, None if gradient is None else waiting(gradient))
+        reference.gradients = shelf
+        if agreed:  # nothing is left to be explained by other weights
+            reference.otherwise = {}
+        for gradients in reference.otherwise.values():
+            gradients.update({n: None if g is None else waiting(g) for n, g in gradients.items()})
 
     def _trial(self, call: Call, clipping: list[ClippingCall], scale: float) -> Trial:
         """Return what evaluates the declared loss from a starting point, the backward under autocast or not."""
@@ -207,9 +224,9 @@ class ReferenceSearch:
         """Return whether the backward ran under autocast: not in our own step, either way in a user's."""
         return (False, True) if self._own_step and self._subject.recipe.precision != "native" else (False,)
 
-    def _leftovers(self, call: Call) -> Iterator[Gradients]:
+    def _leftovers(self, call: Call) -> Iterator[Mapping[str, torch.Tensor | None]]:
         """Yield gradients that may have been left in this phase's parameters: its own, other phases', and their sum."""
-        own: Gradients = self._received.get(call.phase.name, {})
+        own = self._received.get(call.phase.name, {})
         others = [g for phase, g in self._since if phase != call.phase.name]
         yield from others
         if own:
@@ -224,7 +241,8 @@ class ReferenceSearch:
         A step that runs every backward before it steps any optimizer, or steps inside a backward, computed its
         gradients with the weights from the start.
         """
-        moved = {n: v for n, v in self._recorder.at_start.items() if v is not self._recorder.shadow[n]}
+        shadow, at_start = self._recorder.shadow, self._recorder.at_start
+        moved = Shelf(shadow.device, {n: at_start.raw(n) for n in at_start if not at_start.same(shadow, n)})
         with_weights = [None, moved] if moved else [None]
         if call.in_backward:
             with_weights.reverse()
@@ -285,9 +303,11 @@ class ReferenceSearch:
             yield from ((_from(starts), None) for starts in reversed(places))
 
 
-def _compared(call: Call) -> Gradients:
+def _compared(call: Call) -> Mapping[str, torch.Tensor | None]:
     """Return the received gradients that are held against a reference: in a backward, those that are there already."""
-    return {n: g for n, g in call.received.items() if g is not None or not call.in_backward}
+    if not call.in_backward:
+        return call.received
+    return {n: g for n, g in call.received.items() if g is not None}
 
 
 def _from(starts: Sequence[Start]) -> Start:

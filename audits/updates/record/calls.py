@@ -12,6 +12,7 @@ from audits.live.subject import LivePhase
 from audits.recipe.moulds import declared_hook
 from audits.structures import map_tensors
 from audits.updates.record.hook_listener import HookWrite
+from audits.updates.record.shelf import Shelf, held
 
 Tensors = dict[str, torch.Tensor]
 
@@ -25,9 +26,11 @@ class Call:
         step: number of the training step, from 1.
         before: the weights of every parameter of the model before it.
         after: the weights of those that it changed.
-        gradients: what the optimizer received, unscaled; None where it received none.
+        gradients: what the optimizer received, unscaled; None where it received none. These, and the weights, wait in
+            host memory (`Shelf`).
         options: the options of each held parameter's group.
-        state_after: the optimizer's state by parameter.
+        state_after: the optimizer's state by parameter; let go of when it is judged, since it may be the very one
+            that the optimizer goes on with.
         training: mode of every module at its last forward before this call.
         evaluations: for an optimizer that calls its closure: the weights, loss and gradients of every evaluation.
         tensor_rate: whether a learning rate is kept in a tensor, in float32.
@@ -41,22 +44,22 @@ class Call:
 
     phase: LivePhase
     step: int
-    before: Tensors
-    gradients: dict[str, torch.Tensor | None]
+    before: Mapping[str, torch.Tensor]
+    gradients: Mapping[str, torch.Tensor | None]
     options: dict[str, dict[str, Any]]
-    after: Tensors = field(default_factory=dict)
-    state_after: dict[str, dict[str, Any]] = field(default_factory=dict)
-    evaluations: list[tuple[Tensors, float, dict[str, torch.Tensor | None]]] = field(default_factory=list)
+    after: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    state_after: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    evaluations: list[tuple[Tensors, float, Mapping[str, torch.Tensor | None]]] = field(default_factory=list)
     note: Any = None
     phase_expect: Mapping[str, Any] = field(default_factory=dict)
     tensor_rate: bool = False
     backward: int = -1
-    handed: dict[str, torch.Tensor | None] = field(default_factory=dict)
+    handed: Mapping[str, torch.Tensor | None] = field(default_factory=dict)
     writes: list[HookWrite] = field(default_factory=list)
-    state_before: dict[str, dict[str, Any]] | None = None
+    state_before: Mapping[str, dict[str, Any]] | None = None
 
     @property
-    def received(self) -> dict[str, torch.Tensor | None]:
+    def received(self) -> Mapping[str, torch.Tensor | None]:
         """The gradients that the training step handed over: before the hooks that are declared, after the others."""
         if not self.writes:
             return self.gradients
@@ -76,7 +79,7 @@ class Call:
 
     def moved(self, name: str) -> torch.Tensor:
         """Return the weights after the call."""
-        return self.after.get(name, self.before[name])
+        return self.after[name] if name in self.after else self.before[name]
 
 
 @dataclass(frozen=True)
@@ -92,16 +95,18 @@ class OutsideWrite:
 
 def received(call: Call) -> set[str]:
     """Return the parameters that received a gradient."""
-    return {name for name, gradient in call.gradients.items() if gradient is not None}
+    return {name for name in call.gradients if held(call.gradients, name) is not None}
 
 
 def join(earlier: Call, later: Call) -> None:
     """Add to a call what another of the same backward did to parameters that had no gradient yet."""
     for name in received(later):
-        earlier.gradients[name] = later.gradients[name]
-        earlier.before[name] = later.before[name]
-    earlier.after |= later.after
-    earlier.state_after |= later.state_after
+        hold(earlier.gradients, later.gradients, name)
+        hold(earlier.before, later.before, name)
+    for name in later.after:
+        hold(earlier.after, later.after, name)
+    for name in later.state_after:
+        hold(earlier.state_after, later.state_after, name)
 
 
 def plain_options(group: Mapping[str, Any]) -> dict[str, Any]:
@@ -111,6 +116,13 @@ def plain_options(group: Mapping[str, Any]) -> dict[str, Any]:
         for key, value in group.items()
         if key not in ("params", "param_names")
     }
+
+
+def hold(shelf: Any, other: Any, name: str) -> None:
+    """Hold under a name what another shelf holds there."""
+    assert isinstance(shelf, Shelf)
+    assert isinstance(other, Shelf)
+    shelf.put(name, other.raw(name))
 
 
 def snapshot(parameters: Mapping[str, torch.Tensor]) -> Tensors:

@@ -13,7 +13,7 @@ from torch import nn
 from audits.live.subject import LivePhase, Subject
 from audits.recipe.moulds import declared_hook
 from audits.structures import map_tensors
-from audits.updates.record.calls import Call, OutsideWrite, Tensors, join, plain_options, received, same_bits, snapshot
+from audits.updates.record.calls import Call, OutsideWrite, join, plain_options, received, same_bits, snapshot
 from audits.updates.record.hook_listener import (
     POST,
     WRAPPED,
@@ -22,6 +22,12 @@ from audits.updates.record.hook_listener import (
     state_writes,
     watched_hooks,
 )
+from audits.updates.record.lent import Lending
+from audits.updates.record.shelf import Shelf, snapshot_of, waiting
+
+#: What each parameter was, and what it received.
+Weights = Shelf[torch.Tensor]
+Received = Shelf[torch.Tensor | None]
 
 #: Hooks of the recorder before a step: whatever is beside them is the user's.
 OURS = 2
@@ -34,22 +40,24 @@ class Recorder:
     """Hooks on the optimizers of all phases; a shadow of the weights tells who wrote what."""
 
     def __init__(
-        self, subject: Subject, optimizers: Mapping[str, torch.optim.Optimizer], before_call: BeforeCall
-    ) -> None:
+        self, subject: Subject, optimizers: Mapping[str, torch.optim.Optimizer], before_call: BeforeCall, *,
+        owned: Callable[[LivePhase], bool] | None = None,
+    ) -> None:  # fmt: skip
         self._subject = subject
+        self.lending = Lending(subject, owned)
         self._optimizers = optimizers
         self._before_call = before_call
         self._depth = dict.fromkeys(optimizers, 0)
         self._open: dict[str, Call] = {}
-        self._handed: dict[str, dict[str, torch.Tensor | None]] = {}
+        self._handed: dict[str, Received] = {}
         self._writes: dict[str, list[HookWrite]] = {}
         self._within: dict[str, tuple[str, str]] = {}
         self._begun = dict.fromkeys(optimizers, 0)
         self._inner: dict[str, dict[str, tuple[torch.Tensor, torch.Tensor, tuple[str, str]]]] = {
             n: {} for n in optimizers
         }
-        self.shadow: Tensors = {}
-        self.at_start: Tensors = {}
+        self.shadow: Weights = Shelf(subject.device)
+        self.at_start: Weights = Shelf(subject.device)
         self.step = 0
         self.calls: list[Call] = []
         self.outside: list[OutsideWrite] = []
@@ -77,21 +85,31 @@ class Recorder:
         self.calls, self.outside = [], []
         self._depth = dict.fromkeys(self._depth, 0)
         self._open, self._handed, self._within = {}, {}, {}
+        self.lending.take_back_gradients()
+        self.lending.take_back_states()
         if not self.shadow:
-            self.shadow = snapshot(self._subject.parameters)
-        self.at_start = dict(self.shadow)
+            for name, parameter in self._subject.parameters.items():
+                held = self._subject.held_value(name)  # the model was just put back to it: no second copy
+                same = same_bits(parameter, held.to(parameter.device))
+                self.shadow.put(name, held if same else snapshot_of(parameter))
+        self.at_start = self.shadow.copy()
 
     def end(self) -> None:
         """Finish a training step: whatever changed since the last call was written outside."""
         self._look_outside(None)
+        self.lending.look()
 
-    def _changed(self) -> tuple[Tensors, list[str]]:
+    def _changed(self) -> tuple[Weights, list[str]]:
         """Bring the shadow up to date; return (the old values, names that differ)."""
         names = [n for n, p in self._subject.parameters.items() if not same_bits(p, self.shadow[n])]
-        old = {n: self.shadow[n] for n in names}
+        old: Weights = Shelf(self._subject.device)
         for n in names:
-            self.shadow[n] = self._subject.parameters[n].detach().clone()
+            old.put(n, self.shadow.raw(n))
+            self.shadow.put(n, snapshot_of(self._subject.parameters[n]))
         return old, names
+
+    def _shadow_of(self, names: list[str]) -> Weights:
+        return Shelf(self._subject.device, {name: self.shadow.raw(name) for name in names})
 
     def _look_outside(self, before_phase: str | None) -> None:
         _, names = self._changed()
@@ -127,7 +145,9 @@ class Recorder:
         if wraps and not nested:
             self._handed[name] = gradients
             self._within[name] = (kind, hook)
-        before = snapshot(self._subject.parameters) if nested else dict(self.shadow)
+        before = Shelf(self._subject.device, {n: snapshot_of(p) for n, p in self._subject.parameters.items()}) if (
+            nested
+        ) else self.shadow.copy()  # fmt: skip
         options = self._options(optimizer)
         yield
         writes = self._writes.setdefault(name, [])
@@ -150,14 +170,14 @@ class Recorder:
                 del self._within[name]
 
     def _took_its_place(
-        self, phase: LivePhase, optimizer: torch.optim.Optimizer, before: Tensors,
-        gradients: dict[str, torch.Tensor | None], options: dict[str, dict[str, Any]],
+        self, phase: LivePhase, optimizer: torch.optim.Optimizer, before: Weights,
+        gradients: Received, options: dict[str, dict[str, Any]],
     ) -> None:  # fmt: skip
         """Record a step set on the instance that never reached that of the class: it is the rule."""
         if phase.recipe.optimizer.kept is not None:
             phase.recipe.optimizer.kept.replaced = True
         _, names = self._changed()
-        after = {name: self.shadow[name] for name in names}
+        after = self._shadow_of(names)
         call = Call(phase=phase, step=self.step, before=before, gradients=gradients, options=options, after=after,
                     handed=gradients, phase_expect=self._subject.recipe.expect)  # fmt: skip
         call.state_after = self._state(optimizer)
@@ -180,16 +200,21 @@ class Recorder:
             self._look_outside(phase.name)
             self._begun[phase.name] += 1
             self._inner[phase.name] = {}
+            self.lending.take_back_states(phase.name)
+            # torch hands the optimizer itself as the first argument.
+            closure = args[1] if len(args) > 1 else kwargs.get("closure")
             call = Call(
                 phase=phase,
                 step=self.step,
-                before=dict(self.shadow),
-                gradients=self._gradients(optimizer),
+                before=self.shadow.copy(),
+                gradients={},
                 options=self._options(optimizer),
                 tensor_rate=any(isinstance(group.get("lr"), torch.Tensor) for group in optimizer.param_groups),
                 backward=torch._C._current_graph_task_id(),
                 phase_expect=self._subject.recipe.expect,
             )
+            lend = closure is None and self.lending.gradients(call, optimizer)
+            call.gradients = self._gradients(optimizer, call if lend else None)
             call.handed = self._handed.pop(phase.name, call.gradients)
             call.writes = self._writes.pop(phase.name, [])
             if phase.name in self._within:
@@ -203,8 +228,6 @@ class Recorder:
             if (earlier := self._earlier_part(call)) is not None:
                 call.note = earlier.note
                 return None
-            # torch hands the optimizer itself as the first argument.
-            closure = args[1] if len(args) > 1 else kwargs.get("closure")
             if closure is None:
                 call.note = self._before_call(call)
                 return None
@@ -219,13 +242,18 @@ class Recorder:
                 return
             call = self._open.pop(phase.name)
             old, names = self._changed()
-            call.before |= old
-            call.after = {name: self.shadow[name] for name in names}
+            assert isinstance(call.before, Shelf)
+            call.before.add(old)
+            call.after = self._shadow_of(names)
             for name, (moved, written, (kind, by)) in self._inner[phase.name].items():
                 if same_bits(self.shadow[name], written):  # a step inside the step ended it: the hook wrote after that
-                    call.after[name] = moved
+                    call.after[name] = moved  # type: ignore[index]
                     self.outside.append(OutsideWrite(name, self.step, phase.name, by, kind))
-            call.state_after = self._state(optimizer)
+            self.lending.look()  # a kernel that writes into the gradients
+            lend = self.lending.state(call, optimizer)
+            call.state_after = self._state(optimizer, lend=lend)
+            if lend:
+                self.lending.lend_state(call)
             earlier = self._earlier_part(call)
             if earlier is None:
                 self.calls.append(call)
@@ -266,32 +294,35 @@ class Recorder:
                 if name is not None:
                     yield name, parameter, group
 
-    def _gradients(self, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor | None]:
-        """Clones: SGD(foreach, nesterov) writes into ``p.grad``. Fused optimizers under AMP receive scaled ones.
+    def _gradients(self, optimizer: torch.optim.Optimizer, lent_to: Call | None = None) -> Received:
+        """Copies: SGD(foreach, nesterov) writes into ``p.grad``. Fused optimizers under AMP receive scaled ones.
 
         Of a sparse gradient the rows that occur twice are added up here, once: another order of that sum is another
         gradient, which a float64 copy of the weights shows.
         """
         scale = getattr(optimizer, "grad_scale", None)
-        found: dict[str, torch.Tensor | None] = {}
+        found: Received = Shelf(self._subject.device)
         for name, parameter, _ in self._held(optimizer):
             gradient = parameter.grad
             if gradient is not None:
                 gradient = gradient.detach().coalesce() if gradient.is_sparse else gradient.detach()
-                gradient = gradient.clone()
-                gradient = gradient if scale is None else gradient / scale.to(gradient.device)
-            found[name] = gradient
+                if lent_to is not None and scale is None and gradient.layout is torch.strided:
+                    self.lending.lend_gradient(lent_to, name, gradient)
+                else:
+                    whole = gradient if scale is None else gradient / scale.to(gradient.device)
+                    gradient = snapshot_of(whole) if whole is gradient else waiting(whole)
+            found.put(name, gradient)
         return found
 
     def _options(self, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
         return {name: plain_options(group) for name, _, group in self._held(optimizer)}
 
-    def _state(self, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
-        return {
-            name: map_tensors(dict(optimizer.state[parameter]), lambda t: t.detach().clone())
-            for name, parameter, _ in self._held(optimizer)
-            if optimizer.state.get(parameter)
-        }
+    def _state(self, optimizer: torch.optim.Optimizer, *, lend: bool = False) -> Shelf[dict[str, Any]]:
+        found: Shelf[dict[str, Any]] = Shelf(self._subject.device)
+        for name, parameter, _ in self._held(optimizer):
+            if state := optimizer.state.get(parameter):
+                found.put(name, map_tensors(dict(state), torch.Tensor.detach if lend else snapshot_of))
+        return found
 
 
 def _to_front(hooks: Any, key: int) -> None:

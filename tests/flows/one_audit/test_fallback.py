@@ -17,7 +17,8 @@ from audits.settings import AuditSettings
 from flows.choosing.sweeping import Stopped
 from flows.one_audit import gpu
 from flows.one_audit.fallback import MemoryPlan, memory_plans, out_of_memory, with_fallback_note
-from flows.one_audit.gpu import Gpu, chosen_gpu, held, needed_bytes, parsed
+from flows.one_audit.gpu import Gpu, chosen_gpu, held, parsed
+from flows.one_audit.memory_need import needed
 from flows.one_audit.one_version import audit_directory
 from flows.settings.environment import GradauditSettings
 from registry_models.artifacts.snapshot import read_snapshot
@@ -42,22 +43,23 @@ def test_a_memory_limit_that_bites_leads_to_a_smaller_probe(tmp_path: Path) -> N
 
 def test_a_gpu_s_memory_is_asked_before_anything_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     snapshot = read_snapshot(write_reference(tmp_path / "model"))
-    needed = needed_bytes(snapshot)
-    weights = sum(file.stat().st_size for file in snapshot.folder.rglob("*") if file.is_file())
-    assert needed == 2**30 + 8 * weights
+    need = needed(snapshot)
     asked = AuditSettings()
 
     def names(memory: int | None) -> list[tuple[str, str, str]]:
         monkeypatch.setattr(gpu, "host_gpus", lambda: (Gpu("GPU-a", memory),))
         return [(plan.device, plan.settings.method, reason) for plan, reason in memory_plans(snapshot, "auto", asked)]
 
-    assert names(needed) == [
+    assert names(need.total) == [
         ("auto", "auto", ""),
         ("cpu", "auto", "memory ran out on the GPU (auto)"),
         ("cpu", "probe", "memory ran out on the CPU"),
     ]
     assert [device for device, _, _ in names(None)] == ["auto", "cpu", "cpu"]
-    assert names(needed - 1)[0] == ("cpu", "auto", "it needs about 1.0 GiB, the GPU has 1.0 GiB")
+    device, _, reason = names(need.total - 1)[0]
+    assert device == "cpu"
+    assert reason == f"it needs at least 1.0 GiB, the GPU has 1.0 GiB ({need.text})"
+    assert "AdamW" in need.text
     assert [plan.device for plan, _ in memory_plans(snapshot, "cpu", asked)] == ["cpu", "cpu"]
     smallest = AuditSettings(method="probe", input_gradient_limit=0)
     assert len(list(memory_plans(snapshot, "cpu", smallest))) == 1, "there is nothing smaller"
