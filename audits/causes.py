@@ -98,6 +98,7 @@ class Cause(StrEnum):
     STOPPED = "stopped"
     REFUSED = "refused"
     NO_RECIPE = "no recipe"
+    NOTHING_TO_TRAIN = "nothing to train"
     REWRITTEN = "rewritten"
     BAD_ANSWER = "bad answer"
     CRASHED = "crashed"

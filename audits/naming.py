@@ -16,6 +16,9 @@ from dataclasses import dataclass
 _BY_VERSION = re.compile(r"models:/(?P<name>[^/:]+)/(?P<version>[0-9]{1,300})")
 _BY_ALIAS = re.compile(r"models:/(?P<name>[^/:]+)@(?P<alias>[\w-]+)")
 
+#: How a cure writes the call that registers a model.
+_LOG_MODEL = re.compile(r"(log_model\(model, )(?:name|NAME)\b")
+
 #: References as people mistype them: a slash too many or too few, ``v3`` for ``3``.
 _NEAR_ALIAS = re.compile(r"models:/*([^/:@]+)/*@([\w-]+)")
 _NEAR_VERSION = re.compile(r"models:/*([^/:]+)/+v?([0-9]{1,300})/*")
@@ -61,6 +64,17 @@ def label_of_reference(text: str) -> str:
     """Return ``NAME vVERSION`` for a reference, and any other text as it can be seen."""
     named = read_reference(text)
     return visible(text) if named is None or named.version is None else label_of(named.name, named.version)
+
+
+def with_names(text: str, name: str, version: int) -> str:
+    """Return a text in whose cures the version's own name stands, as Python writes it, for the placeholders.
+
+    Whoever writes such a text, an audit's process say, does not know which version it is about.
+    """
+    reference = repr(reference_to(name, version))
+    text = text.replace("'models:/NAME/VERSION'", reference).replace("models:/NAME/VERSION", visible(reference[1:-1]))
+    text = text.replace("attach_recipe(VERSION,", f"attach_recipe({reference},")
+    return _LOG_MODEL.sub(lambda found: f"{found[1]}{name!r}", text)
 
 
 def visible(text: str) -> str:

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
-
+from audits.causes import Cause
+from audits.checks.version import RECIPE_DECLARED
 from audits.findings.root_causes import BATCH_PREFIX, RootFinding, in_one_line, root_findings
 from audits.findings.skipped import not_checked
 from audits.naming import shell_words
@@ -25,12 +25,12 @@ from audits.outcomes import (
     open_claims,
     verdict,
 )
-from audits.results.format import AuditIdentity, answer_table, rows_table
-from audits.results.store import to_frame
+from audits.results.identity import AuditIdentity
 from audits.wording import and_more, listed
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
 
 #: Checks with findings that a printed report shows.
 SUMMARY_LINES = 6
@@ -108,6 +108,17 @@ class AuditReport:
         if outcome is Outcome.PASS:
             return []
         return [finding.text for finding in self.root_findings if finding.outcome in (outcome, Outcome.INCONCLUSIVE)]
+
+    @property
+    def unjudged(self) -> str | None:
+        """What kept an inconclusive version from being judged, a cause; ``no recipe`` where nobody declared one."""
+        if self.outcome is not Outcome.INCONCLUSIVE:
+            return None
+        known = [row.cause for row in decisive(self.rows) if row.cause]
+        if known:
+            return known[0]
+        undeclared = any(r.check == RECIPE_DECLARED.name and r.outcome is Outcome.INCONCLUSIVE for r in self.rows)
+        return Cause.NO_RECIPE if undeclared else Cause.UNRESOLVED
 
     @property
     def counts(self) -> dict[str, int]:
@@ -198,10 +209,14 @@ class AuditReport:
 
     def to_table(self) -> pa.Table:
         """Return the rows as an Arrow table with the Parquet schema."""
+        from audits.results.format import answer_table, rows_table
+
         return rows_table(answer_table(self.rows), self.identity)
 
     def to_frame(self) -> pd.DataFrame:
         """Return the rows as a pandas data frame with the Parquet schema's columns."""
+        from audits.results.store import to_frame
+
         return to_frame(self.to_table())
 
     def to_dict(self, *, rerun: str | None = None) -> dict[str, Any]:

@@ -27,10 +27,12 @@ from audits.outcomes import Coverage, Outcome, ResultRow, Severity
 from audits.recipe.declared_names import check_asked_parameters
 from audits.recipe.digests import parts_of, recipe_digest
 from audits.recipe.recipe import Recipe
+from audits.refusals import refused as refused
+from audits.refusals import with_identity as with_identity
 from audits.repeating.first_calls import check_first_calls, gradients_confirmed
 from audits.repeating.settling import settled, suspected
 from audits.report import AuditReport
-from audits.results.format import AuditIdentity
+from audits.results.identity import AuditIdentity
 from audits.settings import AuditSettings
 from audits.updates import check_registration, check_updates
 from audits.updates.relations import relation_limits
@@ -167,15 +169,3 @@ def _run_part(name: str, part: Callable[[Subject], list[ResultRow]], subject: Su
     return [
         ResultRow(check="audit.completed", outcome=Outcome.INCONCLUSIVE, severity=severity, cause=cause, message=text)
     ]
-
-
-def refused(message: str, *, cause: str = Cause.REFUSED, identity: AuditIdentity | None = None) -> AuditReport:
-    """Return the report of an audit that could not run: one inconclusive row with the cause."""
-    row = ResultRow(check="audit.completed", outcome=Outcome.INCONCLUSIVE, cause=cause, message=message)
-    empty = Coverage(tensors=0.0, elements=0.0, unresolved=())
-    return AuditReport(rows=tuple(with_advice([row])), coverage_of=empty, identity=identity or AuditIdentity())
-
-
-def with_identity(report: AuditReport, **fields: object) -> AuditReport:
-    """Return the report with identity fields filled in."""
-    return dataclasses.replace(report, identity=dataclasses.replace(report.identity, **fields))  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
 """Waivers: a finding that somebody answers for, until a day. Reads no file and no clock: callers do.
 
 A waived finding stays a finding and is shown as waived; it warns where it would have failed its version. Nothing that
-could not be judged can be waived, coverage least of all.
+could not be judged can be waived, coverage least of all; a waiver of `audit.completed` excuses a night's exit code.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
+from audits.checks.version import AUDIT_COMPLETED
 from audits.errors import SettingsError, suggest, unknown_among
 from audits.globs import matches, matching
 from audits.outcomes import Outcome, ResultRow
@@ -118,6 +119,16 @@ def waived(report: AuditReport, waivers: Sequence[Waiver], today: datetime.date)
         changed = row.waiver != waiver or row.message != message
         rows.append(dataclasses.replace(row, waiver=waiver, message=message) if changed else row)
     return dataclasses.replace(report, rows=tuple(rows), waivers=tuple(used))
+
+
+def excuses(waivers: Iterable[Waiver], model: str, version: int, today: datetime.date) -> list[Waiver]:
+    """Return the waivers in force by which a version that could not be judged does not change a night's exit code.
+
+    Its outcome stays inconclusive: somebody answers, until a day, for the fact that it is.
+    """
+    return [
+        w for w in waivers if w.covers(model, version) and w.holds(today) and matches(AUDIT_COMPLETED.name, w.check)
+    ]
 
 
 def standing(waivers: Iterable[Waiver], model: str, version: int, today: datetime.date) -> str:

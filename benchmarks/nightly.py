@@ -5,11 +5,15 @@ the results store. The overhead is the night's wall-clock time less the seconds 
 the start of every audit's confined process, and ``import torch`` in it, besides downloads, rows, runs and marks.
 
 ``--rival`` also times one flow run per version: each started as a worker starts them, in a process of its own.
+
+``--plan 10000`` audits nothing: it times the choice of what is due among so many versions, in a process of its own, on
+the first night (all are due) and on a later one (a tenth has changed since its audit, the rest take their turns).
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import os
 import statistics
 import subprocess
@@ -19,20 +23,49 @@ import time
 from pathlib import Path
 
 import pandas as pd
+import pyarrow as pa
 import torch
 from mlflow.tracking import MlflowClient
 from torch import nn
 
 from audits import Recipe
+from audits.outcomes import Outcome
+from audits.results.format import audits_table
+from audits.results.identity import AuditIdentity
 from audits.results.store import ResultsStore
+from flows.choosing.due_keys import due_key
+from flows.choosing.due_keys import environment as present_environment
 from flows.service.embedded_prefect import prefect_server
-from flows.settings.environment import quiet_defaults
+from flows.settings.environment import GradauditSettings, quiet_defaults
 from registry_models import log_model
+from registry_models.registry.versions import list_versions
 
 #: Versions of one registered model, as a team has them.
 PER_MODEL = 10
 
 _ONE = "import sys; from flows.audit_versions import audit_versions; audit_versions([sys.argv[1]], 'rival')"
+
+#: Plans as a night does. The registry was asked once before, so that what MLflow imports then is not the plan's.
+_PLAN = """
+import time
+from pathlib import Path
+from mlflow.tracking import MlflowClient
+from flows.choosing.due import plan_night
+from flows.settings.environment import GradauditSettings
+settings = GradauditSettings.load()
+client = MlflowClient(tracking_uri=settings.tracking_uri)
+client.search_model_versions(max_results=1)
+def mib(field):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
+Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+before, wall, cpu = mib("VmRSS"), time.perf_counter(), time.process_time()
+plan = plan_night(client, settings)
+wall, cpu, grown = time.perf_counter() - wall, time.process_time() - cpu, mib("VmHWM") - before
+each = grown / max(1, plan.looked_at) * 1000
+print(f"{len(plan.due)} due of {plan.looked_at}: {wall:.1f} s, {cpu:.1f} s of CPU, "
+      f"{grown:.0f} MiB more at the peak, {each:.1f} MiB per thousand")
+"""
 
 
 def register(folder: Path, number: int) -> str:
@@ -119,6 +152,40 @@ def night(folder: Path, number: int, minutes: float) -> None:
         print(f"  again: {time.perf_counter() - began:.1f} s ({again.stdout.strip()})", flush=True)
 
 
+def plan(folder: Path, number: int) -> None:
+    """Print what choosing among ``number`` versions takes, before any has been audited and afterwards."""
+    began = time.perf_counter()
+    uri = register(folder, number)
+    print(f"{number} versions registered in {time.perf_counter() - began:.1f} s", flush=True)
+    own = environment(folder, uri)
+    for night_ in ("first night", "later night"):
+        if night_ == "later night":
+            commit_audits(MlflowClient(tracking_uri=uri), Path(own["GRADAUDIT_RESULTS"]))
+        done = subprocess.run(
+            [sys.executable, "-c", _PLAN], env={**own, "PYTHONPATH": os.getcwd()}, check=True, capture_output=True
+        )
+        print(f"  {night_}: {done.stdout.decode().strip()}", flush=True)
+
+
+def commit_audits(client: MlflowClient, results: Path) -> None:
+    """Commit an audit of every version, as a compacted night leaves them; a tenth has another due key now."""
+    settings = GradauditSettings.load(tracking_uri=client.tracking_uri, results=str(results))
+    at = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=1)
+    counts = {f"n_{outcome}": 0 for outcome in Outcome}
+    lines = []
+    for index, version in enumerate(list_versions(client)):
+        key = due_key(version, settings, settings.for_model(version.name)) if index % 10 else "changed"
+        identity = AuditIdentity(
+            audit_id=f"bench-{index}", audited_at=at, model_name=version.name, model_version=version.version
+        )
+        line = audits_table(
+            identity, outcome="pass", coverage=1.0, coverage_elements=1.0, seconds=1.0, run_id="r", fingerprint="f",
+            due_key=key, occasion="o", message="passed", environment=present_environment(settings), **counts,
+        )  # fmt: skip
+        lines.append(line)
+    ResultsStore(results).write("audits", pa.concat_tables(lines), date=at.date(), audit_id="bench")
+
+
 def committed(folder: Path) -> int:
     return len(ResultsStore(folder / "results").files("audits"))
 
@@ -163,8 +230,13 @@ def main() -> None:
     parser.add_argument("--versions", type=int, nargs="*", default=[20], help="sizes of the registry")
     parser.add_argument("--minutes", type=float, default=600.0, help="end a sweep that takes longer")
     parser.add_argument("--rival", type=int, nargs="?", const=10, help="versions for one flow run each")
+    parser.add_argument("--plan", type=int, help="audit nothing: time the plan of a night over so many versions")
     options = parser.parse_args()
     quiet_defaults()
+    if options.plan:
+        with tempfile.TemporaryDirectory(prefix="gradaudit-bench-") as temporary:
+            plan(Path(temporary), options.plan)
+        return
     for number in options.versions:
         with tempfile.TemporaryDirectory(prefix="gradaudit-bench-") as temporary:
             night(Path(temporary), number, options.minutes)

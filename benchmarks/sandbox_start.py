@@ -13,7 +13,8 @@ from pathlib import Path
 
 from audits.settings import AuditSettings
 from flows.sandbox import Level, reached_level
-from flows.sandbox.isolation import limits_of, run_child
+from flows.sandbox.isolation import run_child
+from flows.sandbox.limits import limits_of
 from flows.settings.environment import GradauditSettings
 
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from audits.errors import RecipeError, SettingsError, suggest
-from audits.results.store import ResultsStore
 from flows.settings.environment import GradauditSettings
+
+if TYPE_CHECKING:
+    from audits.results.store import ResultsStore
 
 #: What the folder of a recipe holds, and where in other folders such a folder is.
 _RECIPE_FILE, _PLACES = "recipe.yaml", ("audit", "extra_files/audit")

@@ -16,10 +16,12 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from audits.errors import InfrastructureError, InputError, SetupError
 from audits.naming import label_of_reference, visible
+from audits.wording import listed
 from flows.arguments import refuse_device
 from flows.choosing.audit_summary import AuditSummary, summaries_of, summarise
 from flows.choosing.due_keys import due_key
 from flows.choosing.notifying import last_outcome, tell_newly_failed
+from flows.choosing.outside import remember, set_aside
 from flows.choosing.progress import listener
 from flows.choosing.sweeping import UNDER_WAY, NotTriedError, Sweep, ending
 from flows.one_audit.canary import prove_environment
@@ -29,6 +31,7 @@ from flows.sandbox import reached_level
 from flows.sandbox.private_folders import remove_stale
 from flows.settings.environment import GradauditSettings
 from flows.team_policy import waivers_of
+from registry_models.artifacts.flavours import OutsideError
 from registry_models.registry.versions import VersionReference, registered
 from registry_models.report.text import escape_markdown
 
@@ -50,25 +53,35 @@ def _worth_retrying(task: Any, task_run: Any, state: State[Any]) -> bool:
     persist_result=False,
     cache_policy=NO_CACHE,
 )
-def audit_one(reference: str, label: str, sweep: Sweep) -> AuditSummary:
-    """Audit one version, from download to commit, unless another sweep has just done it."""
+def audit_one(reference: str, label: str, sweep: Sweep) -> AuditSummary | None:
+    """Audit one version, from download to commit, unless another sweep has just done it; None if it is outside."""
     with sweep.counting_failures(label):
         version = registered(VersionReference.parse(reference).resolve(sweep.client), sweep.client)
+        results = sweep.settings.results
+        _, aside = set_aside([version], sweep.client, results, committed=sweep.committed)
+        if aside:
+            listener().set_aside(version.label, aside[0].why)
+            return None
         key = due_key(version, sweep.settings, sweep.settings.for_model(version.name))
         with sweep.claim(version, key) as found:
             if found is None:
                 before = last_outcome(sweep.committed, version)
-                report = audit_version(
-                    Target(version, sweep.occasion),
-                    sweep.client,
-                    sweep.settings,
-                    on_stage=lambda stage: listener().stage(version.label, stage),
-                    sweep=sweep,
-                )
+                try:
+                    report = audit_version(
+                        Target(version, sweep.occasion),
+                        sweep.client,
+                        sweep.settings,
+                        on_stage=lambda stage: listener().stage(version.label, stage),
+                        sweep=sweep,
+                    )
+                except OutsideError as error:
+                    remember(version, error.outside, results)
+                    listener().set_aside(version.label, error.outside.why)
+                    return None
                 summary = summarise(report)
                 tell_newly_failed(report, before, sweep.client, sweep.settings)
             else:
-                (summary,) = summaries_of([found], sweep.settings.results)
+                (summary,) = summaries_of([found], results)
     listener().finished(summary)
     return summary
 
@@ -88,8 +101,9 @@ def audit_versions(versions: list[str], occasion: str | None = None, chosen_at: 
         chosen_at: when they were chosen; what another sweep has committed since then is not audited again.
 
     Returns:
-        The summaries. ``Completed`` when everything was audited (named ``CompletedWithFailures`` when models failed: a
-        failing model is a result, not a crash), ``Failed`` when an audit could not be done.
+        The summaries; versions outside the audit have none. ``Completed`` when everything was audited (named
+        ``CompletedWithFailures`` when models failed: a failing model is a result, not a crash), ``Failed`` when an
+        audit could not be done.
     """
     settings = GradauditSettings.load()
     reached_level(settings.isolation)  # refuses once, before anything is downloaded
@@ -104,6 +118,7 @@ def audit_versions(versions: list[str], occasion: str | None = None, chosen_at: 
         results = [future.result(raise_on_failure=False) for future in futures]
     summaries: list[AuditSummary] = []
     troubles: list[str] = []
+    outside: list[str] = []
     for reference, result in zip(versions, results, strict=True):
         if isinstance(result, InfrastructureError | InputError):
             troubles.append(f"{visible(reference)}: {result}")
@@ -111,9 +126,13 @@ def audit_versions(versions: list[str], occasion: str | None = None, chosen_at: 
             troubles.append(f"{visible(reference)}: {type(result).__name__}: {result}")
         elif isinstance(result, BaseException):
             raise result
+        elif result is None:
+            outside.append(label_of_reference(reference))
         else:
             summaries.append(result)
-    create_markdown_artifact(_markdown(summaries, troubles), key="audit-versions", description="Audited versions")
+    create_markdown_artifact(
+        _markdown(summaries, troubles, outside), key="audit-versions", description="Audited versions"
+    )
     if troubles:
         return Failed(message=f"{len(troubles)} of {len(versions)} audits could not be done: {'; '.join(troubles[:5])}")
     failures = sum(1 for summary in summaries if summary["outcome"] == "fail")
@@ -122,11 +141,12 @@ def audit_versions(versions: list[str], occasion: str | None = None, chosen_at: 
     return summaries
 
 
-def _markdown(summaries: list[AuditSummary], troubles: list[str]) -> str:
+def _markdown(summaries: list[AuditSummary], troubles: list[str], outside: list[str]) -> str:
     lines = ["| model | version | outcome | failed checks | first parameter |", "|---|---|---|---|---|"]
     for s in summaries:
         first = s["failed_parameters"][0] if s["failed_parameters"] else ""
         cells = [s["model"], f"v{s['version']}", s["outcome"], ", ".join(s["failed_checks"]), first]
         lines.append("| " + " | ".join(escape_markdown(cell) for cell in cells) + " |")
+    lines += [f"\nOutside the audit: {escape_markdown(listed(outside, 50))}"] if outside else []
     lines += [f"\nNot audited: {escape_markdown(trouble)}" for trouble in troubles]
     return "\n".join(lines)

@@ -44,8 +44,9 @@ def nightly_audit(models: list[str] | None = None, force: bool = False) -> Any:
     Returns:
         ``{"looked_at": N, "audited": [summaries], "newly_failed": [references], "fixed": [references], "again": N,
         "run_id": ID, "idle_waivers": [sentences], "not_audited": [references], "troubles": [sentences],
-        "unready": [sentences]}``; ``CompletedWithFailures`` when a version failed, ``Failed`` when one could not be
-        audited.
+        "unready": [sentences], "outside": [{"model", "version", "flavour", "why", "since", "new"}],
+        "without_recipe": {"versions": [references], "since": DATE}, "excused": [references]}``;
+        ``CompletedWithFailures`` when a version failed, ``Failed`` when one could not be audited.
     """
     settings = GradauditSettings.load()
     client = MlflowClient(tracking_uri=settings.tracking_uri)
@@ -132,6 +133,8 @@ def _publish(night: NightSummary, client: MlflowClient, settings: GradauditSetti
 
 
 def _result(plan: Plan, night: NightSummary | None, run_id: str | None) -> dict[str, Any]:
+    known = night.without_recipe if night else plan.without_recipe
+
     def named(summaries: Any) -> list[str]:
         return [reference_to(s["model"], s["version"]) for s in summaries]
 
@@ -146,4 +149,20 @@ def _result(plan: Plan, night: NightSummary | None, run_id: str | None) -> dict[
         "not_audited": list(night.not_audited) if night else [],
         "unready": list(plan.unready),
         "troubles": list(night.troubles) if night else [],
+        "outside": [
+            {
+                "model": one.version.name,
+                "version": one.version.version,
+                "flavour": one.flavour,
+                "why": one.why,
+                "since": f"{one.since:%Y-%m-%d}",
+                "new": one.new,
+            }
+            for one in (night.outside if night else plan.outside)
+        ],
+        "without_recipe": {
+            "versions": [one.uri for one in known],
+            "since": f"{min(one.since for one in known):%Y-%m-%d}" if known else None,
+        },
+        "excused": list(night.excused) if night else [],
     }

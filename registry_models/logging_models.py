@@ -30,6 +30,7 @@ from registry_models.artifacts.exporting import (
     pt2_options,
 )
 from registry_models.artifacts.factory_files import Factory, write_factory
+from registry_models.artifacts.flavours import TRAINABLE
 from registry_models.artifacts.shipping import copy_code, ship
 from registry_models.inference.peft_parts import with_declared_parts
 from registry_models.recipes.recipe_files import (
@@ -75,7 +76,7 @@ def log_model(
         mlflow_options: passed on to `mlflow.pytorch.log_model`. An ``input_example`` that MLflow does not store is left
             out, and a line says so; the inputs that the recipe's loss gives the model are the example otherwise. Code
             of the loss, the step, the factory and the optimizer that is not installed is shipped by ``code_paths``,
-            besides what is given there.
+            besides what is given there. ``metadata`` gets the number of trainable tensors beside what is given.
 
     Returns:
         MLflow's `ModelInfo`; ``registered_model_version`` is the new version's number.
@@ -91,6 +92,7 @@ def log_model(
         recipe = with_declared_parts(model, recipe)
     if factory is None and factory_args is not None:
         raise ArtifactError("factory_args= needs factory=")
+    metadata = mlflow_options.pop("metadata", None) or {}
     code_paths = [str(path) for path in mlflow_options.pop("code_paths", None) or []]
     reference = None if factory is None else CallableReference.of(factory, role="factory")
     shipment = ship(recipe, factory=reference, pickled=model if factory is None else None, given=code_paths)
@@ -114,6 +116,7 @@ def log_model(
             "registered_model_name": name,
             "pip_requirements": [f"torch=={_torch_version()}"],
             **mlflow_options,
+            "metadata": {TRAINABLE: sum(p.requires_grad for p in model.parameters()), **metadata},
             **written,
             "extra_files": extra or None,
             "code_paths": code_paths or None,

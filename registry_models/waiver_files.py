@@ -6,7 +6,7 @@ from pathlib import Path
 
 from audits.errors import RecipeError, SettingsError
 from audits.waivers import Waiver, waivers_from_plain
-from registry_models.recipes.recipe_files import load_yaml
+from registry_models.recipes.plain_yaml import load_yaml
 
 #: Ten thousand waivers take about 3 MiB; nobody reads more.
 MAXIMUM_BYTES = 4 * 2**20

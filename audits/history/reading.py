@@ -20,7 +20,8 @@ from audits.naming import label_of, reference_to, shell_words
 from audits.outcomes import Coverage, Lane, Outcome, ResultRow, Severity
 from audits.report import AuditReport
 from audits.results.files import Layer, StoreFile, while_files_move
-from audits.results.format import IDENTITY_FIELDS, ROW_FIELDS, AuditIdentity
+from audits.results.format import IDENTITY_FIELDS, ROW_FIELDS
+from audits.results.identity import AuditIdentity
 from audits.results.store import ResultsStore
 from audits.wording import listed
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 
 import pyarrow as pa
 
+from audits.causes import Cause
 from audits.results.files import StoreFile, while_files_move
 from audits.results.store import ResultsStore
 
@@ -39,6 +40,7 @@ class CommittedAudit:
     occasion: str
     message: str
     waivers: tuple[str, ...] = ()
+    unjudged: str = ""
 
 
 _COLUMNS = [field.name for field in fields(CommittedAudit)]
@@ -55,6 +57,7 @@ class CommittedAudits:
         self._store = store
         self._read: set[tuple[str, int]] = set()
         self._audits: dict[tuple[str, int], list[CommittedAudit]] = {}
+        self._without_recipe: dict[tuple[str, int], datetime.datetime] = {}
         self._lock = threading.Lock()
 
     def refresh(self) -> CommittedAudits:
@@ -70,7 +73,7 @@ class CommittedAudits:
     def _refresh(self) -> None:
         present = {_version_of(file, self._store): file for file in self._store.files("audits")}
         if self._read - present.keys():  # compacted, rewritten or deleted: what is left is the truth
-            self._read, self._audits = set(), {}
+            self._read, self._audits, self._without_recipe = set(), {}, {}
         new = [file for key, file in present.items() if key not in self._read]
         if new:
             self._take(self._store.read("audits", columns=_COLUMNS, files=sorted(new)))
@@ -79,6 +82,10 @@ class CommittedAudits:
     def of(self, name: str, version: int) -> list[CommittedAudit]:
         """Return a version's latest audits, oldest first."""
         return self._audits.get((name, version), [])
+
+    def without_recipe_since(self, name: str, version: int) -> datetime.datetime | None:
+        """Return when an audit first found a version without a recipe; None where none did."""
+        return self._without_recipe.get((name, version))
 
     def latest(self) -> list[CommittedAudit]:
         """Return the latest audit of every version."""
@@ -91,12 +98,16 @@ class CommittedAudits:
 
     def _take(self, table: pa.Table) -> None:
         frame = table.to_pandas().sort_values("audited_at", kind="stable")
-        frame = frame[frame["model_version"].notna()].groupby(["model_name", "model_version"]).tail(KEPT)
+        frame = frame[frame["model_version"].notna()]
+        for line in frame[frame["unjudged"] == Cause.NO_RECIPE].itertuples(index=False):
+            key, at = (str(line.model_name), int(line.model_version)), line.audited_at.to_pydatetime()
+            self._without_recipe[key] = min(at, self._without_recipe.get(key, at))
+        frame = frame.groupby(["model_name", "model_version"]).tail(KEPT)
         for line in frame.itertuples(index=False):
             values = {name: getattr(line, name) for name in _COLUMNS}
             values["model_version"] = int(values["model_version"])
             values["audited_at"] = values["audited_at"].to_pydatetime()
-            values |= {name: values[name] or "" for name in ("environment", "run_id", "message", "device")}
+            values |= {name: values[name] or "" for name in ("environment", "run_id", "message", "device", "unjudged")}
             values["waivers"] = tuple(() if values["waivers"] is None else values["waivers"])
             audit = CommittedAudit(**values)
             known = self._audits.setdefault((audit.model_name, audit.model_version), [])

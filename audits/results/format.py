@@ -3,34 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 
 from audits.outcomes import ResultRow
+from audits.results.identity import AuditIdentity as AuditIdentity
 
 #: Version of the result format. Columns are only ever added; a changed meaning needs a new number.
 SCHEMA_VERSION = 1
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class AuditIdentity:
-    """Which audit a row belongs to: the columns all rows of one audit share."""
-
-    audit_id: str = ""
-    audited_at: datetime.datetime = dataclasses.field(default_factory=lambda: datetime.datetime.now(datetime.UTC))
-    model_name: str = ""
-    model_version: int | None = None
-    model_digest: str = ""
-    recipe_digest: str = ""
-    settings_digest: str = ""
-    torch: str = ""
-    device: str = ""
-    driver: str = ""
-    artifact_kind: str = "live"
-    isolation: str = "in-process"
 
 
 def _field(name: str, kind: pa.DataType, text: str) -> pa.Field:
@@ -106,6 +88,7 @@ AUDITS_SCHEMA = pa.schema(
         _field("limits", _STRINGS, "sentences on what this audit could not see"),
         _field("unresolved", _STRINGS, "trainable parameters whose gradient or update was not resolved"),
         _field("waivers", _STRINGS, "ids of the waivers that excuse a finding of this audit"),
+        _field("unjudged", _STRING, "what kept an inconclusive version from being judged, as a cause; else null"),
     ],
     metadata={"schema_version": str(SCHEMA_VERSION)},
 )
@@ -129,7 +112,7 @@ def rows_table(answer: pa.Table, identity: AuditIdentity) -> pa.Table:
 
 def audits_table(identity: AuditIdentity, **values: Any) -> pa.Table:
     """Return one audit's line as a table of `AUDITS_SCHEMA`."""
-    line = {f.name: getattr(identity, f.name) for f in IDENTITY_FIELDS} | {"environment": ""} | values
+    line = {f.name: getattr(identity, f.name) for f in IDENTITY_FIELDS} | {"environment": "", "unjudged": None} | values
     return pa.table({f.name: pa.array([_plain(line, f)], f.type) for f in AUDITS_SCHEMA}, schema=AUDITS_SCHEMA)
 
 

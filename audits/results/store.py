@@ -16,7 +16,7 @@ import datetime
 import os
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +56,11 @@ class ResultsStore:
             self._filesystem, self._path = fs.LocalFileSystem(), os.path.abspath(self.root)
 
     @property
+    def place(self) -> str:
+        """The root as any process takes it: a local folder's whole path, or the URI."""
+        return self._path if self.local_folder is not None else self.root
+
+    @property
     def local_folder(self) -> Path | None:
         """The store's folder; None for an object store."""
         return Path(self._path) if isinstance(self._filesystem, fs.LocalFileSystem) else None
@@ -77,6 +82,52 @@ class ResultsStore:
         except OSError as error:
             raise _write_trouble(error, target) from error
         return target
+
+    def write_beside(self, folder: str, name: str, table: pa.Table) -> None:
+        """Write a table whole into a folder beside the datasets.
+
+        Raises:
+            InfrastructureError: the disk or the object store refused.
+        """
+        target = f"{self._path}/{folder}/{name}"
+        try:
+            if isinstance(self._filesystem, fs.LocalFileSystem):
+                write_atomically(table, Path(target))
+            else:
+                with self._filesystem.open_output_stream(target) as stream:
+                    write_parquet(table, stream)
+        except OSError as error:
+            raise _write_trouble(error, target) from error
+
+    def names_beside(self, folder: str) -> list[str]:
+        """Return the names of the finished files in a folder beside the datasets.
+
+        Raises:
+            InfrastructureError: it is there and cannot be listed.
+        """
+        try:
+            found = self._filesystem.get_file_info(fs.FileSelector(f"{self._path}/{folder}", allow_not_found=True))
+        except OSError as error:
+            raise InfrastructureError(f"results in {self._path}/{folder} cannot be listed: {error}") from error
+        return sorted(i.base_name for i in found if i.base_name.endswith(".parquet") and i.base_name[0] != ".")
+
+    def read_beside(self, folder: str, names: Sequence[str], schema: pa.Schema) -> pa.Table:
+        """Read files of a folder beside the datasets.
+
+        Raises:
+            InfrastructureError: they cannot be read.
+        """
+        paths = [f"{self._path}/{folder}/{name}" for name in names]
+        try:
+            return ds.dataset(paths, schema=schema, filesystem=self._filesystem, format="parquet").to_table()
+        except (OSError, pa.ArrowInvalid) as error:
+            raise InfrastructureError(f"results in {self._path}/{folder} cannot be read: {error}") from error
+
+    def remove_beside(self, folder: str, names: Sequence[str]) -> None:
+        """Remove files of a folder beside the datasets; what another process has removed already is gone too."""
+        for name in names:
+            with suppress(FileNotFoundError):
+                self._filesystem.delete_file(f"{self._path}/{folder}/{name}")
 
     def withdraw_rows(self, *, date: datetime.date, audit_id: str) -> None:
         """Remove the rows of an audit that was not committed: whoever reads the files alone would take them for one.

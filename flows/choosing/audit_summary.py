@@ -32,6 +32,7 @@ class AuditSummary(TypedDict):
     run_id: str | None
     seconds: float
     headline: str
+    unjudged: str
 
 
 def summarise(report: AuditReport) -> AuditSummary:
@@ -47,6 +48,7 @@ def summarise(report: AuditReport) -> AuditSummary:
         run_id=report.run_id,
         seconds=report.seconds,
         headline=report.headline,
+        unjudged=report.unjudged or "",
     )
 
 
@@ -76,6 +78,7 @@ def summaries_of(audits: Sequence[CommittedAudit], results: str) -> list[AuditSu
             run_id=audit.run_id,
             seconds=audit.seconds,
             headline=audit.message,
+            unjudged=audit.unjudged,
         )
         for audit in audits
     ]

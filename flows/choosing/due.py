@@ -22,6 +22,8 @@ from audits.results.committed import CommittedAudit, CommittedAudits
 from audits.results.store import ResultsStore
 from audits.settings import AuditSettings
 from flows.choosing.due_keys import due_key, environment, trusted_digest
+from flows.choosing.outside import SetAside, set_aside
+from flows.choosing.recipes_missing import WithoutRecipe, known_without_recipe
 from flows.settings.environment import GradauditSettings
 from flows.team_policy import waivers_of
 from registry_models.registry.versions import Version, list_versions
@@ -74,6 +76,8 @@ class Plan:
         outdated: unchanged versions whose latest audit ran in another environment, before tonight.
         known: ids of the audits that were committed when it was planned.
         unready: sentences on versions whose registration has not ended, or has failed: they are passed over.
+        outside: versions that are outside the audit.
+        without_recipe: versions that could not be judged before tonight since nobody says how they are trained.
     """
 
     due: tuple[Due, ...]
@@ -83,6 +87,8 @@ class Plan:
     outdated: int = 0
     known: frozenset[str] = frozenset()
     unready: tuple[str, ...] = ()
+    outside: tuple[SetAside, ...] = ()
+    without_recipe: tuple[WithoutRecipe, ...] = ()
 
     def is_new(self, audit: CommittedAudit) -> bool:
         """Whether an audit was committed after the planning; it can have ended before, and waited for MLflow."""
@@ -117,11 +123,20 @@ def plan_night(
     found = sorted(list_versions(client, models), key=lambda v: (v.created, v.name, v.version))
     versions, unready = [v for v in found if not v.unready], tuple(v.unready for v in found if v.unready)
     committed = CommittedAudits(ResultsStore(settings.results)).refresh()
+    versions, outside = set_aside(versions, client, settings.results, committed=committed)
     expected = _Expected(committed.latest())
-    present = environment(settings)
+    plan = Plan(
+        due=(),
+        looked_at=len(found),
+        environment=environment(settings),
+        at=now,
+        known=committed.ids,
+        unready=unready,
+        outside=tuple(outside),
+        without_recipe=known_without_recipe(versions, committed),
+    )
     if force:
-        due = [Due(v, Reason.FORCED, expected.seconds(v)) for v in versions]
-        return Plan(tuple(due), len(found), present, now, known=committed.ids, unready=unready)
+        return dataclasses.replace(plan, due=tuple(Due(v, Reason.FORCED, expected.seconds(v)) for v in versions))
     fresh, due = _Fresh(), []
     for version, key in _keyed(versions, settings):
         audits = [a for a in committed.of(version.name, version.version) if a.due_key == key]
@@ -129,10 +144,9 @@ def plan_night(
             fresh.add(version, audits)
         else:
             due.append(Due(version, Reason.CHANGED, expected.seconds(version)))
-    again = fresh.again(settings, present, now)
+    again = fresh.again(settings, plan.environment, now)
     due += _within(settings.rotation_hours * 3600, [Due(v, why, expected.seconds(v)) for v, why in again])
-    outdated = len(fresh.outdated(present))
-    return Plan(tuple(due), len(found), present, now, outdated=outdated, known=committed.ids, unready=unready)
+    return dataclasses.replace(plan, due=tuple(due), outdated=len(fresh.outdated(plan.environment)))
 
 
 def without_result(versions: Iterable[Version], settings: GradauditSettings) -> list[tuple[Version, str]]:
@@ -229,8 +243,10 @@ def _within(budget: float, due: list[Due]) -> list[Due]:
     if not budget:
         return due
     taken: list[Due] = []
+    seconds = 0.0
     for candidate in due:
-        if taken and sum(d.seconds for d in taken) + candidate.seconds > budget:
+        seconds += candidate.seconds
+        if taken and seconds > budget:
             break
         taken.append(candidate)
     return taken

@@ -5,15 +5,19 @@ from __future__ import annotations
 import dataclasses
 import datetime
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+from audits.causes import Cause
 from audits.naming import label_of, reference_to, visible
-from audits.outcomes import WORST_FIRST
+from audits.outcomes import WORST_FIRST, Outcome
 from audits.results.committed import CommittedAudit, CommittedAudits
-from audits.waivers import unmatched
+from audits.waivers import excuses, unmatched
 from audits.wording import and_more
+from flows.choosing import outside, recipes_missing
 from flows.choosing.audit_summary import AuditSummary, summaries_of
 from flows.choosing.due import Plan, Reason
+from flows.choosing.outside import SetAside, remembered
+from flows.choosing.recipes_missing import WithoutRecipe, lacks_recipe
 from flows.settings.environment import GradauditSettings
 from flows.team_policy import today, waivers_of
 from registry_models.registry.versions import Version
@@ -39,6 +43,9 @@ class NightSummary:
         troubles: why, as far as it is known.
         seconds: duration of the night.
         idle_waivers: sentences on waivers in force that excuse nothing, though what they are about was audited.
+        outside: versions outside the audit, those that only their audit showed to be included.
+        without_recipe: versions that are still known to be without a recipe; they are counted, and no news.
+        excused: references of those of ``not_judged`` that a waiver excuses, or that are known to be without a recipe.
     """
 
     plan: Plan
@@ -50,6 +57,9 @@ class NightSummary:
     troubles: tuple[str, ...]
     seconds: float
     idle_waivers: tuple[str, ...] = ()
+    outside: tuple[SetAside, ...] = ()
+    without_recipe: tuple[WithoutRecipe, ...] = ()
+    excused: tuple[str, ...] = ()
 
     @property
     def headline(self) -> str:
@@ -76,6 +86,8 @@ class NightSummary:
             "night.newly_failed": len(self.newly_failed),
             "night.fixed": len(self.fixed),
             "night.not_audited": len(self.not_audited),
+            "night.outside": len(self.outside),
+            "night.without_recipe": len(self.without_recipe),
             "night.rotated": self.plan.count(Reason.ROTATION),
             "night.sampled": self.plan.count(Reason.SAMPLE),
             "night.outdated": self.plan.outdated,
@@ -108,6 +120,12 @@ class NightSummary:
         if self.idle_waivers:
             lines += ["### Waivers that match nothing", ""]
             lines += [f"- {escape_markdown(sentence)}" for sentence in self.idle_waivers[:_NAMED]]
+            lines.append("")
+        if self.without_recipe:
+            lines += [f"{recipes_missing.in_words(self.without_recipe)}.", ""]
+        if self.outside:
+            lines += [f"{outside.in_words(self.outside)}.", ""]
+            lines += [f"- {escape_markdown(_why_outside(one))}" for one in self.outside if one.new][:_NAMED]
             lines.append("")
         reasons = [f"{number} {reason}" for reason in Reason if (number := self.plan.count(reason))]
         lines.append(f"Why audited: {', '.join(reasons) or 'nothing was due'}. {self.plan.environment}.")
@@ -164,16 +182,29 @@ def summarise_night(
             newly.append(summaries[audit.audit_id])
         elif audit.outcome in _GOOD and failed_before:
             fixed.append(summaries[audit.audit_id])
+    late = remembered([due.version for due in plan.due if due.version.uri not in done], settings.results)
+    known = {one.uri for one in plan.without_recipe}
+    aside = {one.version.uri for one in late}
+    unjudged = tuple(s for s in summaries.values() if s["outcome"] == Outcome.INCONCLUSIVE)
+    waivers = waivers_of(settings)
     return NightSummary(
         plan=plan,
         audited=tuple(summaries.values()),
         newly_failed=tuple(newly),
         fixed=tuple(fixed),
-        not_judged=tuple(s for s in summaries.values() if s["outcome"] == "inconclusive"),
-        not_audited=tuple(due.version.uri for due in plan.due if due.version.uri not in done),
+        not_judged=unjudged,
+        not_audited=tuple(due.version.uri for due in plan.due if due.version.uri not in done.keys() | aside),
         troubles=tuple(troubles),
         seconds=(datetime.datetime.now(datetime.UTC) - plan.at).total_seconds(),
         idle_waivers=_idle_waivers(plan, committed, settings),
+        outside=(*plan.outside, *(dataclasses.replace(one, new=True) for one in late)),
+        without_recipe=tuple(one for one in plan.without_recipe if one.uri not in done or lacks_recipe(done[one.uri])),
+        excused=tuple(
+            uri
+            for s in unjudged
+            if ((uri := reference_to(s["model"], s["version"])) in known and s["unjudged"] == Cause.NO_RECIPE)
+            or excuses(waivers, s["model"], s["version"], today())
+        ),
     )
 
 
@@ -182,6 +213,9 @@ def _idle_waivers(plan: Plan, committed: CommittedAudits, settings: GradauditSet
     waivers = waivers_of(settings)
     tonight = [due.version for due in plan.due]
     waivers = tuple(w for w in waivers if any(w.covers(version.name, version.version) for version in tonight))
+    unjudged = [audit for audit in committed.latest() if audit.outcome == Outcome.INCONCLUSIVE]
+    used = {w.id for a in unjudged for w in excuses(waivers, a.model_name, a.model_version, today())}
+    waivers = tuple(w for w in waivers if w.id not in used)
     latest = ((audit.model_name, audit.model_version, audit.waivers) for audit in committed.latest()) if waivers else ()
     return tuple(
         f"The waiver of {waiver.label} ({waiver.owner}) matches no finding: it can go."
@@ -195,13 +229,29 @@ def committed_since(plan: Plan, committed: CommittedAudits) -> list[CommittedAud
     return [audit for found in latest for audit in found if plan.is_new(audit)]
 
 
+def outcome_before(committed: CommittedAudits, version: Version) -> str | None:
+    """Return what a version's latest audit came to; of one never audited, that of the version before it."""
+    audit = _latest(committed, version, lambda _: True)
+    return None if audit is None else audit.outcome
+
+
 def _before(committed: CommittedAudits, version: Version, plan: Plan) -> CommittedAudit | None:
     """The version's last audit before tonight; for a version never audited, that of the one before it."""
+    return _latest(committed, version, lambda audit: not plan.is_new(audit))
+
+
+def _latest(
+    committed: CommittedAudits, version: Version, counts: Callable[[CommittedAudit], bool]
+) -> CommittedAudit | None:
     for number in range(version.version, max(0, version.version - 20), -1):
-        past = [audit for audit in committed.of(version.name, number) if not plan.is_new(audit)]
+        past = [audit for audit in committed.of(version.name, number) if counts(audit)]
         if past:
             return past[-1]
     return None
+
+
+def _why_outside(one: SetAside) -> str:
+    return f"{one.version.label}: {one.why}"
 
 
 def _sentence(summary: AuditSummary) -> str:

@@ -23,6 +23,9 @@ class Listener:
     def finished(self, summary: AuditSummary) -> None:
         """One version is done."""
 
+    def set_aside(self, label: str, why: str) -> None:
+        """The version ``label`` turned out to be outside the audit."""
+
     def ended(self, result: dict[str, Any]) -> None:
         """The sweep is done, with this result, whatever state its flow ends in."""
 

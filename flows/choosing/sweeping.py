@@ -22,6 +22,7 @@ from audits.results.committed import CommittedAudit, CommittedAudits
 from audits.results.store import ResultsStore
 from flows.choosing.due_keys import digest, environment
 from flows.settings.environment import GradauditSettings
+from flows.stopping import Stopped as Stopped
 from registry_models.registry.versions import Version, answers
 
 #: Versions under way at a time: one in its audit, one before or after it.
@@ -41,10 +42,6 @@ GIVE_UP_AFTER = 3
 _POLL = 0.05
 
 _GIB = 2**30
-
-
-class Stopped(BaseException):
-    """The sweep was stopped while this audit waited or ran; no `Exception`, so that nothing turns it into a result."""
 
 
 class NotTriedError(InfrastructureError):

@@ -64,7 +64,7 @@ def run_demo(folder: Path, *, as_json: bool) -> int:
         print_json({"audited": len(result["audited"]), "verdicts": verdicts, "surprises": wrong})
     else:
         title = f"{len(verdicts)} versions, {len(result['audited'])} audited now, {time.perf_counter() - began:.0f} s"
-        console.print(verdicts_table(verdicts, title))
+        console.print(verdicts_table(verdicts, title, every=True))
         _print_places(folder, client, settings)
     for text in wrong:
         log_console.print(f"[bold red]not as planted:[/] {text}")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Group
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -16,20 +18,31 @@ from rich.text import Text
 from audits.findings.root_causes import RootFinding
 from audits.findings.skipped import not_checked
 from audits.naming import label_of, visible
-from audits.outcomes import Outcome
+from audits.outcomes import WORST_FIRST, Outcome
 from audits.report import AuditReport
 from audits.signs import SIGNS
 from audits.wording import and_more, plural
-from flows.choosing.audit_summary import AuditSummary
 from flows.choosing.progress import Listener
 from flows.output import console, log_console
 from registry_models.report.text import one_line, shortened
 from registry_models.untrusted_text import clean
 
+if TYPE_CHECKING:
+    from flows.choosing.audit_summary import AuditSummary
+
 _STYLES = {"pass": "green", "warn": "yellow", "fail": "bold red", "inconclusive": "magenta", "skipped": "dim"}
 
 #: Characters of the reason that stands beside a verdict: three lines or so.
 WHY = 240
+
+#: Columns that a name has in any terminal, and passes up to which each has its own line.
+SHORTEST_NAME, FOLDED = 20, 3
+
+#: Where a sentence ends and another begins.
+_SENTENCE = re.compile(r"(?<=[\w)\]'\"])\. (?=[A-Z])")
+
+#: Where a message goes on with what to do about it.
+_CURE = re.compile(r"[:;,] (?=(?:log|register|give|attach|install|set|declare|narrow)\b)")
 
 #: Columns from which check and parameter stand side by side.
 WIDE = 104
@@ -49,17 +62,58 @@ def outcome_text(outcome: str) -> Text:
     return Text(f"{SIGNS[Outcome(outcome)]} {outcome}", style=_STYLES[outcome])
 
 
-def verdicts_table(summaries: Iterable[AuditSummary], title: str) -> Table:
-    """Return one line per version: model, outcome and why, the cause first, with the checks that saw it."""
+def verdicts_table(summaries: Iterable[AuditSummary], title: str, *, every: bool = False) -> Table:
+    """Return one line per version: model, outcome and why, the cause first, with the checks that saw it.
+
+    Names are cut where there is no room, outcomes never.
+
+    Args:
+        summaries: the versions.
+        title: above them.
+        every: also those that pass, in the order given; otherwise what needs a look comes first, and many passes are
+            one line.
+    """
+    rows = list(summaries)
+    width = max(SHORTEST_NAME, console.width // 3)
     table = simple_table(title)
-    table.add_column("model", no_wrap=True, overflow="ellipsis", max_width=max(20, console.width // 3))
+    table.add_column("model", no_wrap=True, overflow="ellipsis", max_width=width)
     for column in ("v", "outcome"):
         table.add_column(column, no_wrap=True)
-    table.add_column("why", overflow="fold")
-    for s in summaries:
-        why = shortened(shown(s["why"]), WHY)
-        table.add_row(escape(visible(s["model"])), str(s["version"]), outcome_text(s["outcome"]), escape(why))
+    table.add_column("why", overflow="fold", ratio=1)
+    passed = [] if every else [s for s in rows if s["outcome"] == Outcome.PASS]
+    folded = passed if len(passed) > FOLDED else []
+    if not every:
+        order = [str(outcome) for outcome in WORST_FIRST]
+        rows = sorted((s for s in rows if s not in folded), key=lambda s: order.index(s["outcome"]))
+    limit = WHY if console.width >= WIDE else WHY // 2
+    for s in rows:
+        name, why = cut_name(visible(s["model"]), width), shortened_reason(shown(s["why"]), limit)
+        table.add_row(Text(name), str(s["version"]), outcome_text(s["outcome"]), Text(why))
+    if folded:
+        table.add_row("", "", Text(f"{SIGNS[Outcome.PASS]} {len(folded)} pass", style=_STYLES["pass"]), "")
     return table
+
+
+def cut_name(name: str, width: int) -> str:
+    """Return a name in so many columns of a terminal, a wide character taking two: its middle makes room."""
+    if cell_len(name) <= width:
+        return name
+    head, tail = "", ""
+    for character in name:
+        if cell_len(head + character) > (width - 1) // 2:
+            break
+        head += character
+    for character in reversed(name):
+        if cell_len(character + tail) > width - 1 - cell_len(head):
+            break
+        tail = character + tail
+    return f"{head}…{tail}"
+
+
+def shortened_reason(why: str, limit: int) -> str:
+    """Return a reason's cause: its first sentence without the cure, in so many characters."""
+    first = _CURE.split(_SENTENCE.split(why, maxsplit=1)[0], maxsplit=1)[0]
+    return first if len(first) <= limit else f"{first[:limit].rsplit(' ', 1)[0].rstrip(' ,;:')} …"
 
 
 def shown(name: str) -> str:
@@ -178,11 +232,19 @@ class ProgressBar(Listener):
         self._bar.update(self._task, description=f"{stage} {escape(label)}")
 
     def finished(self, summary: AuditSummary) -> None:
-        """Advance, and leave a line behind."""
+        """Advance, and leave a line behind; in a terminal the bar counts what passes."""
         self.done += 1
+        if summary["outcome"] == Outcome.PASS and log_console.is_terminal:
+            self._bar.advance(self._task)
+            return
         self.step(
             Text.assemble(outcome_text(summary["outcome"]), f"  {label_of(summary['model'], summary['version'])}")
         )
+
+    def set_aside(self, label: str, why: str) -> None:
+        """Advance, and say that this one is outside the audit."""
+        self.done += 1
+        self.step(f"{SIGNS[Outcome.SKIPPED]} outside the audit  {label}: {why}")
 
     def ended(self, result: dict[str, Any]) -> None:
         """Keep the result."""

@@ -16,8 +16,9 @@ import typer
 from audits.errors import GradauditError, InfrastructureError, SetupError
 from audits.parts import missing_part
 from flows.cli.ending import StoppedBySignal, ended_by_exception, exit_as_ended
+from flows.cli.exit_codes import NOT_JUDGED, FailOn
 from flows.cli.gate_cli import add_gate_commands
-from flows.cli.options import AsJson, Results, TrackingUri
+from flows.cli.options import AsJson, Counted, ExitZero, Results, TrackingUri
 from flows.cli.results_cli import add_result_commands
 from flows.cli.service_cli import add_service_commands
 from flows.cli.targets import refuse_target
@@ -25,9 +26,6 @@ from flows.output import only_results
 from flows.settings.environment import GradauditSettings, quiet_defaults
 
 quiet_defaults()
-
-#: The exit code of what could not be judged; `flows.cli.audit_command` has those of verdicts.
-NOT_JUDGED = 2
 
 app = typer.Typer(
     name="gradaudit",
@@ -72,6 +70,8 @@ def audit(
     method: Annotated[
         str | None, typer.Option(help="Gradient method: auto, probe, exact, elementwise, gradcheck.")
     ] = None,
+    fail_on: Counted = FailOn.INCONCLUSIVE,
+    exit_zero: ExitZero = False,
     tracking_uri: TrackingUri = None,
     results: Results = None,
 ) -> None:
@@ -90,6 +90,8 @@ def audit(
         as_json=as_json,
         junit=junit,
         html=html,
+        fail_on=fail_on,
+        exit_zero=exit_zero,
     )
     raise typer.Exit(code)
 
@@ -98,15 +100,29 @@ def audit(
 def nightly(
     models: Annotated[list[str] | None, typer.Option(help="Only models of this name or glob; repeatable.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Audit what has a fresh result too.")] = False,
+    every: Annotated[
+        bool, typer.Option("--all", "--verbose", help="Also show each pass, and each version outside the audit.")
+    ] = False,
+    fail_on: Counted = FailOn.INCONCLUSIVE,
+    exit_zero: ExitZero = False,
     as_json: AsJson = False,
     tracking_uri: TrackingUri = None,
     results: Results = None,
 ) -> None:
-    """Audit, now, every registered version that has no fresh result."""
+    """Audit, now, every registered version that has no fresh result; other libraries' models are only counted."""
     settings = GradauditSettings.load(tracking_uri=tracking_uri, results=results)
     from flows.cli.nightly_command import run_nightly
 
-    raise typer.Exit(run_nightly(settings, models or [], force=force, as_json=as_json))
+    code = run_nightly(
+        settings,
+        models or [],
+        force=force,
+        as_json=as_json,
+        every=every,
+        fail_on=fail_on,
+        exit_zero=exit_zero,
+    )
+    raise typer.Exit(code)
 
 
 add_service_commands(app)

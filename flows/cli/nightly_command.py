@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections import Counter
 from typing import TYPE_CHECKING, Any, cast
 
 from audits.errors import InfrastructureError
-from audits.naming import label_of_reference, visible
+from audits.naming import label_of, label_of_reference, reference_to, visible
 from audits.results.store import ResultsStore
-from audits.wording import listed
+from audits.wording import listed, plural
 from flows.arguments import refuse_device, refuse_settings
 from flows.choosing.progress import listening
 from flows.cli.display import ProgressBar, verdicts_table
 from flows.cli.ending import StoppedBySignal
+from flows.cli.exit_codes import NOT_JUDGED, FailOn, exit_code, unexcused
 from flows.cli.quiet_prefect import quiet_prefect
 from flows.output import console, log_console, print_json
 from flows.sandbox.private_folders import remove_stale
@@ -27,38 +29,80 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import State
 
 
-def run_nightly(settings: GradauditSettings, models: list[str], *, force: bool, as_json: bool) -> int:
-    """Run the flow ``nightly-audit``, print its table, return the exit code: 1 when a version failed.
+def run_nightly(
+    settings: GradauditSettings,
+    models: list[str],
+    *,
+    force: bool,
+    as_json: bool,
+    every: bool = False,
+    fail_on: FailOn = FailOn.INCONCLUSIVE,
+    exit_zero: bool = False,
+) -> int:
+    """Run the flow ``nightly-audit``, print its table, return the exit code.
+
+    1 when a version failed; 2 when one could not be judged, and nobody excused it; versions outside the audit count for
+    nothing. What a service kept from being audited is 2 whatever was asked for.
 
     Raises:
         InfrastructureError: Prefect, MLflow or the results store did not answer.
     """
     result = sweep(settings, models, force=force)
-    audited = result["audited"]
     if as_json:
         print_json(result)
-    elif not audited and not result["not_audited"]:
-        number = result["looked_at"]
-        console.print(
-            f"Nothing is due: {number} version{'s' if number != 1 else ''} looked at, each with a fresh result."
-            if number
-            else "Nothing to audit: the registry has no matching version."
-        )
     else:
-        console.print(verdicts_table(audited, f"{len(audited)} of {result['looked_at']} versions were due"))
-        for line in changes(result):
-            console.print(line, soft_wrap=True, highlight=False, markup=False)
-        console.print(f"Rows: {settings.results}/rows")
+        _print_night(result, settings, every=every)
     for reference in result["not_audited"]:
         log_console.print(f"not audited, and still due: {label_of_reference(reference)}", markup=False, highlight=False)
     for sentence in result["troubles"]:
         log_console.print(f"why: {visible(sentence)}", soft_wrap=True, markup=False, highlight=False)
     for sentence in result["unready"]:
         log_console.print(f"passed over: {sentence}", soft_wrap=True, markup=False, highlight=False)
-    outcomes = {summary["outcome"] for summary in audited}
-    if "fail" in outcomes:
-        return 1
-    return 2 if "inconclusive" in outcomes or result["not_audited"] or not result["looked_at"] else 0
+    outcomes = [summary["outcome"] for summary in result["audited"]]
+    unjudged = [reference_to(s["model"], s["version"]) for s in result["audited"] if s["outcome"] == "inconclusive"]
+    code = exit_code(
+        failed="fail" in outcomes,
+        newly_failed=bool(result["newly_failed"]),
+        unjudged=bool(unexcused(unjudged, result["excused"])) or not result["looked_at"],
+        fail_on=fail_on,
+        exit_zero=exit_zero,
+    )
+    return code or (NOT_JUDGED if result["not_audited"] else 0)
+
+
+def _print_night(result: dict[str, Any], settings: GradauditSettings, *, every: bool) -> None:
+    audited, number = result["audited"], result["looked_at"]
+    known = set() if every else set(result["without_recipe"]["versions"]) & set(result["excused"])
+    news = [summary for summary in audited if reference_to(summary["model"], summary["version"]) not in known]
+    if news or result["not_audited"]:
+        console.print(verdicts_table(news, f"{len(audited)} of {number} versions were due", every=every))
+    elif number:
+        rest = " or outside the audit" if result["outside"] else ""
+        told = f"Nothing is due: {plural(number, 'version')} looked at, each with a fresh result{rest}."
+        console.print(told, soft_wrap=True)
+    else:
+        console.print("Nothing to audit: the registry has no matching version.")
+    for line in [*changes(result), *counted(result, every=every)]:
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+    if audited:
+        console.print(f"Rows: {settings.results}/rows")
+
+
+def counted(result: dict[str, Any], *, every: bool) -> list[str]:
+    """Return what is no news but counted: versions without a recipe, and those outside the audit, named when new."""
+    lines = []
+    missing, outside = result["without_recipe"], result["outside"]
+    if missing["versions"]:
+        lines.append(f"{plural(len(missing['versions']), 'version')} without a recipe, known since {missing['since']}")
+    if outside:
+        flavours = Counter(one["flavour"] for one in outside)
+        each = ", ".join(f"{count} {flavour}" for flavour, count in flavours.most_common())
+        lines.append(f"{plural(len(outside), 'version')} outside the audit ({each})")
+        told = [one for one in outside if every or one["new"]]
+        for flavour, why in dict.fromkeys((one["flavour"], one["why"]) for one in told):
+            names = [label_of(one["model"], one["version"]) for one in told if one["why"] == why]
+            lines.append(f"  {flavour}: {listed(names, len(names) if every else NAMED)} ({why})")
+    return lines
 
 
 class SweepStoppedError(InfrastructureError):

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from flows.cli.exit_codes import FailOn
+
 TrackingUri = Annotated[
     str | None, typer.Option("--tracking-uri", help="MLflow server or store; MLFLOW_TRACKING_URI otherwise.")
 ]
@@ -18,6 +20,18 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON."
 AsCsv = Annotated[bool, typer.Option("--csv", help="Print the result as CSV.")]
 Junit = Annotated[Path | None, typer.Option(help="Write a JUnit XML file.")]
 Html = Annotated[Path | None, typer.Option(help="Write the report as one HTML file.")]
+ExitZero = Annotated[
+    bool,
+    typer.Option("--exit-zero", help="End with 0 whatever the verdicts; 2 stays for what could not be carried out."),
+]
+Counted = Annotated[
+    FailOn,
+    typer.Option(
+        "--fail-on",
+        help="What ends with another code than 0, each with those before it: newly-failed (it did not fail before), "
+        "fail, inconclusive (it could not be judged, and nobody excused it).",
+    ),
+]
 Since = Annotated[datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Only audits from this UTC day on.")]
 Interval = Annotated[float, typer.Option(min=1.0, help="Seconds between looks at the registry.")]
 SinceHours = Annotated[

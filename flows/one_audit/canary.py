@@ -27,7 +27,6 @@ from flows.one_audit.one_snapshot import run_plan
 from flows.sandbox.private_folders import private_folder
 from flows.settings.environment import GradauditSettings
 from registry_models.artifacts.snapshot import read_snapshot
-from registry_models.reference.reference_files import EXPECTED_CHECKS, WRONG_PARAMETER, write_reference
 
 
 def prove_environment(settings: GradauditSettings, *, stopping: threading.Event | None = None) -> None:
@@ -42,6 +41,8 @@ def prove_environment(settings: GradauditSettings, *, stopping: threading.Event 
     listener().stage("reference model", "checking")
     began = datetime.datetime.now(datetime.UTC)
     stopping = stopping or threading.Event()
+    from registry_models.reference.reference_files import write_reference  # with torch, once a day
+
     with private_folder() as temporary, held(settings.device, settings, stopping):
         snapshot = read_snapshot(write_reference(Path(temporary) / "reference"))
         plan = MemoryPlan(settings.device, AuditSettings(), settings.device)
@@ -58,6 +59,8 @@ def prove_environment(settings: GradauditSettings, *, stopping: threading.Event 
 
 def differs(report: AuditReport) -> str:
     """Return how the reference's report differs from the known verdict; empty when it does not."""
+    from registry_models.reference.reference_files import EXPECTED_CHECKS, WRONG_PARAMETER
+
     if not report.failed_parameters and not report.failed_checks:
         return f"the derivative that is wrong on purpose was not found: {report.headline}"
     if report.failed_parameters != [WRONG_PARAMETER] or set(report.failed_checks) != EXPECTED_CHECKS:

@@ -9,15 +9,17 @@ from pathlib import Path
 
 from audits.causes import Cause
 from audits.errors import InputError
+from audits.refusals import refused
 from audits.repeating.settling import settled, suspected
 from audits.report import AuditReport
-from audits.run import refused
 from audits.settings import AuditSettings
 from flows.one_audit.fallback import MemoryPlan, memory_plans, out_of_memory, with_fallback_note
 from flows.one_audit.gpu import held
 from flows.sandbox import Level, reached_level
 from flows.sandbox.artifact import rewritten, shown
-from flows.sandbox.isolation import limits_of, run_child
+from flows.sandbox.isolation import run_child
+from flows.sandbox.limits import limits_of
+from flows.sandbox.standby import Standby
 from flows.settings.environment import GradauditSettings
 from flows.team_policy import under_severities
 from registry_models.artifacts.snapshot import Snapshot
@@ -33,6 +35,7 @@ def audit_snapshot(
     audit_settings: AuditSettings,
     *,
     stopping: threading.Event | None = None,
+    standby: Standby | None = None,
 ) -> AuditReport:
     """Audit a snapshot in child processes: the best way there is memory for, the report saying what was not.
 
@@ -42,6 +45,7 @@ def audit_snapshot(
         settings: device and limits.
         audit_settings: what to check.
         stopping: once it is set, the audit ends.
+        standby: a process that was started before, for the first child.
 
     Raises:
         InfrastructureError: the child's process cannot be started.
@@ -54,7 +58,7 @@ def audit_snapshot(
     for number, (plan, reason) in enumerate(memory_plans(snapshot, settings.device, audit_settings)):
         reasons += [reason] if reason else []
         with held(plan.device, settings, stopping):
-            report = run_plan(snapshot, folder / f"plan-{number}", settings, plan, stopping=stopping)
+            report = run_plan(snapshot, folder / f"plan-{number}", settings, plan, stopping=stopping, standby=standby)
             if suspected(report):  # of the first call: a second child's first call tells
                 fresh = run_plan(snapshot, folder / f"plan-{number}-afresh", settings, plan, stopping=stopping)
                 report = settled(report, fresh)
@@ -66,7 +70,13 @@ def audit_snapshot(
 
 
 def run_plan(
-    snapshot: Snapshot, folder: Path, settings: GradauditSettings, plan: MemoryPlan, *, stopping: threading.Event
+    snapshot: Snapshot,
+    folder: Path,
+    settings: GradauditSettings,
+    plan: MemoryPlan,
+    *,
+    stopping: threading.Event,
+    standby: Standby | None = None,
 ) -> AuditReport:
     """Run the child on a snapshot and read its answer; a child that dies again and again is inconclusive.
 
@@ -94,6 +104,7 @@ def run_plan(
             answer=answer,
             extra=settings.readable_paths,
             stopping=stopping,
+            standby=standby,
         )
         _log.debug("attempt %d printed:\n%s", attempt + 1, end.log)
         if end.cause is None:

@@ -16,8 +16,9 @@ from mlflow.tracking import MlflowClient
 
 from audits.causes import Cause
 from audits.errors import GradauditError, InfrastructureError, SettingsError
+from audits.naming import visible, with_names
+from audits.refusals import refused, with_identity
 from audits.report import AuditReport
-from audits.run import refused, with_identity
 from audits.settings import AuditSettings
 from flows.arguments import refuse_device
 from flows.choosing.due_keys import digest, due_key, environment, trusted_digest
@@ -27,12 +28,15 @@ from flows.one_audit.one_snapshot import audit_snapshot
 from flows.one_audit.storing import store_publish_mark_commit
 from flows.rerunning import rerun_of
 from flows.sandbox import reached_level
-from flows.sandbox.private_folders import private_folder
+from flows.sandbox.artifact import shown
+from flows.sandbox.standby import Standby, standing_by
 from flows.settings.environment import GradauditSettings
 from flows.team_policy import standing_waivers, under_waivers
+from registry_models.artifacts.first_look import outside_of
+from registry_models.artifacts.flavours import NOTHING_TO_TRAIN, OutsideError, nothing_to_train
 from registry_models.artifacts.snapshot import Snapshot, read_snapshot
 from registry_models.child.answer import clean
-from registry_models.recipes.recipe_files import RECIPE_FILE
+from registry_models.recipes.recipe_names import RECIPE_FILE
 from registry_models.registry.versions import Version
 
 _log = logging.getLogger(__name__)
@@ -73,6 +77,7 @@ def audit_version(
     recipe: Path | None = None,
     on_stage: Callable[[str], None] = lambda stage: None,
     sweep: Sweep | None = None,
+    standby: Standby | None = None,
 ) -> AuditReport:
     """Audit one registered version from download to commit.
 
@@ -85,11 +90,13 @@ def audit_version(
         recipe: a folder with a recipe to use instead of the version's.
         on_stage: called with each stage's name as it begins.
         sweep: what this audit shares with others of its flow run.
+        standby: the audit's folder and its process, started before; they are made here otherwise.
 
     Returns:
         The report. A version that could not be audited has an ``inconclusive`` one with the cause.
 
     Raises:
+        OutsideError: the version is outside the audit; nothing is stored, published or marked.
         InfrastructureError: the registry, the results store or MLflow does not answer; nothing is marked.
         SettingsError: this host does not offer the isolation or the device asked for; nothing is downloaded.
     """
@@ -98,7 +105,7 @@ def audit_version(
     version = target.version
     audit_settings = audit_settings or settings.for_model(version.name)
     sweep = sweep or Sweep(settings, client, target.occasion, None)
-    made = _download_and_audit(version, client, settings, audit_settings, recipe, sweep, on_stage)
+    made = _download_and_audit(version, client, settings, audit_settings, recipe, sweep, on_stage, standby)
     model_digest = made.snapshot.digest if made.snapshot else ""
     fingerprint = digest(
         version.name,
@@ -123,7 +130,7 @@ def audit_version(
     )
     if made.snapshot is not None:
         report = _with_parts(report, made.snapshot)
-    report = under_waivers(report, settings)
+    report = under_waivers(_naming(report, version), settings)
     if not write:
         return report
     keeping = functools.partial(
@@ -165,10 +172,12 @@ def _download_and_audit(
     recipe: Path | None,
     sweep: Sweep,
     on_stage: Callable[[str], None],
+    standby: Standby | None,
 ) -> _Audited:
     with contextlib.ExitStack() as stack:
         on_stage("downloading")
-        folder = Path(stack.enter_context(private_folder()))
+        standby = standby or stack.enter_context(standing_by(settings))
+        folder = standby.folder
         fetched = fetch(
             version,
             client,
@@ -181,17 +190,56 @@ def _download_and_audit(
             return _Audited(refused(fetched.refusal), None, key, None)
         if recipe is not None:
             snapshot = dataclasses.replace(snapshot, recipe_folder=recipe.resolve(), recipe_source=str(recipe))
+        refuse_outside(snapshot, version.label)
         with sweep.alone(sweep.auditing):
             on_stage("auditing")
+            snapshot = standby.hand_over(snapshot, shown(snapshot))
             try:
-                report = audit_snapshot(snapshot, folder, settings, audit_settings, stopping=sweep.stopping)
+                report = audit_snapshot(
+                    snapshot, folder, settings, audit_settings, stopping=sweep.stopping, standby=standby
+                )
             except (InfrastructureError, SettingsError):
                 raise
             except GradauditError as error:
                 report = refused(clean(str(error)))
             except Exception as error:
                 report, key = own_error(error, version), DUE_AGAIN
+        refuse_untrained(report, version.label)
         return _Audited(report, snapshot, key, _recipe_text(snapshot))
+
+
+def _naming(report: AuditReport, version: Version) -> AuditReport:
+    """Return the report with the version's own name in its cures."""
+
+    def named(text: str | None) -> str | None:
+        return text and with_names(text, version.name, version.version)
+
+    rows = (
+        dataclasses.replace(row, message=named(row.message) or "", where_to_look=named(row.where_to_look))
+        for row in report.rows
+    )
+    return dataclasses.replace(report, rows=tuple(rows))
+
+
+def refuse_outside(snapshot: Snapshot, label: str) -> None:
+    """Refuse files that say of themselves that they are outside the audit.
+
+    Raises:
+        OutsideError: they do, and no recipe says how a torch model in them is trained.
+    """
+    found = outside_of(snapshot.folder)
+    if found is not None and not (found.flavour == NOTHING_TO_TRAIN and snapshot.recipe_folder is not None):
+        raise OutsideError(label, found)
+
+
+def refuse_untrained(report: AuditReport, label: str) -> None:
+    """Refuse a module that, once it was loaded, turned out to have nothing to train.
+
+    Raises:
+        OutsideError: it has not.
+    """
+    if [row.cause for row in report.rows] == [Cause.NOTHING_TO_TRAIN]:
+        raise OutsideError(label, nothing_to_train())
 
 
 def own_error(error: Exception, version: Version) -> AuditReport:
@@ -207,17 +255,29 @@ def audit_directory(
     *,
     audit_settings: AuditSettings | None = None,
     recipe: Path | None = None,
+    standby: Standby | None = None,
 ) -> AuditReport:
     """Audit a local model directory; nothing is stored, published or marked.
 
+    Args:
+        folder: the directory.
+        settings: device and limits.
+        audit_settings: what to check; those in ``settings`` otherwise.
+        recipe: a folder with a recipe to use instead of the directory's.
+        standby: the audit's folder and its process; one that was started to see the directory need not start again.
+
     Raises:
         ArtifactError: it is no model directory.
+        OutsideError: its model is outside the audit.
         SettingsError: this host does not offer the isolation asked for.
     """
     audit_settings = audit_settings or settings.audit_settings
     snapshot = read_snapshot(folder.resolve(), overlay=recipe and recipe.resolve(), overlay_source=str(recipe or ""))
-    with private_folder() as temporary:
-        report = audit_snapshot(snapshot, Path(temporary), settings, audit_settings)
+    refuse_outside(snapshot, visible(folder.name))
+    with contextlib.ExitStack() as stack:
+        standby = standby or stack.enter_context(standing_by(settings, readable=[snapshot.folder]))
+        report = audit_snapshot(snapshot, standby.folder, settings, audit_settings, standby=standby)
+    refuse_untrained(report, visible(folder.name))
     return with_identity(
         report,
         audit_id=digest(snapshot.digest, fresh_occasion()),

@@ -12,7 +12,8 @@ from mlflow.tracking import MlflowClient
 from audits.errors import GradauditError, InfrastructureError
 from audits.history.reading import compare_with_earlier
 from audits.report import AuditReport
-from audits.results.format import AuditIdentity, answer_table, audits_table, rows_table
+from audits.results.format import answer_table, audits_table, rows_table
+from audits.results.identity import AuditIdentity
 from audits.results.store import ResultsStore
 from flows.choosing.due_keys import environment
 from flows.settings.environment import GradauditSettings
@@ -138,4 +139,5 @@ def _commit_line(
         limits=report.limits,
         unresolved=report.coverage_of.unresolved,
         waivers=report.waivers,
+        unjudged=report.unjudged,
     )

@@ -6,9 +6,7 @@ from pathlib import Path
 
 from audits.errors import ArtifactError
 from registry_models.artifacts.snapshot import Snapshot, read_snapshot
-from registry_models.recipes.recipe_files import CODE_FOLDER, RECIPE_FILE
-
-_RECIPE_SUFFIXES = (Path(RECIPE_FILE).suffix, ".safetensors")
+from registry_models.recipes.recipe_names import recipe_parts
 
 
 def shown(snapshot: Snapshot) -> list[Path]:
@@ -22,12 +20,7 @@ def shown(snapshot: Snapshot) -> list[Path]:
     for recipe in sorted(path for path in recipes if path is not None):
         if recipe.is_relative_to(snapshot.folder):
             continue
-        inside = sorted(recipe.iterdir()) if recipe.is_dir() else [recipe]
-        found += [
-            path
-            for path in inside
-            if not path.is_symlink() and (path.suffix in _RECIPE_SUFFIXES or path.name == CODE_FOLDER)
-        ]
+        found += recipe_parts(recipe)
     return found
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows.sandbox.bubblewrap import USER_NAME, bubblewrap_command, gpu_nodes
+from flows.sandbox.bubblewrap import USER_NAME, bubblewrap_command
 from flows.sandbox.levels import ENTRY, Level, Variant, spare_uid, variants_of
 from flows.sandbox.limits import Limits
 from flows.sandbox.needed_paths import needed_paths
@@ -24,11 +24,13 @@ class Confinement:
         command: what to put before the program and its arguments.
         home: home and temporary folder as the program sees it.
         user_name: the user's name as the program sees it.
+        own_user: it becomes another user, who reads what everybody may read.
     """
 
     command: tuple[str, ...]
     home: str
     user_name: str
+    own_user: bool = False
 
 
 def confine(
@@ -37,7 +39,7 @@ def confine(
     *,
     folder: Path,
     readable: Sequence[Path] = (),
-    device: str = "cpu",
+    gpu: bool = False,
     own_root: Path | None = None,
     extra: Iterable[str] = (),
 ) -> Confinement:
@@ -48,11 +50,10 @@ def confine(
         limits: what the audit may use.
         folder: the audit's private folder.
         readable: the snapshot, the recipe and the request.
-        device: anything but ``cpu`` shows the GPUs there are.
+        gpu: show the GPUs.
         own_root: the folder that holds our three rooms.
         extra: further paths to show read-only.
     """
-    gpu = device != "cpu" and bool(gpu_nodes())
     variant = _variant_for(level, readable)
     uid = spare_uid() if variant.own_user else None
     before: list[str] = []
@@ -70,19 +71,19 @@ def confine(
     told = specification(limits, unshare=level is Level.NETWORK, namespace=level is not Level.PROCESS, uid=uid, gpu=gpu)
     inside = [sys.executable, "-I", "-S", str(ENTRY), told]
     home = "/tmp" if level is Level.BUBBLEWRAP else str(folder / "home")
-    return Confinement((*before, *inside), home, USER_NAME)
+    return Confinement((*before, *inside), home, USER_NAME, uid is not None)
 
 
 def _variant_for(level: Level, readable: Sequence[Path]) -> Variant:
     """Choose the best variant that can read the artifact: another user cannot read files that only root may."""
     variants = variants_of(level)
     for variant in variants:
-        if not variant.own_user or all(_readable_by_others(path) for path in readable):
+        if not variant.own_user or all(readable_by_others(path) for path in readable):
             return variant
     return variants[0]
 
 
-def _readable_by_others(path: Path) -> bool:
+def readable_by_others(path: Path) -> bool:
     """Whether files and folders below ``path`` can be read by everyone; folders above it do not matter."""
     if not path.is_dir():
         return bool(path.stat().st_mode & 0o004)

@@ -16,6 +16,7 @@ import ctypes
 import json
 import os
 import resource
+import select
 import signal
 import sys
 from typing import Any
@@ -46,6 +47,8 @@ def main(arguments: list[str]) -> int:
             # powers, or the end of the one that started it would not reach it.
             _checked(libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0), "undumpable")
             _checked(libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "end with the parent")
+            if _forsaken():
+                return 1
             pid = os.fork()
             if pid:
                 _drop_capabilities(libc)
@@ -58,6 +61,13 @@ def main(arguments: list[str]) -> int:
         os.setresuid(uid, uid, uid)
     os.execv(program[0], program)
     return 0  # pragma: no cover
+
+
+def _forsaken() -> bool:
+    """Whether the one that was to send the request died before the kernel was told to end this process with it."""
+    waiting = select.poll()
+    waiting.register(0, select.POLLIN)
+    return any(event & select.POLLHUP and not event & select.POLLIN for _, event in waiting.poll(0))
 
 
 def _wait(program: int) -> int:

@@ -155,6 +155,7 @@ def _trial(level: Level, variant: Variant) -> str:
         try:
             done = subprocess.run(
                 [*command, *inside],
+                stdin=subprocess.DEVNULL,
                 capture_output=True,
                 timeout=_TRIAL_LIMITS.seconds,
                 env={name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ},

@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from flows.settings.environment import GradauditSettings
+
 _GIB = 2**30
 _MIB = 2**20
 
@@ -101,3 +103,17 @@ def excess_on_disk(folder: Path, limits: Limits, nameless_bytes: int = 0) -> str
         for place, _ in pending:
             os.close(place)
     return excess or (f"{total / _MIB:.0f} MiB" if total > limits.answer_bytes else None)
+
+
+def limits_of(settings: GradauditSettings) -> Limits:
+    """Return the limits in the settings; no memory limit given means 80 % of the machine's."""
+    return Limits(
+        seconds=settings.time_limit,
+        memory_bytes=int(settings.memory_limit * _GIB) if settings.memory_limit else int(0.8 * machine_memory()),
+        file_bytes=int(settings.file_limit * _GIB),
+        cpu_seconds=settings.cpu_limit,
+        processes=settings.process_limit,
+        answer_bytes=int(settings.answer_limit * _GIB),
+        log_bytes=int(settings.log_limit * _GIB),
+        scratch_bytes=int(settings.scratch_limit * _GIB),
+    )

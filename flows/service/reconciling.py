@@ -16,6 +16,7 @@ from mlflow.tracking import MlflowClient
 
 from audits.errors import GradauditError
 from flows.choosing.due import without_result
+from flows.choosing.outside import set_aside
 from flows.service.handing_over import Handover, hand_over, tally
 from flows.settings.environment import GradauditSettings
 from registry_models.registry.arrivals import Arrivals
@@ -77,6 +78,8 @@ class Reconciler:
         """
         now = now or datetime.datetime.now(datetime.UTC)
         due = without_result(self._arrivals.look(now), self.settings)
+        inside, _ = set_aside([version for version, _ in due], self._client, self.settings.results)
+        due = [(version, key) for version, key in due if version in inside]
         handed = hand_over(due, now=now)
         for (version, key), state in zip(due, handed, strict=True):
             if state is Handover.NOW:

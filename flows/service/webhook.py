@@ -29,6 +29,7 @@ from starlette.requests import ClientDisconnect
 from audits.errors import ArtifactError, InfrastructureError, SettingsError
 from audits.naming import reference_to, visible
 from flows.choosing.due import without_result
+from flows.choosing.outside import set_aside
 from flows.service.handing_over import Handover, hand_over, prefect_answers
 from flows.service.reconciling import INTERVAL, SINCE_HOURS, LastLook, Reconciler
 from flows.service.registering import register_webhook
@@ -259,6 +260,9 @@ def _hand_over(reference: str, client: MlflowClient, settings: GradauditSettings
     due = without_result([version], settings)
     if not due:
         return "it has a result"
+    _, aside = set_aside([version], client, settings.results)
+    if aside:
+        return f"it is outside the audit: {aside[0].why}"
     if not turn.acquire(timeout=TURN):
         raise InfrastructureError("too many events at once: send it again")
     try:

@@ -15,10 +15,9 @@ from torch import nn
 
 from audits.errors import ArtifactError, RecipeError, unknown_among
 from audits.recipe.callables import import_object
+from registry_models.artifacts.file_names import FACTORY_FILE, WEIGHTS_FILE
 from registry_models.artifacts.pt2_weights import read_pt2_weights
-from registry_models.recipes.recipe_files import load_yaml
-
-FACTORY_FILE, WEIGHTS_FILE = "factory.yaml", "weights.safetensors"
+from registry_models.recipes.plain_yaml import load_yaml
 
 
 @dataclass(frozen=True)

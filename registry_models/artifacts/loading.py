@@ -16,9 +16,11 @@ from audits.errors import ArtifactError
 from registry_models.artifacts.archives import is_torchscript, refuse_expanding
 from registry_models.artifacts.exported import ExportedGraph, load_exported
 from registry_models.artifacts.factory_files import read_factory
+from registry_models.artifacts.files_below import files_in
+from registry_models.artifacts.flavours import unsupported
 from registry_models.artifacts.mlmodel import read_mlmodel
 from registry_models.artifacts.transformers_files import load_transformers
-from registry_models.recipes.recipe_files import FOLDER
+from registry_models.recipes.recipe_names import FOLDER
 
 #: Top-level names that a version's own code may not replace.
 PROTECTED = frozenset(sys.stdlib_module_names) | {
@@ -79,15 +81,14 @@ def load_model(folder: Path, artifact_kind: str, code_folders: tuple[Path, ...] 
     if artifact_kind == "exported":
         graph = load_exported(folder / "data" / "model.pt2")
         return LoadedModel(graph.module, artifact_kind, graph)
-    if (folder / "data").is_dir() or "pytorch" in _flavors(folder):
+    if "pytorch" in _flavors(folder) or not _flavors(folder):
         raise ArtifactError(
             "data/model.pth, the model itself, is not among the version's files: its upload was cut off, or it was "
             "deleted; register it again"
         )
-    raise ArtifactError(
-        f"unsupported artifact kind {artifact_kind!r}: log the model with registry_models.log_model(model, "
-        "name, recipe=..., factory=...)"
-    )
+    described = read_mlmodel(folder) if (folder / "MLmodel").is_file() else None
+    names = [path.relative_to(folder).as_posix() for path in files_in(folder)]
+    raise ArtifactError(f"unsupported artifact kind: {unsupported(described or {}, names)}")
 
 
 def _flavors(folder: Path) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from registry_models.recipes.recipe_files import SafeLoader, load_yaml
+from registry_models.recipes.plain_yaml import SafeLoader, load_yaml
 
 #: MLflow's own are below 100 kB, signatures of wide tables included.
 MAXIMUM_BYTES = 2**20

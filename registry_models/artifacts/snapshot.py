@@ -15,11 +15,11 @@ from mlflow.tracking import MlflowClient
 from audits.errors import ArtifactError, RecipeError
 from audits.naming import visible
 from registry_models.artifacts.content_digest import content_digest, content_files, contents_of
-from registry_models.artifacts.factory_files import FACTORY_FILE
+from registry_models.artifacts.file_names import FACTORY_FILE
 from registry_models.artifacts.files_below import files_in
 from registry_models.artifacts.mlmodel import read_mlmodel
 from registry_models.artifacts.version_parts import version_parts
-from registry_models.recipes.recipe_files import FOLDER, RECIPE_FILE
+from registry_models.recipes.recipe_names import FOLDER, RECIPE_FILE
 from registry_models.recipes.recipe_sources import RecipeSource, Trust, copy_matching
 from registry_models.registry.artifact_places import (
     Artifacts,
@@ -217,13 +217,15 @@ def _check_complete(folder: Path, version: Version, artifacts: Artifacts) -> Non
     names = sorted(path.name for path in files_in(folder)) if folder.is_dir() else []
     weights = [name for name in names if name.endswith(_WEIGHTS)]
     if not names:
-        raise ArtifactError(f"{version.label} has no files: there is nothing at {where}. Were they deleted?")
+        raise ArtifactError(
+            f"there is nothing at {where}, where the files of {version.label} should be: were they deleted"
+        )
     if weights:
         raise ArtifactError(
-            f"{version.label} holds weights alone ({', '.join(weights[:3])}, at {where}), and weights name no module: "
-            "register the model with registry_models.log_model(model, name, recipe=..., factory=...)"
+            f"weights alone ({', '.join(weights[:3])}, at {where}) are what {version.label} holds, and weights name no "
+            "module: register the model with registry_models.log_model(model, name, recipe=..., factory=...)"
         )
-    raise ArtifactError(f"{version.label} is not an MLflow model: at {where} there is no MLmodel file")
+    raise ArtifactError(f"at {where} there is no MLmodel file: {version.label} is not an MLflow model")
 
 
 def _check_model(folder: Path, version: Version, client: MlflowClient) -> None:

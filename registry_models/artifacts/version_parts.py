@@ -9,8 +9,8 @@ from pathlib import Path
 
 from audits.short_digests import shortened
 from registry_models.artifacts.archives import opened_archive
-from registry_models.artifacts.factory_files import FACTORY_FILE
-from registry_models.recipes.recipe_files import FOLDER
+from registry_models.artifacts.file_names import FACTORY_FILE
+from registry_models.recipes.recipe_names import FOLDER
 
 #: Members of a torch or pt2 archive that are tensors; the others are the module's or the graph's description.
 _WEIGHT_FOLDERS = ("/data/", "/data/weights/", "/data/constants/")

@@ -19,7 +19,7 @@ from audits.checks import CHECKS
 from audits.errors import ArtifactError
 from audits.outcomes import Coverage, Lane, Outcome, ResultRow, Severity
 from audits.report import AuditReport
-from audits.results.format import AuditIdentity
+from audits.results.identity import AuditIdentity
 from registry_models.untrusted_text import clean as without_unsafe
 
 #: Caps on what a child may answer. 2,000 tensors give about 30,000 rows of 0.5 kB.
@@ -49,7 +49,7 @@ _SENTENCES = ("message", "where_to_look", "waiver", "cause")
 def write_answer(report: AuditReport, stream: BinaryIO) -> None:
     """Write the report for the parent; the last line marks the answer as complete."""
     if len(report.rows) > MAXIMUM_ROWS:
-        from audits.run import refused
+        from audits.refusals import refused
 
         report = refused(
             f"the audit has {len(report.rows):,} rows, more than the {MAXIMUM_ROWS:,} that one answer holds: narrow it "

@@ -20,6 +20,7 @@ from audits.recipe.callables import MODEL_LOSS, CallableReference, as_loss
 from audits.recipe.capture import unwrap
 from audits.recipe.recipe import Recipe
 from audits.structures import map_tensors
+from registry_models.artifacts.flavours import nothing_to_train
 from registry_models.artifacts.loading import LoadedModel
 from registry_models.inference.examples import Example, find_example
 from registry_models.inference.lightning import is_lightning, lightning_phases
@@ -31,8 +32,12 @@ from registry_models.inference.transformers import is_transformers, labelled_bat
 NO_RECIPE = (
     "this version has no recipe and no input example, so nobody knows what to feed it: register it with "
     "registry_models.log_model(model, name, recipe=Recipe.capture(...)), give it a recipe with "
-    "registry_models.attach_recipe('models:/NAME/VERSION', recipe), or log it with input_example=..."
+    "registry_models.attach_recipe('models:/NAME/VERSION', recipe), or log it with an input_example"
 )
+
+
+class NothingToTrainError(RecipeError):
+    """A module without trainable parameters, of which nobody says how it is trained either."""
 
 
 @dataclass(frozen=True)
@@ -61,14 +66,12 @@ def infer_recipe(
 
     Raises:
         RecipeError: there is nothing to feed the model; the text names the cure.
+        NothingToTrainError: no parameter of it is trainable.
     """
     model = unwrap(loaded.module)
     model.train()
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise RecipeError(
-            "the model has no trainable parameter, so there is no training to audit: is it frozen on purpose "
-            "(requires_grad=False), or was it logged after freezing?"
-        )
+        raise NothingToTrainError(nothing_to_train().why)
     example = find_example(folder, loaded)
     with random_state_kept(), torch.enable_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")

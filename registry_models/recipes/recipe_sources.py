@@ -18,7 +18,8 @@ from typing import Any
 from audits.errors import RecipeError
 from audits.globs import matches
 from audits.short_digests import short_digest
-from registry_models.recipes.recipe_files import CODE_FOLDER, load_yaml
+from registry_models.recipes.plain_yaml import load_yaml
+from registry_models.recipes.recipe_names import CODE_FOLDER
 
 
 class Trust(StrEnum):

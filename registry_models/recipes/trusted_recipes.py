@@ -31,7 +31,7 @@ from audits.recipe.keys import check_keys
 from audits.recipe.moulds import Kept
 from audits.recipe.phases import OptimizerRecipe, ParameterGroup
 from audits.recipe.recipe import Recipe
-from registry_models.recipes.recipe_files import load_yaml
+from registry_models.recipes.plain_yaml import load_yaml
 
 #: Fields of the whole step, and of its one phase.
 _WHOLE = ("step", "precision", "normalize", "mode", "seed", "expect", "stop_gradient")

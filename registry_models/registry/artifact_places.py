@@ -13,11 +13,13 @@ import urllib.parse
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import mlflow
 from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.artifact_repo import ArtifactRepository
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from mlflow.tracking import MlflowClient
 from mlflow.utils.file_utils import local_file_uri_to_path
 from mlflow.utils.uri import is_databricks_unity_catalog_uri, is_databricks_uri, is_oss_unity_catalog_uri
@@ -36,6 +38,14 @@ _LOGGED = re.compile(r"models:/(?P<id>m-[0-9a-f]+)(?:/(?P<path>.+))?", re.DOTALL
 
 #: References that lead to references; nobody has more, and a circle must end.
 _FOLLOWED = 20
+
+
+class Entry(NamedTuple):
+    """What a listing of an artifact store says of one file or folder; the size is None where it does not tell."""
+
+    name: str
+    size: int | None
+    is_folder: bool
 
 
 @dataclass(frozen=True)
@@ -66,6 +76,25 @@ class Artifacts:
     def download(self, target: Path) -> Path:
         """Copy the files into the folder ``target`` and return where they are."""
         return Path(self.repository.download_artifacts(self.path, str(target)))
+
+    def entries(self, folder: str = "") -> list[Entry]:
+        """Return what a folder of them holds, by names below their own place; nothing where there is no such folder."""
+        found = self.repository.list_artifacts(self._below(folder) or None) or []
+        start = f"{self.path}/" if self.path else ""
+        named = [Entry(e.path.removeprefix(start), e.file_size, e.is_dir) for e in found if e.path.startswith(start)]
+        return [entry for entry in named if entry.name not in ("", ".", folder)]
+
+    def file(self, name: str, target: Path) -> Path:
+        """Copy one file into the folder ``target`` and return where it is."""
+        return Path(self.repository.download_artifacts(self._below(name), str(target)))
+
+    def local(self, name: str) -> Path | None:
+        """Return where one file is on this host's disk; None where the store is elsewhere."""
+        inner = getattr(self.repository, "repo", self.repository)  # of runs:/ and models:/
+        return Path(inner.artifact_dir, self._below(name)) if isinstance(inner, LocalArtifactRepository) else None
+
+    def _below(self, name: str) -> str:
+        return "/".join(filter(None, (self.path, name)))
 
 
 def version_artifacts(version: Version, client: MlflowClient) -> Artifacts:

@@ -13,7 +13,7 @@ from audits.errors import SettingsError
 from audits.outcomes import WORST_FIRST, Coverage, Outcome, ResultRow, Severity
 from audits.report import AuditReport
 from audits.results.format import AuditIdentity
-from audits.waivers import Waiver, standing, unmatched, waived, waivers_from_plain
+from audits.waivers import Waiver, excuses, standing, unmatched, waived, waivers_from_plain
 
 TODAY = datetime.date(2026, 6, 1)
 CHECKS = ("gradient.finite-difference", "update.rule", "registration.coverage", "health.dead-relu")
@@ -143,3 +143,23 @@ def test_a_range_of_versions() -> None:
     one = waiver(versions=">=3,<7")
     assert [v for v in range(1, 9) if one.covers("m", v)] == [3, 4, 5, 6]
     assert [v for v in range(1, 9) if waiver(versions="3").covers("m", v)] == [3]
+
+
+@pytest.mark.parametrize(
+    ("values", "holds"),
+    [
+        ({"check": "audit.completed"}, True),
+        ({"check": "audit.*"}, True),
+        ({"check": "update.rule"}, False),
+        ({"check": "audit.completed", "model": "other"}, False),
+        ({"check": "audit.completed", "versions": ">=2"}, False),
+        ({"check": "audit.completed", "expires": TODAY - datetime.timedelta(days=1)}, False),
+    ],
+)
+def test_a_waiver_of_the_audit_itself_excuses_a_night_and_changes_no_outcome(
+    values: dict[str, object], holds: bool
+) -> None:
+    one = waiver(**values)
+    assert excuses([one], "m", 1, TODAY) == ([one] if holds else [])
+    row = ResultRow(check="audit.completed", outcome=Outcome.INCONCLUSIVE, severity=Severity.FAIL, message="no.")
+    assert waived(report([row]), [one], TODAY).outcome is Outcome.INCONCLUSIVE

@@ -43,8 +43,8 @@ def private_folders(folder: Path) -> list[Path]:
 
 
 def at_work(folder: Path) -> list[Path]:
-    """Return what children were asked whose audits are under way."""
-    return [request for private in private_folders(folder) for request in private.rglob("request.json")]
+    """Return the folders of the children that were asked and whose audits are under way."""
+    return [attempt for private in private_folders(folder) for attempt in private.glob("plan-*/attempt-*")]
 
 
 def wait_until(reached: Callable[[], object], process: subprocess.Popen[str]) -> None:

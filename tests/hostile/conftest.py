@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from flows.sandbox import Level, Limits, isolation
+from flows.sandbox import Level, Limits, starting
 from flows.sandbox.isolation import ChildEnd, run_child
 from flows.sandbox.levels import variants_of, why_not
 from tests.hostile.witnesses import Witnesses, attack_source
@@ -55,14 +55,13 @@ def as_child(tmp_path: Path, witnesses: Witnesses, monkeypatch: pytest.MonkeyPat
         (snapshot / "MLmodel").write_text("flavors: {}\n")
         targets = witnesses.targets(
             snapshot=snapshot,
-            request=str(folder / "request.json"),
             memory_folders=["/tmp", "/dev/shm"] if level is Level.BUBBLEWRAP else [],
             group=os.getpgid(0),
             **more,
         )
         (package / "__init__.py").write_text("")
         (package / "child.py").write_text(attack_source(name, targets))
-        monkeypatch.setattr(isolation, "_own_root", lambda: base / "own")
+        monkeypatch.setattr(starting, "own_root", lambda: base / "own")
         end = run_child({}, folder, limits, level=level, readable=[snapshot], answer=folder / "answer.jsonl")
         assert not left_running(base / "own"), "everything it started is gone"
         return end

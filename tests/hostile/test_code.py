@@ -220,9 +220,9 @@ def test_control_run_directly_it_takes_semaphores() -> None:
 _PARENT = """
 import os, sys
 from pathlib import Path
-from flows.sandbox import Level, Limits, isolation
+from flows.sandbox import Level, Limits, isolation, starting
 base = Path(sys.argv[1])
-isolation._own_root = lambda: base / "own"
+starting.own_root = lambda: base / "own"
 for name in sys.argv[2:]:
     folder = base / name
     folder.mkdir(parents=True)

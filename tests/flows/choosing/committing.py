@@ -24,6 +24,7 @@ def commit(
     kind: str = "eager",
     occasion: str = "x",
     ran_in: str | None = None,
+    unjudged: str | None = None,
 ) -> None:
     """Write an audit's line under the version's present due key."""
     at = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=days_ago)
@@ -41,6 +42,7 @@ def commit(
         outcome=outcome,
         seconds=seconds,
         occasion=occasion,
+        unjudged=unjudged,
         message=f"{outcome.upper()}: said so.",
         due_key=due_key(version, settings, settings.audit_settings),
         environment=environment(settings) if ran_in is None else ran_in,

@@ -190,13 +190,13 @@ def test_a_results_folder_that_cannot_be_is_said_before_the_audit(run, tmp_path:
 
 
 def test_an_error_of_our_own_is_no_failed_model(run, capsys, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
-    from flows.cli import audit_command
+    from registry_models.registry import connecting
 
     def broken(*arguments: object) -> None:
         raise ZeroDivisionError("planted")
 
     register_linear("m")
-    monkeypatch.setattr(audit_command, "connect", broken)
+    monkeypatch.setattr(connecting, "connect", broken)
     capsys.readouterr()
     assert run("audit", "models:/m/1", "--json") == 2
     told = capsys.readouterr()
@@ -206,16 +206,16 @@ def test_an_error_of_our_own_is_no_failed_model(run, capsys, monkeypatch: pytest
 
 @pytest.mark.end_to_end
 def test_what_libraries_print_is_no_result(run, client: MlflowClient, capsys, monkeypatch: pytest.MonkeyPatch) -> None:  # type: ignore[no-untyped-def]
-    from flows.cli import audit_command
+    from registry_models.registry import connecting
 
-    connect = audit_command.connect
+    connect = connecting.connect
 
     def chatty(uri: str) -> MlflowClient:
         print("View run at: http://elsewhere")
         return connect(uri)
 
     register_linear("m")
-    monkeypatch.setattr(audit_command, "connect", chatty)
+    monkeypatch.setattr(connecting, "connect", chatty)
     capsys.readouterr()
     assert run("audit", "models:/m/1", "--json", "--no-mark") == 0
     told = capsys.readouterr()

@@ -1,4 +1,4 @@
-"""What a terminal shows at 80 and at 120 columns: names whole, no character lost, no line too long."""
+"""What a terminal shows at 80, 120 and 200 columns: names whole, no character lost, no line too long."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ from typing import Any, get_type_hints
 
 import pyarrow as pa
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
 
 from audits.checks import CHECKS
 from audits.history.comparison import compare
 from audits.history.parameter_history import HistoryEntry, ParameterHistory
+from audits.naming import visible
 from audits.outcomes import Coverage, Outcome, ResultRow, Severity
 from audits.report import AuditReport
 from audits.results.format import AuditIdentity
 from audits.settings import AuditSettings
+from audits.signs import SIGNS
 from flows.choosing.audit_summary import AuditSummary
 from flows.cli import checks_command, diff_command, display, history_command, sql_command
 from flows.cli import main as cli
@@ -32,7 +35,7 @@ ADVICE = "Accumulation, loss scaling, clipping, zero_grad and detach in the step
 PARAMETER = "blocks.11.attention.projection.weight"
 
 
-@pytest.fixture(params=[80, 120])
+@pytest.fixture(params=[80, 120, 200])
 def screen(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Console:
     console = Console(file=io.StringIO(), width=request.param)
     for module in (display, history_command, diff_command, sql_command):
@@ -125,7 +128,7 @@ def test_verdicts(screen: Console) -> None:
     summaries = [
         AuditSummary(
             model=name, version=3, outcome=outcome, coverage=1.0, failed_checks=[LONGEST[0]],
-            failed_parameters=[PARAMETER, "b"], why=why, run_id=None, seconds=1.0, headline="",
+            failed_parameters=[PARAMETER, "b"], why=why, run_id=None, seconds=1.0, headline="", unjudged="",
         )
         for name, outcome, why in (
             ("a-model", "fail", f"ScaledGelu's backward is wrong: 8 parameters, from w ({LONGEST[0]})"),
@@ -137,6 +140,73 @@ def test_verdicts(screen: Console) -> None:
     assert any(f"({LONGEST[0]})" in line for line in found), "the check in one piece"
     has_words(found, "ScaledGelu's backward is wrong: 8 parameters, from w")
     has_words(found, "no recipe says how it is trained")
+
+
+NAMES = [
+    "m",
+    "a-model-with-a-name-that-no-terminal-has-room-for-" * 5,
+    "モデル" * 40,
+    "a\nb" * 50,
+    "[bold]" * 30,
+    "📈 " * 90,
+]
+
+CURED = (
+    "this version has no recipe and no input example, so nobody knows what to feed it: register it with "
+    "registry_models.log_model(model, 'm', recipe=Recipe.capture(...)), or log it with an input_example. More than this"
+)
+
+
+def summary(name: str, outcome: Outcome, why: str = "") -> AuditSummary:
+    return AuditSummary(
+        model=name, version=12345, outcome=outcome, coverage=1.0, failed_checks=[], failed_parameters=[], why=why,
+        run_id=None, seconds=1.0, headline="", unjudged="",
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES, ids=range(len(NAMES)))
+def test_names_are_cut_and_outcomes_never(name: str, screen: Console) -> None:
+    rows = [summary(name, outcome, CURED) for outcome in Outcome]
+    screen.print(display.verdicts_table(rows, "title", every=True))
+    found = screen.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert max(cell_len(line) for line in found) <= screen.width
+    for outcome in Outcome:
+        (row,) = [line for line in found if re.search(rf"\s{SIGNS[outcome]} {outcome}(\s|$)", line)]
+        assert "12345" in row
+        begin, end = visible(name)[:5], visible(name)[-1:]
+        assert row.strip().startswith(begin.strip()), "a name's beginning"
+        assert visible(name) in row or f"{end}" in row.split("12345")[0].rstrip()[-2:], "and its end"
+    has_words(found, "this version has no recipe and no input example, so nobody knows what to feed it")
+    assert not any("log_model" in line or "More than" in line for line in found), "the cause; cures are in the report"
+
+
+def test_many_passes_are_one_line_and_what_needs_a_look_comes_first(screen: Console) -> None:
+    passes = [summary(f"right-{number}", Outcome.PASS) for number in range(17)]
+    rows = [*passes, summary("odd", Outcome.WARN, "w"), summary("open", Outcome.INCONCLUSIVE, CURED)]
+    rows.append(summary("bad", Outcome.FAIL, "its weight is wrong"))
+    found = lines(screen, display.verdicts_table(rows, "title"))
+    text = "\n".join(found)
+    assert "✓ 17 pass" in text
+    assert "right-" not in text
+    assert [text.index(name) for name in ("bad", "open", "odd", "17 pass")] == sorted(
+        text.index(name) for name in ("bad", "open", "odd", "17 pass")
+    )
+
+
+@pytest.mark.parametrize("every", [True, False])
+def test_each_pass_has_its_line_when_asked_for_or_when_they_are_few(every: bool, screen: Console) -> None:
+    rows = [summary(f"right-{number}", Outcome.PASS) for number in range(17 if every else display.FOLDED)]
+    has_names(lines(screen, display.verdicts_table(rows, "title", every=every)), [s["model"] for s in rows])
+
+
+@pytest.mark.parametrize("width", range(3, 40))
+@pytest.mark.parametrize("name", ["modelモデルmodel" * 4, "plain" * 10, "📈" * 30])
+def test_a_cut_name_has_its_width(name: str, width: int) -> None:
+    cut = display.cut_name(name, width)
+    assert cell_len(cut) <= width
+    assert cell_len(cut) >= width - 3, "wide characters take two columns"
+    assert "…" in cut
+    assert display.cut_name(name, cell_len(name)) == name
 
 
 def test_the_list_of_checks(screen: Console) -> None:

@@ -63,6 +63,9 @@ CASES: dict[str, dict[str, list[tuple[str, str]]]] = {
         "method": [
             ("models:/tiny/1 --method prob", "method must be one of .*, not 'prob'; did you mean 'probe'"),
         ],
+        "fail_on": [
+            ("models:/tiny/1 --fail-on warn", "Invalid value for '--fail-on': .*'warn' is not one of 'newly-failed'"),
+        ],
         "tracking_uri": [
             ("models:/tiny/1 --tracking-uri sqlite:///typo.db", "there is no database .*typo.db"),
             ("models:/tiny/1 --tracking-uri htp://host", "scheme that MLflow does not know; did you"),
@@ -74,6 +77,10 @@ CASES: dict[str, dict[str, list[tuple[str, str]]]] = {
     "nightly": {
         "models": [
             ("--models tinny", "no registered model matches 'tinny'; did you mean 'tiny'"),
+        ],
+        "fail_on": [
+            ("--fail-on warn", "Invalid value for '--fail-on': .*'warn' is not one of 'newly-failed', 'fail', 'inc"),
+            ("--exit-zero --models tinny", "no registered model matches 'tinny'"),
         ],
         "tracking_uri": [
             ("--tracking-uri sqlite:///typo.db", "there is no database"),

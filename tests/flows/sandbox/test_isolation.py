@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from audits.errors import SettingsError
-from flows.sandbox import Level, isolation
+from flows.sandbox import Level, starting
 from flows.sandbox.isolation import run_child
 from flows.sandbox.levels import variants_of, why_not
 from flows.sandbox.limits import Limits
@@ -33,7 +33,7 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no
         package.mkdir(parents=True)
         (package / "__init__.py").write_text("")
         (package / "child.py").write_text(textwrap.dedent(text))
-        monkeypatch.setattr(isolation, "_own_root", lambda: tmp_path / "own")
+        monkeypatch.setattr(starting, "own_root", lambda: tmp_path / "own")
         folder = tmp_path / "work"
         folder.mkdir()
         return folder
@@ -70,7 +70,7 @@ def test_no_secret_reaches_the_child(program, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.end_to_end
 def test_the_request_arrives(program) -> None:  # type: ignore[no-untyped-def]
-    folder = program("import json, sys; print(json.load(open(sys.argv[1]))['x'])")
+    folder = program("import json, sys; print(json.load(sys.stdin)['x'])")
     assert run_child({"x": "seen"}, folder, ROOMY).log.strip() == "seen"
 
 
@@ -102,7 +102,7 @@ def test_what_a_child_prints_is_limited_and_touches_no_disk(program) -> None:  #
     end = run_child({}, folder, replace(ROOMY, log_bytes=2**20))
     assert end.cause == "output limit"
     assert "1 MiB" in end.message
-    assert [path.name for path in folder.iterdir()] == ["request.json"]
+    assert [path.name for path in folder.iterdir()] == []
 
 
 @pytest.mark.end_to_end
@@ -205,12 +205,12 @@ def test_a_killed_parent_takes_its_child_along(tmp_path: Path, level: Level) -> 
     answer.parent.mkdir()
     (own / "registry_models" / "__init__.py").write_text("")
     (own / "registry_models" / "child.py").write_text(
-        "import json, os, sys, time; os.write(json.load(open(sys.argv[1]))['answer'], b'started'); time.sleep(60)"
+        "import json, os, sys, time; os.write(json.load(sys.stdin)['answer'], b'started'); time.sleep(60)"
     )
     script = f"""
 from pathlib import Path
-from flows.sandbox import Level, isolation
-isolation._own_root = lambda: Path({str(own)!r})
+from flows.sandbox import Level, isolation, starting
+starting.own_root = lambda: Path({str(own)!r})
 answer = Path({str(answer)!r})
 isolation.run_child({{}}, answer.parent, isolation.Limits(60, 2**34, 2**30), level=Level({str(level)!r}), answer=answer)
 """

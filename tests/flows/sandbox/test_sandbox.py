@@ -16,9 +16,10 @@ from flows.sandbox import Level, Limits, confine, reached_level
 from flows.sandbox import confinement as confinement_module
 from flows.sandbox import levels as levels_module
 from flows.sandbox.bubblewrap import bubblewrap_command
-from flows.sandbox.isolation import limits_of
 from flows.sandbox.levels import Variant, spare_uid, variants_of, why_not
+from flows.sandbox.limits import limits_of
 from flows.sandbox.needed_paths import needed_paths
+from flows.sandbox.starting import Conditions
 from flows.sandbox.system_calls import filter_program
 from flows.settings.environment import GradauditSettings
 
@@ -134,11 +135,12 @@ def test_gpu_nodes_are_shown_unless_the_device_is_the_processor(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Of the command only: with a real GPU this has not been run."""
-    monkeypatch.setattr(confinement_module, "gpu_nodes", lambda: [Path("/dev/null")])
+    monkeypatch.setattr("flows.sandbox.starting.gpu_nodes", lambda: [Path("/dev/null")])
     monkeypatch.setattr("flows.sandbox.bubblewrap.gpu_nodes", lambda: [Path("/dev/null")])
     monkeypatch.setattr(confinement_module, "variants_of", lambda level: (Variant("user namespace"),))
     for device, shown in (("auto", True), ("cuda:1", True), ("cpu", False)):
-        command = confine(Level.BUBBLEWRAP, LIMITS, folder=tmp_path, device=device).command
+        gpu = Conditions.of(Level.BUBBLEWRAP, LIMITS, device=device).gpu
+        command = confine(Level.BUBBLEWRAP, LIMITS, folder=tmp_path, gpu=gpu).command
         assert ("--dev-bind" in command) is shown
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from audits.errors import ArtifactError
 from registry_models import log_model
-from registry_models.artifacts.factory_files import WEIGHTS_FILE
+from registry_models.artifacts.file_names import WEIGHTS_FILE
 from registry_models.artifacts.loading import load_model
 from registry_models.artifacts.snapshot import Snapshot
 from tests.registry_models.auditing import in_a_child

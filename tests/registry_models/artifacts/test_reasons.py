@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import unquote, urlparse
@@ -20,6 +21,7 @@ from flows.choosing.due import plan_night, without_result
 from flows.one_audit.one_version import Target, audit_version
 from flows.settings.environment import GradauditSettings
 from registry_models import log_model
+from registry_models.artifacts.flavours import OutsideError
 from registry_models.registry.versions import FAILED, PENDING, VersionReference, list_versions, registered
 from tests.registry_models.registry.test_versions import fetch
 from tests.stores import register_linear
@@ -52,7 +54,7 @@ def test_missing_files_are_named_by_the_users_place(client: MlflowClient, tmp_pa
     register_linear("gone")
     place = place_of(client, "gone")
     shutil.rmtree(place)
-    with pytest.raises(ArtifactError, match=f"gone v1 has no files: there is nothing at .*{place}"):
+    with pytest.raises(ArtifactError, match=f"there is nothing at .*{place}, where the files of gone v1 should be"):
         fetch(client, "models:/gone/1", tmp_path / "a")
     place.mkdir()
     torch.save(nn.Linear(2, 1).state_dict(), place / "state_dict.pth")
@@ -97,9 +99,25 @@ def test_nothing_trainable_is_said(client: MlflowClient, audited: Callable[[str]
     mlflow.set_experiment("models")
     frozen = nn.Linear(2, 1).requires_grad_(False)
     log_model(frozen, "frozen", input_example=torch.ones(1, 2).numpy())
-    headline = audited("frozen").headline
-    assert "no trainable parameter" in headline
-    assert "input_example" not in headline
+    with pytest.raises(OutsideError, match=r"frozen v1 is outside the audit: .* no trainable parameter") as told:
+        audited("frozen")
+    assert "input_example" not in str(told.value)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        mlflow.pytorch.log_model(  # by MLflow's own call nothing beside the weights says so
+            frozen, name="m", registered_model_name="plain", serialization_format="pickle", pip_requirements=["torch"]
+        )
+    with pytest.raises(OutsideError, match=r"plain v1 is outside the audit: .* no trainable parameter"):
+        audited("plain")
+
+
+@pytest.mark.end_to_end
+def test_cures_hold_the_versions_own_name(client: MlflowClient, audited: Callable[[str], AuditReport]) -> None:
+    register_linear("my net", pickled=True, with_recipe=False)
+    headline = audited("my net").headline
+    assert "registry_models.attach_recipe('models:/my net/1', recipe)" in headline
+    assert "registry_models.log_model(model, 'my net', recipe=" in headline
+    assert "NAME" not in headline
 
 
 @pytest.mark.end_to_end

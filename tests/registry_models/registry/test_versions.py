@@ -183,8 +183,9 @@ def test_code_that_would_replace_a_library_is_refused(tmp_path: Path) -> None:
 
 
 def test_unsupported_kinds_say_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match=r"unsupported artifact kind 'sklearn'.*factory="):
-        load_model(tmp_path, "sklearn")
+    (tmp_path / "MLmodel").write_text("flavors: {onnx: {data: model.onnx}}")
+    with pytest.raises(ArtifactError, match=r"unsupported artifact kind: an ONNX graph has no module.*factory="):
+        load_model(tmp_path, "unknown")
 
 
 def test_another_store_than_mlflows_current_one_is_asked(client: MlflowClient, tmp_path: Path) -> None:
