@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 
+from audits.updates.judge.slices import SLICE
 from benchmarks.memory import _BUILDS, in_child, made
 from flows.one_audit.memory_need import CONTEXT_BYTES, Need, Weights, needed, needed_by, state_copies
 from registry_models.artifacts.snapshot import read_snapshot
@@ -51,12 +52,14 @@ def test_the_estimate_is_below_the_measured_peak_and_of_its_size(dtype: str, opt
         assert "fail" not in found["outcome"], (part, found)
         used = found["bytes"] + weights
         assert asked <= used, (part, asked, used)
-        assert asked >= LEAST * used, (part, asked, used)
+        assert asked >= LEAST * (used - SLICES), (part, asked, used)
 
 
-#: Of 4 million parameters the activations, the slices and the code that is loaded late weigh as much as the weights;
-#: the process's own host memory counts here, too, in which a GPU's audit lets tensors wait.
+#: The process's peak counts host memory too, in which a GPU's audit lets tensors wait, and activations.
 LEAST = 0.2
+
+#: A dozen vectors of a slice in float64, whatever the model's size: more than 4 million parameters weigh.
+SLICES = 12 * 8 * SLICE
 
 
 def _optimizers() -> list[tuple[str, dict[str, Any]]]:
