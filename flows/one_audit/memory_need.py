@@ -14,7 +14,8 @@ from typing import Any
 from audits.errors import RecipeError
 from registry_models.artifacts.files_below import files_in
 from registry_models.artifacts.snapshot import Snapshot
-from registry_models.recipes.recipe_files import RECIPE_FILE, load_yaml
+from registry_models.recipes.plain_yaml import load_yaml
+from registry_models.recipes.recipe_names import RECIPE_FILE
 
 #: Bytes of a CUDA context with torch's kernels and libraries loaded.
 CONTEXT_BYTES = 2**30
