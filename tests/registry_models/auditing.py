@@ -51,18 +51,21 @@ def in_a_child(client: MlflowClient, reference: str, folder: Path) -> AuditRepor
     (folder / "request.json").write_text(json.dumps(request))
     root = str(Path(__file__).resolve().parents[2])
     code = (
-        f"import sys; sys.path[0] = {root!r}; from registry_models.child.__main__ import main; main(sys.argv[1:]);"
+        f"import sys; sys.path[0] = {root!r}; from registry_models.child.__main__ import main; main();"
         "print([name for name in ('mlflow', 'prefect') if name in sys.modules])"
     )
+    request_file = (folder / "request.json").open("rb")
     process = subprocess.Popen(
-        [sys.executable, "-c", code, str(folder / "request.json")],
+        [sys.executable, "-c", code],
         cwd=empty,
+        stdin=request_file,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         pass_fds=(writing,),
         env={"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"},
     )
+    request_file.close()
     os.close(writing)
     with os.fdopen(reading, "rb") as stream:
         answer.write_bytes(stream.read())

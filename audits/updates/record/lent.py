@@ -10,7 +10,7 @@ import torch
 from audits.live.subject import LivePhase, Subject
 from audits.recipe.lone_optimizers import foreign_global_hooks
 from audits.recipe.moulds import STEP_HOOKS, own_step
-from audits.structures import map_tensors
+from audits.structures import map_tensors, tensors_in
 from audits.updates.record.calls import Call
 from audits.updates.record.shelf import Shelf, snapshot_of
 
@@ -22,6 +22,13 @@ _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 #: Elements that are added up at a time.
 _PIECE = 2**22
+
+
+def lendable(tensor: torch.Tensor) -> bool:
+    """Whether a sum over its bits shows what was written: a dense tensor of torch's own class."""
+    own = type(tensor) in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer) and not tensor.is_quantized
+    size = tensor.element_size() // 2 if tensor.is_complex() else tensor.element_size()
+    return own and tensor.layout is torch.strided and size in _INTEGERS
 
 
 def _mark(tensor: torch.Tensor) -> Mark:
@@ -49,9 +56,10 @@ class Lending:
         self.spoilt = False
 
     def state(self, call: Call, optimizer: torch.optim.Optimizer) -> bool:
-        """Whether a call's state may be the optimizer's own: torch's, with nothing of the user's around it."""
+        """Whether a call's state may be the optimizer's own: torch's, dense, nothing of the user's around it."""
         bare = own_step(optimizer) is None and all(len(getattr(optimizer, place)) <= 2 for place in STEP_HOOKS.values())
         quiet = bare and not foreign_global_hooks() and not call.in_backward
+        quiet = quiet and all(lendable(t) for state in optimizer.state.values() for _, t in tensors_in(dict(state)))
         return quiet and self._owned is not None and self._owned(call.phase)
 
     def gradients(self, call: Call, optimizer: torch.optim.Optimizer) -> bool:

@@ -22,7 +22,7 @@ from audits.updates.record.hook_listener import (
     state_writes,
     watched_hooks,
 )
-from audits.updates.record.lent import Lending
+from audits.updates.record.lent import Lending, lendable
 from audits.updates.record.shelf import Shelf, snapshot_of, waiting
 
 #: What each parameter was, and what it received.
@@ -306,7 +306,7 @@ class Recorder:
             gradient = parameter.grad
             if gradient is not None:
                 gradient = gradient.detach().coalesce() if gradient.is_sparse else gradient.detach()
-                if lent_to is not None and scale is None and gradient.layout is torch.strided:
+                if lent_to is not None and scale is None and lendable(gradient):
                     self.lending.lend_gradient(lent_to, name, gradient)
                 else:
                     whole = gradient if scale is None else gradient / scale.to(gradient.device)

@@ -29,7 +29,7 @@ def test_an_audit_that_is_ended_leaves_nothing(client: MlflowClient, tmp_path: P
     assert "Traceback" not in err
     assert private_folders(tmp_path) == []
     assert client.get_model_version("m", "1").tags == {}
-    assert list((tmp_path / "results").rglob("part-*")) == []
+    assert list((tmp_path / "results" / "rows").rglob("part-*")) == []
 
 
 @pytest.mark.exhaustive

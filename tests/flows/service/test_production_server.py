@@ -140,7 +140,7 @@ def test_a_verdict_outlives_a_missing_right(
     for told in (printed["not_published"], err):
         assert "forbids it (403): the user 'reader' needs the right to create" in told
         assert "--no-mark" in told
-    assert list((tmp_path / "results").rglob("part-*")) == [], "no rows without their audit"
+    assert list((tmp_path / "results" / "rows").rglob("part-*")) == [], "no rows without their audit"
     assert "audit.outcome" not in client_of(door).get_model_version("kept", "1").tags
     code, out, err = run("audit", "models:/kept/1", "--json", "--no-mark", uri=door.url)
     assert (code, json.loads(out)["outcome"], "not_published" in json.loads(out)) == (0, "pass", False)
@@ -154,7 +154,7 @@ def test_a_verdict_outlives_a_server_that_dies(door: Door, run: Run, tmp_path: P
     assert (code, printed["outcome"]) == (0, "pass")
     assert "MLflow could not answer for the audit's run" in printed["not_published"]
     assert "--no-mark" not in printed["not_published"], "waiting helps"
-    assert list((tmp_path / "results").rglob("part-*")) == []
+    assert list((tmp_path / "results" / "rows").rglob("part-*")) == []
 
 
 def test_a_night_goes_on_past_one_version(door: Door, tmp_path: Path) -> None:
