@@ -59,8 +59,9 @@ class Lending:
         """Whether a call's state may be the optimizer's own: torch's, dense, nothing of the user's around it."""
         bare = own_step(optimizer) is None and all(len(getattr(optimizer, place)) <= 2 for place in STEP_HOOKS.values())
         quiet = bare and not foreign_global_hooks() and not call.in_backward
-        quiet = quiet and all(lendable(t) for state in optimizer.state.values() for _, t in tensors_in(dict(state)))
-        return quiet and self._owned is not None and self._owned(call.phase)
+        if not quiet or self._owned is None or not self._owned(call.phase):
+            return False
+        return all(lendable(t) for state in optimizer.state.values() for _, t in tensors_in(state))
 
     def gradients(self, call: Call, optimizer: torch.optim.Optimizer) -> bool:
         """Whether a call's gradients may be the parameters' own; another phase's backward would add to them."""
