@@ -7,10 +7,14 @@ from importlib.util import find_spec
 
 from audits.parts import EXTRAS
 
+#: Only one command each asks for these, and says so itself where they are missing.
+ASKED_FOR_LATE = frozenset({"duckdb", "matplotlib", "securesystemslib"})
+
 
 def main() -> None:
     """Run the command line that this installation has; what is missing is one sentence, never a traceback."""
-    if any(find_spec(package) is None for _, packages in EXTRAS.values() for package in packages):
+    packages = {package for _, of_an_extra in EXTRAS.values() for package in of_an_extra} - ASKED_FOR_LATE
+    if any(find_spec(package) is None for package in packages):
         from flows.cli.light import run_light
 
         sys.exit(run_light(sys.argv[1:]))
