@@ -48,9 +48,36 @@ def choose_device(device: str) -> torch.device:
 
 
 def mixes_devices(error: Exception) -> bool:
-    """Whether torch refused to mix tensors, or a generator and a tensor, of two devices."""
+    """Whether torch refused to mix tensors of two devices, a generator with a tensor, or one that is not on the CPU."""
     text = str(error)
-    return isinstance(error, RuntimeError) and ("same device" in text or "device type for generator" in text)
+    wants_cpu = "CPU int64 tensor" in text  # lengths of packed sequences
+    mixed = "same device" in text or "device type for generator" in text
+    return isinstance(error, RuntimeError) and (mixed or wants_cpu)
+
+
+@contextlib.contextmanager
+def lengths_on_device() -> Iterator[None]:
+    """Let `torch.ctc_loss` take lengths on the CPU under a dispatch mode too.
+
+    Without a mode torch reads them there; under one it hands them to the device's kernel, which refuses them.
+    """
+    plain = torch.ctc_loss
+    if not torch.accelerator.is_available():
+        yield
+        return
+
+    def moved(log_probs: torch.Tensor, targets: torch.Tensor, *lengths: Any, **others: Any) -> torch.Tensor:
+        def there(value: Any) -> Any:
+            return value.to(log_probs.device) if isinstance(value, torch.Tensor) else value
+
+        others = {name: there(value) for name, value in others.items()}
+        return plain(log_probs, targets, *(there(value) for value in lengths), **others)
+
+    torch.ctc_loss = moved
+    try:
+        yield
+    finally:
+        torch.ctc_loss = plain
 
 
 def device_name(device: torch.device) -> str:

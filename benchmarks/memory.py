@@ -67,10 +67,11 @@ class Peak:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         gc.collect()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-            torch.cuda.reset_peak_memory_stats()
-            self.base = torch.cuda.memory_allocated()
+        if device.type != "cpu":
+            module = torch.get_device_module(device)
+            module.synchronize()
+            module.reset_peak_memory_stats()
+            self.base = int(module.memory_allocated())
         else:
             ctypes.CDLL(None).malloc_trim(0)  # what earlier work left in the heap would hide as much of what comes
             Path("/proc/self/clear_refs").write_text("5")
@@ -78,9 +79,10 @@ class Peak:
 
     def taken(self) -> int:
         """Return the bytes of the peak above where it began."""
-        if self._device.type == "cuda":
-            torch.cuda.synchronize()
-            return torch.cuda.max_memory_allocated() - self.base
+        if self._device.type != "cpu":
+            module = torch.get_device_module(self._device)
+            module.synchronize()
+            return int(module.max_memory_allocated()) - self.base
         return status("VmHWM") - self.base
 
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import torch
 
 #: Elements of a piece: 512 KiB in float64, so that a chain of operations on it stays in a core's cache; on a GPU, where
-#: a launch costs more than a pass, 256 times that.
-PIECE, PIECE_ON_GPU = 1 << 16, 1 << 24
+#: a launch costs as much as a pass over 32 MiB, 64 times that.
+PIECE, PIECE_ON_GPU = 1 << 16, 1 << 22
 
 
 def pieces(tensor: torch.Tensor) -> Iterator[slice]:

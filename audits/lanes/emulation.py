@@ -1,4 +1,4 @@
-"""Operators that torch has no float64 kernel for, written out in operators that have one."""
+"""Operators without a float64 kernel, or without one that computes in float64, written out in those that have one."""
 
 from __future__ import annotations
 
@@ -49,7 +49,26 @@ def grouped_mm(
     return result.to(dtype)
 
 
+def weight_norm(v: torch.Tensor, g: torch.Tensor, dim: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return ``v g / ||v||`` and the norms over all dimensions but the first or the last.
+
+    CUDA's float64 kernel takes the root in float32 (``sqrtf`` in ``WeightNorm.cu``): a staircase of 6e-8, under which
+    no small step finds a derivative.
+
+    Args:
+        v: the direction.
+        g: the lengths, of size 1 in all dimensions but ``dim``.
+        dim: the dimension that is kept, the first or the last.
+    """
+    others = [d for d in range(v.dim()) if d != dim % v.dim()]
+    norms = torch.linalg.vector_norm(v, dim=others, keepdim=True) if others else v.abs()
+    return v * (g / norms), norms
+
+
 _EMULATED: dict[str, Callable[..., Any]] = {"aten::_grouped_mm": grouped_mm, **EMULATED}
+
+#: Written out on every device but the CPU, whose kernel computes in what its arguments have.
+_EMULATED_ELSEWHERE: dict[str, Callable[..., Any]] = {"aten::_weight_norm_interface": weight_norm}
 
 
 def is_emulated(name: str) -> bool:
@@ -59,10 +78,14 @@ def is_emulated(name: str) -> bool:
 
 def emulation(func: Any, args: tuple[Any, ...]) -> Callable[..., Any] | None:
     """Return what to call instead of an operator that has no kernel for its float64 arguments, None where it has."""
-    emulated = _EMULATED.get(traits(func).name)
-    if emulated is None or not any(isinstance(a, torch.Tensor) and a.dtype is torch.float64 for a in args):
+    name = traits(func).name
+    emulated, elsewhere = _EMULATED.get(name), _EMULATED_ELSEWHERE.get(name)
+    if emulated is None and elsewhere is None:
         return None
-    return emulated
+    lifted = [a for a in args if isinstance(a, torch.Tensor) and a.dtype is torch.float64]
+    if elsewhere is not None and any(a.device.type != "cpu" for a in lifted):
+        return elsewhere
+    return emulated if lifted else None
 
 
 class Emulating(TorchDispatchMode):

@@ -195,7 +195,7 @@ class Point:
         self.problem.before()
         program = Program()
         lift = self.problem.lane is Lane.FLOAT64
-        with quiet(), Recording(program, self.problem.tape.cursor(keep_states=True), lift=lift):
+        with quiet(), Recording(program, self.problem.tape.cursor(recording=True), lift=lift):
             loss = self.problem.loss()
         value = self._number(loss)
         self.program = program

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from audits.devices import lengths_on_device
 from audits.lanes.tape import Tape
 from audits.outcomes import Lane
 from audits.recipe.compiled_parts import eager
@@ -109,6 +110,6 @@ def differentiate(loss: torch.Tensor, tensors: Tensors, *, hooked: bool = False)
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Evaluate with gradients on, autocast off, compiled parts eager, warnings held back."""
-    with warnings.catch_warnings(), torch.enable_grad(), eager():
+    with warnings.catch_warnings(), torch.enable_grad(), eager(), lengths_on_device():
         warnings.simplefilter("ignore")
         yield

@@ -175,7 +175,7 @@ class TapeOnly(Free):
     """Record the native run's noise; nothing is lifted."""
 
     def __init__(self, tape: Tape) -> None:
-        self.cursor = tape.cursor(keep_states=True)
+        self.cursor = tape.cursor(recording=True)
         super().__init__(self.cursor, lift=False)
 
 

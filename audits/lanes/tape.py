@@ -53,25 +53,36 @@ class Tape:
     draws: list[tuple[str, Any]] = field(default_factory=list)
     by_state: dict[tuple[str, bytes], Any] = field(default_factory=dict)
 
-    def cursor(self, *, keep_states: bool = False) -> TapeCursor:
-        """Start at the beginning; ``keep_states`` also indexes the draws by the generator's state."""
-        return TapeCursor(self, keep_states=keep_states)
+    def cursor(self, *, recording: bool = False, strict: bool = False) -> TapeCursor:
+        """Start at the beginning.
+
+        Args:
+            recording: put what is new on the tape, and index all draws by the generator's state. Without it the tape
+                stays as it is, whatever is drawn.
+            strict: a draw that is not on the tape raises `NotOnTapeError`.
+        """
+        return TapeCursor(self, recording=recording, strict=strict)
+
+
+class NotOnTapeError(RuntimeError):
+    """An evaluation that has to play draws back drew something else: vmap takes a fused dropout apart, say."""
 
 
 class TapeCursor:
-    """One pass over a tape: plays back while there are draws, records what is new."""
+    """One pass over a tape: plays back while the draws are those of the tape, and may record what is new."""
 
-    def __init__(self, tape: Tape, *, keep_states: bool) -> None:
+    def __init__(self, tape: Tape, *, recording: bool, strict: bool) -> None:
         self._tape = tape
+        self._strict = strict
         self._position = 0
-        self._keep_states = keep_states
+        self._recording = recording
         #: In a backward pass checkpointing runs forwards again: then only the generator's state tells which draw it is.
         self.by_state_only = False
 
     def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a random operator: the generator advances as ever, the values come from the tape."""
         known = traits(func)
-        state = _state_key(known.base, args, kwargs) if self._keep_states or self.by_state_only else None
+        state = _state_key(known.base, args, kwargs) if self._recording or self.by_state_only else None
         before = args[0].clone() if known.base in MIXING | IMPLICIT else None
         result = func(*args, **kwargs)
         if self.by_state_only:
@@ -80,7 +91,7 @@ class TapeCursor:
             noise = self._next(known.base, result, args)
         if noise is None:
             noise = _noise_of(known.base, before, args, result)
-            if not self.by_state_only:
+            if self._recording and not self.by_state_only:
                 self._tape.draws.append((known.base, noise))
                 self._position = len(self._tape.draws)
         if state is not None and not self.by_state_only:
@@ -89,15 +100,22 @@ class TapeCursor:
 
     def _next(self, base: str, result: Any, args: tuple[Any, ...]) -> Any:
         if self._position >= len(self._tape.draws):
+            self._is_new(base)
             return None
         name, noise = self._tape.draws[self._position]
         shape = _noise_of(base, None, args, result, shape_only=True)
         if name != base or (noise.shape[1:] if base in IMPLICIT else noise.shape) != shape:
-            # The lane draws something else than the native run did: from here on it has a tape of its own.
-            del self._tape.draws[self._position :]
+            self._is_new(base)
+            if self._recording:  # the lane draws something else than the native run did: from here on it has its own
+                del self._tape.draws[self._position :]
+            self._position = len(self._tape.draws)
             return None
         self._position += 1
         return noise
+
+    def _is_new(self, base: str) -> None:
+        if self._strict:
+            raise NotOnTapeError(f"{base} is not what the tape has at draw {self._position}")
 
 
 def _state_key(base: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[str, bytes]:

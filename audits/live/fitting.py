@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -20,6 +22,10 @@ from audits.structures import tensors_in
 
 if TYPE_CHECKING:
     from audits.live.subject import LivePhase, Subject
+
+
+#: Of so many tensors in the batch is tried which of them are to be on the CPU.
+MOST_LENGTHS = 4
 
 
 @dataclass(frozen=True)
@@ -42,9 +48,23 @@ def compiled_here(wrapped: nn.Module, recipe: Recipe) -> tuple[tuple[str, ...], 
 def try_losses(subject: Subject) -> None:
     """Run every loss once, so that a recipe that cannot work is told from a model that is wrong.
 
+    Where a loss refuses the batch's device, tensors that may be lengths are left on the CPU, as few as will do.
+
     Raises:
         RecipeError: a loss raises, or is not one number that depends on a trainable parameter.
     """
+    try:
+        return _try_losses(subject)
+    except DeviceError:
+        lengths = subject.given.lengths()[:MOST_LENGTHS]
+        for count in range(1, len(lengths) + 1):
+            for paths in itertools.combinations(lengths, count):
+                with contextlib.suppress(RecipeError), subject.given.leaving_on_cpu(paths):
+                    return _try_losses(subject)
+        raise
+
+
+def _try_losses(subject: Subject) -> None:
     applied: list[torch.Tensor] = []
     for phase in subject.phases:
         subject.reset()

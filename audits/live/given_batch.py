@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
@@ -21,9 +23,32 @@ class GivenBatch:
         def own(tensor: torch.Tensor) -> torch.Tensor:
             return tensor.detach().clone().to(device).requires_grad_(tensor.requires_grad)
 
-        self.batches = [map_tensors(batch, own) for batch in batches]
+        self._given, self._own = batches, own
+        self._place(frozenset())
+
+    def _place(self, on_cpu: frozenset[str]) -> None:
+        def places(batch: Any) -> Any:
+            paths = iter([path for path, _ in tensors_in(batch)])  # in the order in which `map_tensors` meets them
+            return map_tensors(batch, lambda t: copy_of(t) if next(paths) in on_cpu else self._own(t))
+
+        self.batches = [places(batch) for batch in self._given]
         self.first = self.copies()
         self._versions = self._counted()
+
+    def lengths(self) -> list[str]:
+        """Return the paths of what may be lengths, which torch may want on the CPU: integers in one dimension."""
+        of_first = tensors_in(self._given[0]) if self._given else ()
+        return [path for path, t in of_first if t.dim() == 1 and not (t.is_floating_point() or t.is_complex())]
+
+    @contextlib.contextmanager
+    def leaving_on_cpu(self, paths: Collection[str]) -> Iterator[None]:
+        """Leave some tensors on the CPU, from now on unless what is done here raises."""
+        self._place(frozenset(paths))
+        try:
+            yield
+        except BaseException:
+            self._place(frozenset())
+            raise
 
     def copies(self) -> list[Any]:
         """Return the micro-batches as they are, in memory of their own."""

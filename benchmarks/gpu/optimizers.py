@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import inspect
 from collections.abc import Callable, Iterator
@@ -84,11 +85,17 @@ def build(name: str, how: str, dtype: torch.dtype, trained: bool, bench: Bench) 
         loss.backward()
         return loss
 
-    for _ in range(4 if trained else 0):
+    fresh = copy.deepcopy(model.state_dict()), copy.deepcopy(optimizer.state_dict())
+    for _ in range(4 if trained else 1):
         try:
             optimizer.step(closure)
         except (RuntimeError, AssertionError) as error:
             raise LeftOutError(f"this torch refuses it: {' '.join(str(error).split())[:80]}") from error
+    if not trained:  # the step only showed that there is one
+        model.load_state_dict(fresh[0])
+        optimizer.load_state_dict(fresh[1])
+        optimizer.state.clear()
+        optimizer.zero_grad()
     return model, Recipe.capture(model, batch=batch, loss="cross_entropy", optimizer=optimizer)
 
 

@@ -23,8 +23,12 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 
+from tests.accelerator.as_cuda import install
+
 #: What ``tensor.device.type`` says.
 NAME = "emulated"
+
+_kept: list[torch.library.Library] = []
 
 _SOURCE = Path(__file__).with_name("device.cpp")
 _TORCH = Path(torch.__file__).parent
@@ -45,6 +49,7 @@ def register() -> torch.device:
     torch.utils.rename_privateuse1_backend(NAME)
     torch._register_device_module(NAME, _module())
     torch.utils.generate_methods_for_privateuse1_backend(for_storage=True)
+    _kept.append(install())
     return torch.device(NAME, 0)
 
 
@@ -128,6 +133,9 @@ def _module() -> types.ModuleType:
         "current_device": lambda: 0,
         "set_device": lambda device: None,
         "synchronize": lambda device=None: None,
+        "memory_allocated": lambda device=None: native.memory_allocated(),
+        "max_memory_allocated": lambda device=None: native.max_memory_allocated(),
+        "reset_peak_memory_stats": lambda device=None: native.reset_peak_memory_stats(),
         "get_rng_state": get_rng_state,
         "set_rng_state": set_rng_state,
         "get_rng_state_all": lambda: [native.get_state()],

@@ -16,6 +16,7 @@
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <torch/library.h>
 
+#include <atomic>
 #include <functional>
 #include <map>
 #include <mutex>
@@ -37,15 +38,29 @@ bool ours(const c10::Device& device) { return device.type() == KIND; }
 
 // ---- memory: the CPU's, under this device's name -------------------------------------------------------------------
 
-void release(void* context) { delete static_cast<at::DataPtr*>(context); }
+std::atomic<int64_t> held{0}, peak{0};
 
-at::DataPtr renamed(at::DataPtr pointer, c10::Device device) {
-  void* data = pointer.get();
-  return {data, new at::DataPtr(std::move(pointer)), &release, device};
-}
+// What the device holds as long as this lives: memory of its own, or a result of the CPU's that it took over.
+template <class Memory>
+struct Held {
+  Held(Memory memory, size_t bytes) : memory(std::move(memory)), bytes(static_cast<int64_t>(bytes)) {
+    const int64_t now = held += this->bytes;
+    for (int64_t most = peak; now > most && !peak.compare_exchange_weak(most, now);) {
+    }
+  }
+  ~Held() { held -= bytes; }
+  static void release(void* context) { delete static_cast<Held*>(context); }
+
+  Memory memory;
+  int64_t bytes;
+};
 
 struct Allocator final : at::Allocator {
-  at::DataPtr allocate(size_t bytes) override { return renamed(c10::GetCPUAllocator()->allocate(bytes), HERE); }
+  at::DataPtr allocate(size_t bytes) override {
+    at::DataPtr pointer = c10::GetCPUAllocator()->allocate(bytes);
+    void* data = pointer.get();
+    return {data, new Held(std::move(pointer), bytes), &Held<at::DataPtr>::release, HERE};
+  }
   at::DeleterFnPtr raw_deleter() const override { return nullptr; }
   void copy_data(void* to, const void* from, std::size_t bytes) const override { std::memcpy(to, from, bytes); }
 };
@@ -307,7 +322,7 @@ class Call {
     if (home == homes_.end()) {
       c10::Storage kept = host.storage();
       void* data = const_cast<void*>(kept.data());
-      at::DataPtr pointer(data, new c10::Storage(kept), [](void* c) { delete static_cast<c10::Storage*>(c); }, HERE);
+      at::DataPtr pointer(data, new Held(kept, kept.nbytes()), &Held<c10::Storage>::release, HERE);
       c10::Storage made(c10::Storage::use_byte_size_t(), kept.nbytes(), std::move(pointer), &allocator, true);
       home = homes_.emplace(kept.unsafeGetStorageImpl(), std::move(made)).first;
     }
@@ -562,6 +577,9 @@ TORCH_LIBRARY(emulated_device, m) {
     std::scoped_lock lock(generator.mutex());
     generator.set_current_seed(static_cast<uint64_t>(seed));
   });
+  m.def("memory_allocated() -> int", []() { return held.load(); });
+  m.def("max_memory_allocated() -> int", []() { return peak.load(); });
+  m.def("reset_peak_memory_stats() -> ()", []() { peak = held.load(); });
   m.def("get_state() -> Tensor", []() { return default_generator().get_state(); });
   m.def("set_state(Tensor state) -> ()", [](const Tensor& state) {
     auto generator = default_generator();

@@ -27,8 +27,8 @@ class BatchedElements:
         base: f(theta), by the same arithmetic.
 
     Raises:
-        RuntimeError: vmap refuses the model (old-style Functions, BatchNorm in train mode, LSTM, ``.item()``), or gives
-            other values than the plain loop.
+        RuntimeError: vmap refuses the model (old-style Functions, BatchNorm in train mode, LSTM, ``.item()``), draws
+            other noise (a fused dropout), or gives other values than the plain loop.
     """
 
     def __init__(self, point: Point, name: str) -> None:
@@ -81,13 +81,13 @@ class BatchedElements:
         with quiet(), torch.no_grad():
             if self._program is None:
                 program = Program()
-                with Recording(program, problem.tape.cursor(), lift=problem.lifts):
+                with Recording(program, problem.tape.cursor(strict=True), lift=problem.lifts):
                     out = torch.func.vmap(one, randomness="same")(self._copies)
                 self._program = program
             elif self._program.idle:
                 out = torch.func.vmap(one, randomness="same")(self._copies)
             else:
-                mode = Replaying(self._program, problem.tape.cursor())
+                mode = Replaying(self._program, problem.tape.cursor(strict=True))
                 with mode:
                     out = torch.func.vmap(one, randomness="same")(self._copies)
                 mode.finish()

@@ -30,6 +30,10 @@ LARGER_NOISE = 1.5
 #: Measurements of a rough loss's noise, of which the largest counts: one alone is 0.44 of it at its first percentile.
 ROUGH_MEASUREMENTS = 3
 
+#: Distance, in units of t, at which the steps of a float32 inside show: hundreds of its roundings, and the differences
+#: of a smooth function of the third order and more, 1e-15, are below float64's own noise.
+STAIR_SPACING = 1e-5
+
 #: Steps that a rough loss is tried at.
 LADDER = (1.0, 0.5, 0.25, 0.125, 0.0625, 0.03125)
 
@@ -160,6 +164,20 @@ class Prober:
         larger = wide > LARGER_NOISE * self.sigma
         self.sigma = max(self.sigma, wide)
         return larger
+
+    def noise_of_stairs(self, step: float) -> float:
+        """Return the noise, in units of u |f|, at a distance that float32 would have had to round over.
+
+        The neighbours that the noise is measured at lie closer than float32 can tell apart: an operator that takes a
+        root in float32, say, is constant there, and the loss looks smooth.
+        """
+        direction = self.everywhere(step)
+
+        def neighbours(centre: float, spacing: float, count: int) -> list[float]:
+            return [self.point.along(direction, centre + i * spacing) for i in range(count)]
+
+        scale = self.problem.roundoff * abs(self.point.value)
+        return self._noise(neighbours, step, STAIR_SPACING / step).sigma / scale if scale else 0.0
 
     @property
     def noise_ratio(self) -> float:

@@ -127,6 +127,15 @@ class Rounds:
             self._opaque = is_opaque(self._problem)
         return self._opaque
 
+    def _found_stairs(self, prober: Prober, step: float) -> bool:
+        """Whether an operator inside computes in float32 on its own account, so that small steps say nothing."""
+        if prober.rough or prober.point.spread or self._problem.lane is not Lane.FLOAT64:
+            return False
+        try:
+            return prober.noise_of_stairs(step) > ROUGH_NOISE
+        except BranchMismatchError:
+            return False
+
     def _round(
         self, prober: Prober, step: float, count: int, open_names: list[str], zero: list[str], displaced: bool
     ) -> tuple[list[str], bool]:  # fmt: skip
@@ -151,6 +160,9 @@ class Rounds:
             self._give_up(open_names, prober, "the loss is exactly constant around this point", displaced)
             return open_names, True
         exceeded = [probe for probe in probes if probe.exceeds]
+        if exceeded and self._found_stairs(prober, step):
+            prober.coarsen(ROUGH_STEP)
+            return open_names, False
         if exceeded:
             localiser = Localiser(prober, step, count, self._detection_limit)
             found = localiser.judge(open_names, exceeded[0])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from audits.lanes.lifting import LIFTED_DTYPE, lift_call, traits
@@ -58,7 +60,7 @@ class _Collector(TorchDispatchMode):
         kwargs = kwargs or {}
         known = traits(func)
         if not (known.is_view or known.base in _SKIPPED or "out" in kwargs or draws(func, args, kwargs)):
-            self.keep(known.base, func, _in_float64(func), args, kwargs)
+            self.keep(known.base, _as_trained(func), _in_float64(func), args, kwargs)
         return func(*args, **kwargs)
 
     def keep(self, name: str, run: Any, lifted: Any, args: tuple[Any, ...], kwargs: dict[str, Any],
@@ -96,23 +98,49 @@ def collect_calls(subject: Subject, phase: LivePhase) -> tuple[list[NativeCall],
     return list(collector.calls.values()), collector.left_out
 
 
+#: The backend of torch's fused attention by its operator.
+_FUSED_ATTENTION = {
+    "_scaled_dot_product_flash_attention": SDPBackend.FLASH_ATTENTION,
+    "_scaled_dot_product_efficient_attention": SDPBackend.EFFICIENT_ATTENTION,
+    "_scaled_dot_product_cudnn_attention": SDPBackend.CUDNN_ATTENTION,
+}
+
+
+@functools.cache
+def _as_trained(func: Any) -> Callable[..., Any]:
+    """Return the operation as training calls it: fused attention by the public function, held to the backend that ran.
+
+    The inner operator's contract is torch's own affair: which of its outputs its backward needs, in what layout.
+    """
+    backend = _FUSED_ATTENTION.get(traits(func).base)
+    return func if backend is None else _attention(func, backend)
+
+
+@functools.cache
 def _in_float64(func: Any) -> Callable[..., Any]:
     """Return the operation for float64 arguments: fused attention kernels are replaced by plain attention."""
-    known = traits(func)
+    base = traits(func).base
+    if base.startswith("_scaled_dot_product_") and not base.endswith("_for_cpu"):
+        return _attention(func, SDPBackend.MATH)
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        if known.base.startswith("_scaled_dot_product_") and not known.base.endswith("_for_cpu"):
-            a = known.bind(args, kwargs)
-            if a.get("dropout_p"):
-                raise NotImplementedError("fused dropout inside attention")
-            mask = a.get("attn_bias", a.get("attn_mask"))
-            with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
-                return F.scaled_dot_product_attention(
-                    a["query"], a["key"], a["value"], attn_mask=mask, is_causal=bool(a.get("is_causal")),
-                    scale=a.get("scale"),
-                )  # fmt: skip
         args, kwargs, _ = lift_call(func, args, kwargs)
         return func(*args, **kwargs)
+
+    return run
+
+
+def _attention(func: Any, backend: SDPBackend) -> Callable[..., Any]:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        a = traits(func).bind(args, kwargs)
+        if a.get("dropout_p"):
+            raise NotImplementedError("fused dropout inside attention")
+        q, k, v = a["query"], a["key"], a["value"]
+        with sdpa_kernel(backend):
+            return F.scaled_dot_product_attention(
+                q, k, v, attn_mask=a.get("attn_bias", a.get("attn_mask")), is_causal=bool(a.get("is_causal")),
+                scale=a.get("scale"), enable_gqa=q.shape[-3] != k.shape[-3],
+            )  # fmt: skip
 
     return run
 

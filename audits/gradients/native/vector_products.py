@@ -67,8 +67,15 @@ def vjp(
         draws = Draws(seed)
         cotangents = [torch.randn(o.shape, **draws.on(o.device), dtype=torch.float32).to(o.dtype) for o in outputs]
         # the same cotangent in every lane: rounded to bfloat16, which all of them hold
-        cotangents = [c.to(torch.bfloat16).to(c.dtype) for c in cotangents]
+        cotangents = [_laid_out(c.to(torch.bfloat16).to(c.dtype), o) for c, o in zip(cotangents, outputs, strict=True)]
         return list(torch.autograd.grad(outputs, leaves, cotangents, allow_unused=True))
+
+
+def _laid_out(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Return values in the layout of an output, which every backward has to expect."""
+    if values.stride() == like.stride() or like.layout is not torch.strided:
+        return values
+    return torch.empty_like(like).copy_(values)
 
 
 def where_finite(

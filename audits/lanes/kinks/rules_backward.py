@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -31,9 +32,21 @@ register("hardshrink_backward", rule=Rule(
     applies=lambda a: a["self"].is_floating_point(), tie="0 at the bounds",
 ))  # fmt: skip
 register("softshrink_backward", rule=_masked(lambda a: a["self"].abs() > a["lambd"], "0 at the bounds"))
+
+
+@functools.cache
+def _slope(device: torch.device) -> float:
+    """Return the 1/6 of a device's float64 kernel: torch's have float32's, on CPUs too."""
+    zero = torch.zeros((), dtype=torch.float64, device=device)
+    return float(torch.ops.aten.hardsigmoid_backward(torch.ones_like(zero), zero))
+
+
 register("hardsigmoid_backward", rule=Rule(
     lambda a, out: (a["self"] > -3) & (a["self"] < 3),
-    lambda mask, a: torch.where(mask, a["grad_output"] / 6, 0.0), tie="0 at both bounds",
+    lambda mask, a: torch.where(
+        mask, a["grad_output"] * (_slope(a["self"].device) if a["self"].dtype is torch.float64 else 1 / 6), 0.0
+    ),
+    tie="0 at both bounds",
 ))  # fmt: skip
 register("hardswish_backward", rule=Rule(
     lambda a, out: (a["self"] <= -3, a["self"] >= 3),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
 import torch
+from torch.nn import functional as F
 
 from audits.lanes.kinks.rule import Bound, Rule, _self_is_real, register
 
@@ -60,9 +62,24 @@ register("hardtanh", rule=Rule(
     tie="0 at both bounds",
 ))  # fmt: skip
 
+
+@functools.cache
+def _sixth(device: torch.device) -> float:
+    """Return the 1/6 of a device's float64 kernels: CUDA's have float32's, 3e-8 off."""
+    if device.type == "cpu":
+        return 1 / 6
+    return float(F.hardsigmoid(torch.zeros((), dtype=torch.float64, device=device))) / 3
+
+
+def _hard(x: torch.Tensor, sides: tuple[torch.Tensor, torch.Tensor], factor: torch.Tensor | float) -> torch.Tensor:
+    """Return ``factor min(max(x + 3, 0), 6) / 6`` on a given side."""
+    sixth = _sixth(x.device) if x.dtype is torch.float64 else 1 / 6
+    return torch.where(sides[0], 0.0, torch.where(sides[1], 6 * sixth * factor, (x * sixth + 3 * sixth) * factor))
+
+
 register("hardsigmoid", rule=Rule(
     lambda a, out: _sides(a["self"] <= -3, a["self"] >= 3),
-    lambda s, a: torch.where(s[0], 0.0, torch.where(s[1], 1.0, a["self"] / 6 + 0.5)),
+    lambda s, a: _hard(a["self"], s, 1.0),
     tie="0 at both bounds",
 ))  # fmt: skip
 
@@ -84,7 +101,7 @@ register("celu", rule=Rule(
 
 register("hardswish", rule=Rule(
     lambda a, out: _sides(a["self"] <= -3, a["self"] >= 3),
-    lambda s, a: torch.where(s[0], 0.0, torch.where(s[1], a["self"], a["self"] * (a["self"] / 6 + 0.5))),
+    lambda s, a: _hard(a["self"], s, a["self"]),
     tie="0 at -3, 1 at 3",
 ))  # fmt: skip
 

@@ -21,9 +21,9 @@ from audits.updates.record.calls import Call
 from audits.updates.record.shelf import held
 
 #: Elements of a slice: a dozen vectors of it in float64 are 100 MB. On an accelerator every kernel and every number
-#: that is fetched has its price, whatever the size: there it is 16 times as many.
+#: that is fetched has its price, whatever the size: there it is four times as many.
 SLICE = 2**20
-ON_ACCELERATOR = 16
+ON_ACCELERATOR = 4
 
 
 def slice_size(device: torch.device) -> int:
