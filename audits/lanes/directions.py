@@ -213,6 +213,16 @@ class Given:
 NOWHERE = Given({})
 
 
+def part_of(direction: Direction, name: str, window: slice, like: torch.Tensor) -> torch.Tensor:
+    """Return the values of a part of one of the `pieces` of a flattened tensor; the rest of the piece is let go."""
+    size = piece_size(like.device)
+    start = window.start // size * size
+    piece = slice(start, min(start + size, like.numel()))
+    if piece == window:
+        return direction.piece(name, piece)
+    return direction.piece(name, piece)[window.start - start : window.stop - start].clone()
+
+
 def values_of(direction: Direction, name: str) -> torch.Tensor:
     """Return ``v_t`` itself."""
     return direction.whole(name) * direction.factor(name)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from audits.lanes.directions import NOWHERE, Direction, Random, Unit
+from audits.lanes.directions import NOWHERE, Direction, Random, Unit, part_of
 from audits.lanes.placing import Placing
 from audits.lanes.point_gradients import Gradients
 from audits.lanes.problem import UNIT_ROUNDOFF, LaneError, Problem, as_real, quiet
@@ -124,7 +124,7 @@ class Point:
                 continue
             factor = direction.factor(name)
             if data.is_contiguous():
-                views.append((data.view(-1)[window], direction.piece(name, window), factor))
+                views.append((data.view(-1)[window], part_of(direction, name, window, data), factor))
             else:
                 views.append((data, direction.whole(name), factor))
         for i in range(1, count):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
-from audits.lanes.arithmetic import pieces
+from audits.lanes.arithmetic import PIECE, pieces
 from audits.lanes.directions import Direction, Unit
 from audits.lanes.problem import Tensors, as_real
 
@@ -24,7 +24,7 @@ class Sums:
     Attributes:
         norm: ``||g||``.
         weighted: ``||g theta||``, elementwise.
-        densest: the piece of the flattened tensor with the largest ``||g||``.
+        densest: where in the flattened tensor ``||g||`` is largest, `PIECE` elements at most.
         along: by random direction, ``(sum g k, sum |g k|)`` with its integers k.
     """
 
@@ -77,7 +77,7 @@ class Reduction:
         self, name: str, gradient: torch.Tensor, place: slice, theta: Callable[[str, slice], torch.Tensor]
     ) -> torch.Tensor:
         g = gradient.to(torch.float64)
-        sums = [torch.linalg.vector_norm(g), torch.linalg.vector_norm(g * theta(name, place))]
+        sums = [torch.linalg.vector_norm(g), torch.linalg.vector_norm(g * theta(name, place)), _densest(g)]
         for direction in self._directions:
             product = g * direction.piece(name, place)
             sums += [product.sum(), product.abs_().sum()]
@@ -86,10 +86,11 @@ class Reduction:
     def summary(self) -> torch.Tensor:
         """Return the numbers of `sums`, on the gradient's device."""
         if not self._places:
-            return torch.zeros(3 + 2 * len(self._directions), dtype=torch.float64, device=self._table.device)
+            return torch.zeros(4 + 2 * len(self._directions), dtype=torch.float64, device=self._table.device)
         norms = torch.linalg.vector_norm(self._table[:, :2], dim=0)
-        densest = self._table[:, 0].argmax().to(torch.float64)[None]
-        return torch.cat([densest, norms, self._table[:, 2:].sum(0)])
+        densest = self._table[:, 0].argmax()[None]
+        within = self._table[:, 2].gather(0, densest)
+        return torch.cat([densest.to(torch.float64), within, norms, self._table[:, 3:].sum(0)])
 
     def sums(self, numbers: Sequence[float]) -> Sums:
         """Return what the numbers of `summary` say."""
@@ -97,9 +98,24 @@ class Reduction:
         for i, direction in enumerate(self._directions):
             unit = direction.unit_of()
             assert unit is not None
-            along[unit] = numbers[3 + 2 * i], numbers[4 + 2 * i]
-        densest = self._places[int(numbers[0])] if self._places else slice(0, 0)
-        return Sums(numbers[1], numbers[2], densest, along)
+            along[unit] = numbers[4 + 2 * i], numbers[5 + 2 * i]
+        if not self._places:
+            return Sums(0.0, 0.0, slice(0, 0), along)
+        place = self._places[int(numbers[0])]
+        start = place.start + int(numbers[1]) * PIECE
+        return Sums(numbers[2], numbers[3], slice(start, min(start + PIECE, place.stop)), along)
+
+
+def _densest(g: torch.Tensor) -> torch.Tensor:
+    """Return which `PIECE` elements of a piece have the largest norm, as a float64 on its device."""
+    count = -(-g.numel() // PIECE)
+    if count <= 1:
+        return torch.zeros((), dtype=torch.float64, device=g.device)
+    whole = g.numel() // PIECE * PIECE
+    norms = [torch.linalg.vector_norm(g[:whole].view(-1, PIECE), dim=1)]
+    if whole < g.numel():
+        norms.append(torch.linalg.vector_norm(g[whole:])[None])
+    return torch.cat(norms).argmax().to(torch.float64)
 
 
 def read_all(reductions: Mapping[str, Reduction]) -> dict[str, Sums]:

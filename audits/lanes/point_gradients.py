@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import torch
 
-from audits.lanes.arithmetic import norm, pieces
+from audits.lanes.arithmetic import PIECE, norm
 from audits.lanes.directions import NOWHERE, Direction, Random, Unit
 from audits.lanes.gradient_sums import (
     GivenInPartsError,
@@ -146,10 +146,10 @@ class Gradients:
         return math.sqrt(math.fsum(s.weighted**2 for name, s in self._sums.items() if name not in without))
 
     def densest(self, name: str) -> slice:
-        """Return the piece of the flattened tensor with the largest gradient, the first where there is none."""
+        """Return where in the flattened tensor the gradient is largest, its beginning where there is none."""
         if name in self._sums:
             return self._sums[name].densest
-        return next(pieces(self._theta.likes[name]), slice(0, 0))
+        return slice(0, min(PIECE, self._theta.likes[name].numel()))
 
     def changes_nearby(self, names: Sequence[str], size: float) -> dict[str, float]:
         """Return ``||g(theta) - g(theta (1 + size))||`` by tensor: what of a gradient is rounding changes entirely."""

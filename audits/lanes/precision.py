@@ -11,7 +11,7 @@ import contextlib
 import functools
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -166,9 +166,9 @@ def products_in(model: nn.Module) -> set[Product]:
     return found
 
 
-def inside_products(model: nn.Module, device: torch.device) -> str | None:
+def inside_products(products: Iterable[Product], device: torch.device) -> str | None:
     """Return the coarsest arithmetic that a model's float32 products may run in, None for float32 itself."""
-    answers = {float32_precision(device, product) for product in products_in(model)}
+    answers = {float32_precision(device, product) for product in products}
     coarse = [name for name in answers if name in INSIDE_EPS]
     return max(coarse, key=lambda name: INSIDE_EPS[name], default=None)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -46,7 +45,8 @@ def norm(tensor: torch.Tensor) -> float:
     if tensor.is_sparse:
         tensor = tensor.coalesce().values()
     parts = tensor.detach().reshape(-1).split(_PIECE) if tensor.numel() else ()
-    return math.hypot(*(float(torch.linalg.vector_norm(part, dtype=wide(tensor.dtype))) for part in parts))
+    norms = [torch.linalg.vector_norm(part, dtype=wide(tensor.dtype)).real for part in parts]
+    return float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:

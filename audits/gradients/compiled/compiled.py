@@ -22,7 +22,7 @@ from audits.gradients.compiled.compiled_slope import CompiledLoss, Slope
 from audits.gradients.methods.probe import SMALLEST_RMS
 from audits.lanes.arithmetic import norm
 from audits.lanes.lifted_loss import lifted_loss, one_number
-from audits.lanes.precision import INSIDE_EPS, inside_products
+from audits.lanes.precision import INSIDE_EPS, inside_products, products_in
 from audits.lanes.problem import as_real, differentiate, may_step
 from audits.lanes.program import TapeOnly
 from audits.lanes.tape import Tape
@@ -117,7 +117,7 @@ def _against_eager(subject: Subject, phase: LivePhase) -> list[ResultRow]:
         dtypes.add(torch.bfloat16 if subject.recipe.precision.startswith("bf16") else torch.float16)
     epsilon = max((torch.finfo(dtype).eps for dtype in dtypes), default=torch.finfo(torch.float64).eps)
     constant = NATIVE.value if epsilon <= torch.finfo(torch.float32).eps else NATIVE_LOW.value
-    inside = inside_products(subject.model, subject.device) if torch.float32 in dtypes else None
+    inside = inside_products(products_in(subject.model), subject.device) if torch.float32 in dtypes else None
     if inside is not None and INSIDE_EPS[inside] > epsilon:  # the two may round their products by different algorithms
         epsilon, constant = INSIDE_EPS[inside], NATIVE_PRODUCTS.value
     ratios: dict[str, list[tuple[float, float, float]]] = {name: [] for name in phase.parameters}

@@ -45,15 +45,18 @@ class Sums:
 
     def add(self, theta: torch.Tensor, actual: torch.Tensor, reference: torch.Tensor) -> None:
         """Add a slice; ``actual`` is overwritten."""
-        self.count += theta.numel()
-        self.theta += _dot(theta, theta)
-        self.reference += _dot(reference, reference)
-        self.actual += _dot(actual, actual)
-        self.cross += _dot(actual, reference)
+        pairs = [(theta, theta), (reference, reference), (actual, actual), (actual, reference)]
+        sums = [_dot(*pair) for pair in pairs]
         difference = actual.sub_(reference)
-        self.off += _dot(difference, difference)
-        least, most = torch.aminmax(difference)
-        self.worst = max(self.worst, float(most), -float(least))
+        sums += [_dot(difference, difference), *torch.aminmax(difference)]
+        numbers = torch.stack([s.double() for s in sums]).tolist()  # one synchronisation
+        self.count += theta.numel()
+        self.theta += numbers[0]
+        self.reference += numbers[1]
+        self.actual += numbers[2]
+        self.cross += numbers[3]
+        self.off += numbers[4]
+        self.worst = max(self.worst, numbers[6], -numbers[5])
 
     @property
     def size(self) -> float:
@@ -106,14 +109,16 @@ class StateSums:
             if sized and actual.shape == wanted.shape and actual.is_floating_point():
                 self.kept_in, self.first = actual.dtype, (None, None, None)
         if self.kept_in is not None:
-            self.wanted += _dot(wanted, wanted)
-            self.before += _dot(before, before) if isinstance(before, torch.Tensor) else 0.0
             difference = wanted - actual
-            self.off += _dot(difference, difference)
+            vectors = (wanted, difference, before) if isinstance(before, torch.Tensor) else (wanted, difference)
+            numbers = [*torch.stack([_dot(v, v).double() for v in vectors]).tolist(), 0.0]
+            self.wanted += numbers[0]
+            self.off += numbers[1]
+            self.before += numbers[2]
 
 
-def _dot(one: torch.Tensor, other: torch.Tensor) -> float:
-    return float(torch.dot(one.reshape(-1), other.reshape(-1)))
+def _dot(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    return torch.dot(one.reshape(-1), other.reshape(-1))
 
 
 def bounds(count: int, size: int) -> Iterator[tuple[int, int]]:

@@ -106,6 +106,9 @@ def added(gradients: Iterable[torch.Tensor | None]) -> torch.Tensor | None:
 
 def global_rms(gradients: Gradients, names: Collection[str]) -> float:
     """Return the rms over all elements of the named gradients."""
-    found = [g.to_dense() for n in names if (g := gradients.get(n)) is not None]
-    count = sum(g.numel() for g in found)
-    return (sum(norm(g) ** 2 for g in found) / count) ** 0.5 if count else 0.0
+    count, size = 0, 0.0
+    for name in names:  # one after the other: they may wait in host memory
+        if (gradient := gradients.get(name)) is not None:
+            count, size = count + gradient.numel(), size + norm(gradient) ** 2
+            del gradient
+    return (size / count) ** 0.5 if count else 0.0

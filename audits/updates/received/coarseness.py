@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import weakref
+
 import torch
 
-from audits.lanes.precision import INSIDE_EPS, inside_products
+from audits.lanes.precision import INSIDE_EPS, Product, inside_products, products_in
 from audits.live.subject import Subject
 from audits.updates.received.agreement import plain
 
@@ -20,6 +22,16 @@ COUNTED_THRESHOLD = 2 * torch.finfo(torch.float32).eps / torch.finfo(torch.float
 GRADIENT_FLOOR = 0.1
 
 
+#: What was found of the models under audit: a scan of all modules for each parameter's row would be quadratic.
+_found: weakref.WeakKeyDictionary[Subject, frozenset[Product]] = weakref.WeakKeyDictionary()
+
+
+def _products(subject: Subject) -> frozenset[Product]:
+    if subject not in _found:
+        _found[subject] = frozenset(products_in(subject.model))
+    return _found[subject]
+
+
 def gradient_threshold(subject: Subject, dtype: torch.dtype) -> tuple[float, float]:
     """Return the threshold of ``step.gradient`` in eps of the gradient's dtype, and the floor of its unit.
 
@@ -33,7 +45,7 @@ def gradient_threshold(subject: Subject, dtype: torch.dtype) -> tuple[float, flo
     threshold, floor = plain(dtype)
     if dtype is torch.float64 and any(w.count is not None or w.fixed for w in subject.weighings.values()):
         threshold = COUNTED_THRESHOLD
-    inside = inside_products(subject.model, subject.device) if dtype is torch.float32 else None
+    inside = inside_products(_products(subject), subject.device) if dtype is torch.float32 else None
     if inside is None:
         return threshold, floor
     coarse = GRADIENT_THRESHOLD * INSIDE_EPS[inside] / torch.finfo(dtype).eps
@@ -42,5 +54,5 @@ def gradient_threshold(subject: Subject, dtype: torch.dtype) -> tuple[float, flo
 
 def dtype_name(subject: Subject, dtype: torch.dtype) -> str:
     """Return how a row names a parameter's dtype: ``torch.float32 (tf32)`` where its products may be coarser."""
-    inside = inside_products(subject.model, subject.device) if dtype in (torch.float32, torch.complex64) else None
+    inside = inside_products(_products(subject), subject.device) if dtype in (torch.float32, torch.complex64) else None
     return f"{dtype} ({inside})" if inside else str(dtype)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,10 +31,21 @@ def lendable(tensor: torch.Tensor) -> bool:
     return own and tensor.layout is torch.strided and size in _INTEGERS
 
 
-def _mark(tensor: torch.Tensor) -> Mark:
-    plain = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
-    bits = plain.detach().reshape(-1).view(_INTEGERS[plain.element_size()])
-    return tensor._version, sum(int(part.sum(dtype=torch.int64)) for part in bits.split(_PIECE))
+def _marks(tensors: Sequence[torch.Tensor]) -> list[Mark]:
+    """Return a mark of each tensor; their sums are read in one synchronisation a device."""
+    sums: dict[torch.device, list[tuple[int, torch.Tensor]]] = {}
+    for position, tensor in enumerate(tensors):
+        plain = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+        bits = plain.detach().reshape(-1).view(_INTEGERS[plain.element_size()])
+        parts = [part.sum(dtype=torch.int64) for part in bits.split(_PIECE)]
+        total = torch.stack(parts).sum() if len(parts) != 1 else parts[0]
+        sums.setdefault(total.device, []).append((position, total))
+    found = [0] * len(tensors)
+    for of_device in sums.values():
+        numbers = torch.stack([total for _, total in of_device]).tolist()
+        for (position, _), number in zip(of_device, numbers, strict=True):
+            found[position] = number
+    return [(tensor._version, number) for tensor, number in zip(tensors, found, strict=True)]
 
 
 class Lending:
@@ -69,19 +80,20 @@ class Lending:
 
     def lend_gradient(self, call: Call, name: str, gradient: torch.Tensor) -> None:
         """Note a gradient that was lent."""
-        self._gradients.append((call, name, gradient, _mark(gradient)))
+        self._gradients.append((call, name, gradient, *_marks([gradient])))
 
     def lend_state(self, call: Call) -> None:
         """Note a state that was lent."""
         shelf = call.state_after
-        for name in shelf:
-            raw = shelf.raw(name) if isinstance(shelf, Shelf) else shelf[name]
-            map_tensors(raw, lambda t: (self._states.append((call, t, _mark(t))), t)[1])  # type: ignore[func-returns-value]
+        raw = [shelf.raw(name) if isinstance(shelf, Shelf) else shelf[name] for name in shelf]
+        lent = [tensor for _, tensor in tensors_in(raw)]
+        self._states += [(call, tensor, mark) for tensor, mark in zip(lent, _marks(lent), strict=True)]
 
     def look(self) -> None:
         """See whether anything that is lent was written to."""
         lent = [(t, mark) for *_, t, mark in self._gradients] + [(t, mark) for _, t, mark in self._states]
-        self.spoilt = self.spoilt or any(_mark(tensor) != mark for tensor, mark in lent)
+        if not self.spoilt:
+            self.spoilt = _marks([tensor for tensor, _ in lent]) != [mark for _, mark in lent]
 
     def take_back_gradients(self) -> None:
         """Copy the lent gradients that are still in their parameters: the next backward may add to them."""
