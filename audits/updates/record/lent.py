@@ -80,7 +80,7 @@ class Lending:
 
     def lend_gradient(self, call: Call, name: str, gradient: torch.Tensor) -> None:
         """Note a gradient that was lent."""
-        self._gradients.append((call, name, gradient, *_marks([gradient])))
+        self._gradients.append((call, name, gradient, _marks([gradient])[0]))
 
     def lend_state(self, call: Call) -> None:
         """Note a state that was lent."""
