@@ -8,7 +8,7 @@ each ``k 2^-14`` is off by 2^-13 / sqrt(12) in the root mean square, so a sum ov
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -35,27 +35,20 @@ def held_names(sizes: Mapping[str, int]) -> frozenset[str]:
     return frozenset(held)
 
 
-#: Share of the elements whose integers are kept while evaluations go along one direction, on a CPU, where making them
-#: takes three times as long as the rest of a move: 1.5 bytes a parameter at a time when there is no gradient.
-CODED_SHARE = 0.75
-
-
 class Codes:
     """The integers of the random direction that was last moved along, two bytes each.
 
+    Kept while evaluations go along one direction, on a CPU, where making them takes three times as long as the rest of
+    a move: two bytes a parameter at a time when there is no gradient.
+
     Args:
-        sizes: elements by tensor; the integers of the first of them are kept, `CODED_SHARE` of all elements.
+        names: the tensors whose integers are kept.
     """
 
-    def __init__(self, sizes: Mapping[str, int]) -> None:
+    def __init__(self, names: Collection[str]) -> None:
         self._unit: Unit | None = None
         self._kept: dict[str, torch.Tensor] = {}
-        self._names: set[str] = set()
-        left = CODED_SHARE * sum(sizes.values())
-        for name, size in sizes.items():
-            if size <= left:
-                left -= size
-                self._names.add(name)
+        self._names = frozenset(names)
 
     def of(self, unit: Unit, name: str) -> torch.Tensor | None:
         """Return a tensor's integers in a direction, flattened, if they are kept."""

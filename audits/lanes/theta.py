@@ -42,7 +42,7 @@ class Theta:
             if name not in self._native
         }
         self.likes: Mapping[str, torch.Tensor] = reals
-        self.codes = Codes({name: real.numel() for name, real in reals.items() if name not in self.held})
+        self.codes = Codes([name for name in reals if name not in self.held])
 
     @property
     def names(self) -> tuple[str, ...]:
