@@ -18,7 +18,10 @@ from audits.results.store import write_parquet
 from registry_models.registry.logged_models import link_run, logged_model_of
 from registry_models.registry.mlflow_values import tag_value
 from registry_models.registry.versions import Version, ensure_experiment, registry_errors
-from registry_models.report import Changes, render_html, render_markdown, render_plots
+from registry_models.report.changes import Changes
+from registry_models.report.note import render_markdown
+from registry_models.report.plots import render_plots
+from registry_models.report.rendering import render_html
 from registry_models.untrusted_text import neutralised
 
 _log = logging.getLogger(__name__)

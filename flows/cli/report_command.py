@@ -16,7 +16,8 @@ from flows.cli.junit import junit_xml
 from flows.cli.stored_targets import rerun_of_report, stored_audit
 from flows.output import console, print_json
 from flows.settings.environment import GradauditSettings
-from registry_models.report import changes_of, render_html
+from registry_models.report.changes import changes_of
+from registry_models.report.rendering import render_html
 
 
 def show_report(

@@ -20,7 +20,7 @@ from flows.settings.environment import GradauditSettings
 from registry_models.marks import mark
 from registry_models.publishing import publish
 from registry_models.registry.versions import Version, ensure_experiment
-from registry_models.report import changes_of
+from registry_models.report.changes import changes_of
 
 
 class NotKeptError(InfrastructureError):

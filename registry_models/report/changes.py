@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from audits.history.comparison import Comparison
-from audits.history.reading import EarlierComparisons
+if TYPE_CHECKING:
+    from audits.history.comparison import Comparison
+    from audits.history.reading import EarlierComparisons
 
 #: Changes that a page lists; the others are counted.
 LISTED = 400

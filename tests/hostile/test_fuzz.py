@@ -29,7 +29,9 @@ from registry_models.artifacts.snapshot import read_snapshot
 from registry_models.artifacts.version_parts import version_parts
 from registry_models.child.answer import read_answer, write_answer
 from registry_models.recipes.recipe_files import read_recipe
-from registry_models.report import render_html, render_markdown, render_plots
+from registry_models.report.note import render_markdown
+from registry_models.report.plots import render_plots
+from registry_models.report.rendering import render_html
 from registry_models.waiver_files import read_waivers
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "60"))

@@ -14,7 +14,7 @@ from mlflow.tracking import MlflowClient
 
 from audits.report import AuditReport
 from registry_models.artifacts.snapshot import download_version
-from registry_models.child import __main__ as child
+from registry_models.child import carrying_out as child
 from registry_models.child.answer import read_answer
 from registry_models.registry.versions import VersionReference
 
@@ -51,7 +51,7 @@ def in_a_child(client: MlflowClient, reference: str, folder: Path) -> AuditRepor
     (folder / "request.json").write_text(json.dumps(request))
     root = str(Path(__file__).resolve().parents[2])
     code = (
-        f"import sys; sys.path[0] = {root!r}; from registry_models.child.__main__ import main; main();"
+        f"import sys; sys.path[0] = {root!r}; from registry_models.child.carrying_out import main; main();"
         "print([name for name in ('mlflow', 'prefect') if name in sys.modules])"
     )
     request_file = (folder / "request.json").open("rb")

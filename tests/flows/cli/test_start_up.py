@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -78,6 +79,55 @@ def test_the_parent_of_an_audit_imports_no_torch(tmp_path: Path) -> None:
     imported = done.stderr.rstrip().splitlines()[-1]
     assert imported.startswith("[")
     assert "torch" not in imported
+
+
+def test_an_audit_starts_its_process_before_anything_heavy_is_imported(tmp_path: Path) -> None:
+    code = "import sys; before = set(sys.modules); import flows.cli.audit_command; print(*set(sys.modules) - before)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, text=True, capture_output=True, check=True)
+    imported = set(done.stdout.split())
+    assert "flows.sandbox.standby" in imported
+    assert not imported & {"torch", "numpy", "pandas", "pyarrow", "mlflow", "sqlalchemy", "matplotlib"}
+
+
+#: Runs an audit's process and says which modules of torch came only after the request was read.
+_LATE = """
+import sys
+from registry_models.child import carrying_out
+
+carry_out = carrying_out.run
+
+def run(request):
+    early = set(sys.modules)
+    try:
+        return carry_out(request)
+    finally:
+        print(*(name for name in set(sys.modules) - early if name.partition(".")[0] in ("torch", "sympy", "numpy")))
+
+carrying_out.run = run
+carrying_out.main()
+"""
+
+
+def test_an_audits_process_has_imported_torch_whole_before_its_request(tmp_path: Path) -> None:
+    from registry_models.artifacts.snapshot import read_snapshot
+    from registry_models.child.answer import read_answer
+    from registry_models.reference.reference_files import WRONG_PARAMETER, write_reference
+
+    request = read_snapshot(write_reference(tmp_path / "model")).request()
+    with (tmp_path / "answer").open("wb") as answer:
+        request |= {"settings": {}, "device": "cpu", "answer": answer.fileno()}
+        done = subprocess.run(
+            [sys.executable, "-c", _LATE],
+            cwd=ROOT,
+            input=json.dumps(request),
+            pass_fds=(answer.fileno(),),
+            text=True,
+            capture_output=True,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr
+    assert WRONG_PARAMETER in read_answer(tmp_path / "answer").failed_parameters
+    assert len(done.stdout.split()) < 20, "torch._dynamo alone brings 600, a second of an audit's three"
 
 
 def test_the_witness_sees_what_is_imported(tmp_path: Path) -> None:

@@ -143,7 +143,7 @@ def test_what_a_model_prints_reaches_no_answer(client: MlflowClient, tmp_path: P
 @pytest.mark.parametrize("file", ["batch.safetensors", "recipe.yaml", "weights"])
 def test_truncated_files_are_named(client: MlflowClient, tmp_path: Path, file: str) -> None:
     from registry_models.artifacts.snapshot import download_version
-    from registry_models.child import __main__ as child
+    from registry_models.child import carrying_out as child
     from registry_models.registry.versions import VersionReference
 
     register_linear("m")

@@ -8,7 +8,8 @@ import struct
 import pytest
 
 from audits.run import refused
-from registry_models.report import render_markdown, render_plots
+from registry_models.report.note import render_markdown
+from registry_models.report.plots import render_plots
 from tests.registry_models.report.synthetic import HOSTILE, report_of
 
 NAMES = ["gradient_norm.png", "gradient_error.png", "update_ratio.png"]

@@ -12,7 +12,8 @@ import pytest
 
 from audits.report import rerun_options
 from audits.run import refused
-from registry_models.report import Change, Changes, render_html
+from registry_models.report.changes import Change, Changes
+from registry_models.report.rendering import render_html
 from tests.registry_models.report.synthetic import HOSTILE, RERUN, report_of
 
 #: Elements that have no end tag, or whose end tag HTML lets a writer leave out.
