@@ -88,4 +88,3 @@ def main() -> int:
     with os.fdopen(request["answer"], "wb") as stream:
         write_answer(run(request), stream)
     return 0
-
