@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,8 +11,9 @@ from audits.checks import CHECKS
 from audits.live.subject import Subject
 from audits.outcomes import Outcome, ResultRow, finite
 
-#: Elements that are wide at a time where a norm is taken: torch makes a wide copy of all that it is given.
-_PIECE = 2**24
+#: Elements that are looked at at a time: torch makes a copy of all that it is given, wide for a norm. On a GPU, where a
+#: launch costs as much as a pass over 32 MiB, more.
+_PIECE, _PIECE_ON_DEVICE = 2**20, 2**24
 
 
 def row(
@@ -42,11 +44,21 @@ def row(
 
 def norm(tensor: torch.Tensor) -> float:
     """Return the Euclidean norm, computed in float64."""
+    norms = [torch.linalg.vector_norm(part, dtype=wide(tensor.dtype)).real for part in _parts(tensor)]
+    return float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
+
+
+def not_finite(tensor: torch.Tensor) -> int:
+    """Return how many elements are infinite or no number."""
+    counts = [(~torch.isfinite(part)).sum() for part in _parts(tensor)]
+    return int(torch.stack(counts).sum()) if counts else 0
+
+
+def _parts(tensor: torch.Tensor) -> Sequence[torch.Tensor]:
     if tensor.is_sparse:
         tensor = tensor.coalesce().values()
-    parts = tensor.detach().reshape(-1).split(_PIECE) if tensor.numel() else ()
-    norms = [torch.linalg.vector_norm(part, dtype=wide(tensor.dtype)).real for part in parts]
-    return float(torch.linalg.vector_norm(torch.stack(norms))) if norms else 0.0
+    size = _PIECE if tensor.device.type == "cpu" else _PIECE_ON_DEVICE
+    return tensor.detach().reshape(-1).split(size) if tensor.numel() else ()
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:

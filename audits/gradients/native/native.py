@@ -11,7 +11,7 @@ from audits.causes import Cause
 from audits.checks.gradient import NATIVE, NATIVE_CTC, NATIVE_DTYPE, NATIVE_LOW, NATIVE_PRODUCTS
 from audits.devices import Draws
 from audits.gradients.native.native_calls import NativeCall, collect_calls, is_low_float, tensors_of
-from audits.gradients.native.vector_products import distance, exact_vjp, nudged, vjp, where_finite
+from audits.gradients.native.vector_products import distance, exact_vjp, finite_masks, masked, nudged, vjp
 from audits.gradients.native.whole_model import NativeGradient
 from audits.lanes.arithmetic import norm
 from audits.lanes.evaluation import Point
@@ -20,7 +20,6 @@ from audits.lanes.lifting import lift_tensor
 from audits.lanes.precision import INSIDE_EPS, Arithmetic, Observing
 from audits.live.subject import LivePhase, Subject
 from audits.outcomes import Lane, Outcome, ResultRow, finite
-from audits.structures import map_tensors
 
 #: How an arithmetic is named that no switch tells but the forward shows.
 AS_FORWARD = "coarse, as its forward"
@@ -30,7 +29,7 @@ TOLERANCES = {"_ctc_loss": NATIVE_CTC.value}
 
 @dataclass(frozen=True)
 class Deviation:
-    """How far one call's native vector-Jacobian product is from float64's."""
+    """How far one call's native vector-Jacobian product is from float64's; the call without its inputs."""
 
     call: NativeCall
     error: float
@@ -77,7 +76,8 @@ def check_native(subject: Subject, phase: LivePhase, gradient: NativeGradient | 
 def _judge_all(subject: Subject, phase: LivePhase, calls: list[NativeCall], left_out: int) -> list[ResultRow]:
     worst: dict[str, Deviation] = {}
     unjudged: dict[str, str] = {}
-    for position, call in enumerate(calls):
+    for position in range(len(calls)):
+        call = calls.pop(0)  # its inputs are let go of with it
         try:
             found = _deviation(call, subject.seed + 7919 * position)
             if found is not None and found.ratio > 1:
@@ -106,24 +106,22 @@ def _deviation(call: NativeCall, seed: int) -> Deviation | None:
     native = vjp(call.run, call.args, call.kwargs, seed, observing, outputs, writes=call.writes)
     if native is None:
         return None
-    args, kwargs = map_tensors(call.args, lift_tensor), map_tensors(call.kwargs, lift_tensor)
     exact_outputs: list[torch.Tensor] = []
-    exact = exact_vjp(call, args, kwargs, seed, exact_outputs)
+    exact = exact_vjp(call, lift_tensor, seed, exact_outputs)
     if exact is None:
         return None
     arithmetic = _arithmetic(call, observing, outputs, exact_outputs)
     epsilon = arithmetic.eps
+    masks = finite_masks(exact, native)
+    exact = masked(exact, masks)
+    size, error = distance(exact), distance(exact, masked(native, masks))
+    del native, outputs, exact_outputs  # three products of one large weight would be the peak of an audit's memory
     draws = Draws(seed + 3)
-    args = map_tensors(args, lambda t: nudged(t, epsilon, draws))  # the exact ones are let go of
-    kwargs = map_tensors(kwargs, lambda t: nudged(t, epsilon, draws))
-    noisy = exact_vjp(call, args, kwargs, seed)
-    exact, native, noisy = where_finite(exact, native, noisy)
-    assert native is not None
-    assert exact is not None
-    size = distance(exact, None)
-    response = distance(exact, noisy) if noisy is not None else 0.0
-    error = distance(exact, native)
-    return Deviation(call, error, _constant(call, arithmetic) * (epsilon * size + response), size, arithmetic)
+    noisy = exact_vjp(call, lambda t: nudged(t, epsilon, draws), seed)
+    response = 0.0 if noisy is None else distance(exact, masked(noisy, masks))
+    without_inputs = replace(call, args=(), kwargs={})
+    tolerance = _constant(call, arithmetic) * (epsilon * size + response)
+    return Deviation(without_inputs, error, tolerance, size, arithmetic)
 
 
 def _constant(call: NativeCall, arithmetic: Arithmetic) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from audits.lanes.watching import FunctionDepth, ModuleStack
 from audits.live.subject import LivePhase, Subject
 from audits.structures import map_tensors, tensors_in
 
-#: Copies of inputs kept for judging, in bytes: past it further signatures are left out.
+#: Copies of inputs, parameters apart, kept for judging, in bytes: past it further signatures are left out.
 KEPT_BYTES = 2**30
 
 #: Moves values without arithmetic, or draws: nothing to judge.
@@ -28,7 +28,7 @@ _SKIPPED = frozenset({"clone", "detach", "lift_fresh", "_local_scalar_dense", "c
 
 @dataclass(frozen=True)
 class NativeCall:
-    """One operation with the inputs it got in the native run.
+    """One operation with the inputs it got in the native run; parameters are the model's own, not copies.
 
     Attributes:
         own: whether it is a custom Function.
@@ -49,12 +49,13 @@ class NativeCall:
 class _Collector(TorchDispatchMode):
     """Keep one call per operation, shapes, dtypes and options."""
 
-    def __init__(self, stack: ModuleStack) -> None:
+    def __init__(self, stack: ModuleStack, parameters: Iterable[torch.Tensor]) -> None:
         super().__init__()
         self.calls: dict[Any, NativeCall] = {}
         self.left_out = 0
         self._stack = stack
         self._bytes = 0
+        self._parameters = {place for p in parameters if (place := _storage(p))}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -71,22 +72,28 @@ class _Collector(TorchDispatchMode):
         key = (run, _signature(args), _signature(kwargs))
         if key in self.calls:
             return
-        size = sum(t.numel() * t.element_size() for t in tensors_of((args, kwargs)))
+        size = sum(t.numel() * t.element_size() for t in tensors_of((args, kwargs)) if not self._is_parameter(t))
         if self._bytes + size > KEPT_BYTES:
             self.left_out += 1
             return
         self._bytes += size
         path = self._stack.path
-        copied = map_tensors(args, lambda t: t.detach().clone()), map_tensors(kwargs, lambda t: t.detach().clone())
+        kept = map_tensors(args, self._kept), map_tensors(kwargs, self._kept)
         writes = own or bool(traits(run).written)
-        self.calls[key] = NativeCall(name, path, self._stack.label(path), run, lifted, *copied, own=own, writes=writes)
+        self.calls[key] = NativeCall(name, path, self._stack.label(path), run, lifted, *kept, own=own, writes=writes)
+
+    def _kept(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.detach() if self._is_parameter(tensor) else tensor.detach().clone()
+
+    def _is_parameter(self, tensor: torch.Tensor) -> bool:
+        return _storage(tensor) in self._parameters
 
 
 def collect_calls(subject: Subject, phase: LivePhase) -> tuple[list[NativeCall], int]:
     """Run the phase's loss natively; return its differentiable operations and how many were left out for memory."""
     subject.reset()
     stack = ModuleStack(subject.model)
-    collector = _Collector(stack)
+    collector = _Collector(stack, subject.model.parameters())
 
     def observe(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not cls.__module__.startswith("torch."):
@@ -153,6 +160,11 @@ def is_low_float(tensor: torch.Tensor) -> bool:
 def tensors_of(value: Any) -> list[torch.Tensor]:
     """Return the tensors in an operation's arguments or results."""
     return [tensor for _, tensor in tensors_in(value)]
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    """Return where a tensor's values lie; 0 where that is no place (meta) or several (sparse)."""
+    return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else 0
 
 
 def _signature(value: Any) -> Any:

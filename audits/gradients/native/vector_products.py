@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,19 +12,23 @@ from audits.devices import Draws
 from audits.gradients.native.native_calls import NativeCall, tensors_of
 from audits.lanes.arithmetic import pieces
 from audits.lanes.emulation import Emulating, is_emulated
+from audits.lanes.lifting import lift_tensor
 from audits.lanes.precision import Observing
 from audits.lanes.problem import quiet
 from audits.structures import map_tensors
 
+#: A product: for each differentiable argument its part, None where there is none.
+Product = list[torch.Tensor | None]
+
 
 def exact_vjp(
     call: NativeCall,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    lifted: Callable[[torch.Tensor], torch.Tensor],
     seed: int,
     forward: list[torch.Tensor] | None = None,
-) -> list[torch.Tensor | None] | None:
-    """Return a call's vector-Jacobian product in float64; the outputs are added to ``forward``."""
+) -> Product | None:
+    """Return a call's vector-Jacobian product in float64, at its tensors ``lifted``; ``forward`` gets the outputs."""
+    args, kwargs = map_tensors(call.args, lifted), map_tensors(call.kwargs, lifted)
     with Emulating() if is_emulated(call.name) else contextlib.nullcontext():
         return vjp(call.lifted, args, kwargs, seed, forward=forward, writes=call.writes)
 
@@ -37,7 +42,7 @@ def vjp(
     forward: list[torch.Tensor] | None = None,
     *,
     writes: bool = True,
-) -> list[torch.Tensor | None] | None:
+) -> Product | None:
     """Return the vector-Jacobian product; the outputs are added to ``forward``.
 
     Args:
@@ -78,32 +83,35 @@ def _laid_out(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(like).copy_(values)
 
 
-def where_finite(
-    exact: list[torch.Tensor | None],
-    native: list[torch.Tensor | None],
-    noisy: list[torch.Tensor | None] | None,
-) -> list[list[torch.Tensor | None] | None]:
-    """Zero all three where float64's own product is not finite, or beyond the range of the dtype that ran.
+def finite_masks(exact: Product, native: Product) -> Product | None:
+    """Return where float64's own product is finite and within the range of the dtype that ran; None for everywhere.
 
     A pole (``log`` at 0) says nothing of the kernel, nor does a mask times the dtype's least number, whose product
     rightly rounds to infinity.
     """
-    masks = [
-        None if e is None or e.layout is not torch.strided else (e if n is None else e.to(n.dtype)).isfinite()
+    pairs = [
+        (None, None) if e is None or e.layout is not torch.strided else (e, e.dtype if n is None else n.dtype)
         for e, n in zip(exact, native, strict=True)
     ]
-    lanes = [exact, native, noisy]
-    if all(mask is None or bool(mask.all()) for mask in masks):
-        return lanes
-    return [
-        lane
-        if lane is None
-        else [v if v is None or m is None else torch.where(m, v, 0.0) for v, m in zip(lane, masks, strict=True)]
-        for lane in lanes
-    ]
+    if all(e is None or _all_finite(e, dtype) for e, dtype in pairs):
+        return None
+    return [None if e is None else e.to(dtype).isfinite() for e, dtype in pairs]
 
 
-def distance(first: list[torch.Tensor | None], second: list[torch.Tensor | None] | None) -> float:
+def _all_finite(tensor: torch.Tensor, dtype: torch.dtype | None) -> bool:
+    flat = _flat(tensor)
+    found = [flat[place].to(dtype).isfinite().all() for place in pieces(flat)]
+    return not found or bool(torch.stack(found).all())
+
+
+def masked(product: Product, masks: Product | None) -> Product:
+    """Return a product with zeros outside the masks."""
+    if masks is None:
+        return product
+    return [v if v is None or m is None else torch.where(m, v, 0.0) for v, m in zip(product, masks, strict=True)]
+
+
+def distance(first: Product, second: Product | None = None) -> float:
     """Return the norm of the difference of two products; None counts as zeros."""
     others = second if second is not None else [None] * len(first)
     squares = [_apart(a, b) ** 2 for a, b in zip(first, others, strict=True)]
@@ -112,7 +120,9 @@ def distance(first: list[torch.Tensor | None], second: list[torch.Tensor | None]
 
 def _apart(first: torch.Tensor | None, second: torch.Tensor | None) -> float:
     """Return ``||a - b||`` in float64, a piece of the flattened tensors at a time."""
-    present = [_flat(t) for t in (first, second) if t is not None]
+    tensors = [t for t in (first, second) if t is not None]
+    order = _order_in_memory(tensors)
+    present = [_flat(t if order is None else t.permute(order)) for t in tensors]
     if not present or not present[0].numel():
         return 0.0
     norms = []
@@ -122,18 +132,32 @@ def _apart(first: torch.Tensor | None, second: torch.Tensor | None) -> float:
     return float(torch.linalg.vector_norm(torch.stack(norms)))
 
 
+def _order_in_memory(tensors: Sequence[torch.Tensor]) -> list[int] | None:
+    """Return the order of dimensions that tensors lie in, None where they differ: read so, none of them is copied.
+
+    The weight's part of a linear layer's product lies transposed.
+    """
+    if not tensors or any(t.layout is not torch.strided or t.stride() != tensors[0].stride() for t in tensors):
+        return None
+    stride = tensors[0].stride()
+    return sorted(range(len(stride)), key=lambda dimension: -stride[dimension])
+
+
 def _flat(tensor: torch.Tensor) -> torch.Tensor:
     return (tensor.to_dense() if tensor.layout is not torch.strided else tensor).reshape(-1)
 
 
 def nudged(tensor: torch.Tensor, epsilon: float, draws: Draws) -> torch.Tensor:
-    """Return ``t (1 + epsilon U[-1, 1])``, element by element; infinities (of attention masks) stay."""
+    """Return ``t (1 + epsilon U[-1, 1])`` in float64, element by element; infinities (of attention masks) stay.
+
+    Tensors of integers stay as they are.
+    """
     if not tensor.is_floating_point():
-        return tensor
+        return lift_tensor(tensor)
     flat = tensor.reshape(-1)
-    moved = torch.empty_like(flat)
+    moved = lift_tensor(flat[:0]).new_empty(flat.shape)
     for place in pieces(flat):
-        here = flat[place]
+        here = lift_tensor(flat[place])
         noise = torch.rand(here.shape, **draws.on(here.device), dtype=torch.float64).mul_(2).sub_(1)
         near = here + here * noise.to(here.dtype) * epsilon
         moved[place] = torch.where(near.isfinite(), near, here)

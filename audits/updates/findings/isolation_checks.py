@@ -17,7 +17,7 @@ from audits.updates.received.search import BeforeStep
 from audits.updates.record.calls import Call, same_bits
 from audits.updates.record.hook_listener import cure
 from audits.updates.steps import TrainingStep
-from audits.updates.update_rows import norm, row
+from audits.updates.update_rows import norm, not_finite, row
 
 #: Gradients of two phases with a cosine below this are said to oppose each other; nothing is judged by it.
 OPPOSED = -0.5
@@ -112,11 +112,11 @@ def _finite(subject: Subject, step: TrainingStep) -> Iterator[ResultRow]:
     for call in step.calls:
         for name in dict.fromkeys(call.options):
             value = call.moved(name)
-            bad = int((~torch.isfinite(value)).sum())
+            bad = not_finite(value)
             message = f"{name} has {bad} of {value.numel()} elements that are not finite after step {step.number}"
             if not bad:
                 message = f"{name} is finite after step {step.number}"
-            elif not bool(torch.isfinite(call.before[name]).all()):
+            elif not_finite(call.before[name]):
                 message += "; it was not finite before either"
             yield row(subject, "update.finite", Outcome.FAIL if bad else Outcome.PASS, message, parameter=name,
                       phase=call.phase.name, step=step.number, measured=float(bad), expected=0.0)  # fmt: skip

@@ -8,6 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from audits import Recipe
+from audits.gradients.native.native_calls import collect_calls, tensors_of
+from audits.gradients.native.vector_products import distance, vjp
+from audits.live.subject import open_subject
 from audits.outcomes import Lane, Outcome
 from tests.audits.gradients.cases import NATIVE, Activation, Swish, audit, classes, failing, net
 
@@ -114,3 +118,62 @@ def test_a_model_that_refuses_float64_in_any_way_is_answered() -> None:
     rows = audit(net(Crashing()), classes(), method="probe")
     assert {row.outcome for row in rows} == {Outcome.INCONCLUSIVE}
     assert "no such kernel" in rows[0].message
+
+
+class WritesIntoItsWeight(torch.autograd.Function):
+    """A forward that scales its second argument in place and puts it back: nobody's parameter may feel it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(x, weight)
+        weight.data.add_(1e-3)
+        return x * (weight - 1e-3)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x, weight = ctx.saved_tensors
+        return gradient * weight, (gradient * x).sum(0)
+
+
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(12))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return WritesIntoItsWeight.apply(x, self.weight)
+
+
+def test_calls_hold_the_models_own_parameters_and_copies_of_all_else() -> None:
+    model = net(nn.Identity())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    recipe = Recipe.capture(model, batch=classes(), loss="cross_entropy", optimizer=optimizer)
+    with open_subject(model, recipe, device="cpu") as subject:
+        calls, left_out = collect_calls(subject, subject.phases[0])
+        own = {p.data_ptr() for p in subject.model.parameters()}
+        linear = next(call for call in calls if call.name == "addmm")
+        assert [t.data_ptr() in own for t in tensors_of(linear.args)] == [True, False, True]
+        assert not left_out
+
+
+def test_a_call_that_writes_into_a_parameter_is_judged_on_a_copy() -> None:
+    model = net(Scaled())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    recipe = Recipe.capture(model, batch=classes(), loss="cross_entropy", optimizer=optimizer)
+    with open_subject(model, recipe, device="cpu") as subject:
+        calls, _ = collect_calls(subject, subject.phases[0])
+        call = next(call for call in calls if call.own)
+        before = subject.model[1].weight.clone()
+        assert vjp(call.run, call.args, call.kwargs, 0, writes=call.writes) is not None
+        assert torch.equal(subject.model[1].weight, before)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
+def test_a_distance_reads_tensors_in_the_order_they_lie_in(order: tuple[int, int, int]) -> None:
+    first, second = torch.randn(3, 5, 7).permute(order), torch.randn(3, 5, 7).permute(order)
+    far = float((first.double() - second.double()).norm())
+    assert distance([first], [second]) == pytest.approx(far, rel=1e-12)
+    assert distance([first], [second.contiguous()]) == pytest.approx(far, rel=1e-12)
+    assert distance([first.contiguous(), None], [None, second]) == pytest.approx(
+        float(torch.stack([first.norm(), second.norm()]).double().norm()), rel=1e-6
+    )
