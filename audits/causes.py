@@ -87,7 +87,6 @@ class Cause(StrEnum):
     # Buffers and averages.
     OWN_CLASS = "own class"
     OWN_RULE = "own rule"
-    UNKNOWN_DECLARATION = "unknown declaration"
     MATCHES_NOTHING = "matches nothing"
     DID_NOT_MOVE = "did not move"
     NEVER_UPDATED = "never updated"

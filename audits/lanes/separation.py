@@ -79,6 +79,32 @@ def find_weighings(subject: Subject) -> None:
         subject.reset()
 
 
+def weighing_here(subject: Subject, phase: LivePhase, batches: list[Any]) -> Weighing | None:
+    """Return how micro-batches of a step's own weigh, found in the middle of that step, which feels nothing of it.
+
+    In the dtypes that the model trains in, told apart by what `TOLERANCE` allows float32.
+
+    Args:
+        subject: the open subject.
+        phase: whose loss.
+        batches: rows of the recipe's batch, each of them once.
+
+    Returns:
+        The weighing; None where the loss cannot be taken on them.
+    """
+    here = ModuleState(subject.model)
+    padding = getattr(getattr(subject.model, "config", None), "pad_token_id", None)
+    try:
+        with random_state_kept():
+            counts = counts_of(batches[0], (padding,) if isinstance(padding, int) else ())
+            return _Losses(subject, phase, Lane.FLOAT32, batches).weighing(counts)
+    except Exception:  # the user's loss runs here, on batches that nobody has tried before
+        _log.debug("the weights of a step's own micro-batches were not found", exc_info=True)
+        return None
+    finally:
+        here.restore()
+
+
 def _found(subject: Subject, phase: LivePhase, batches: list[Any]) -> Weighing:
     """Look in the float64 lane, and in float32 where that has no kernels."""
     padding = getattr(getattr(subject.model, "config", None), "pad_token_id", None)

@@ -31,6 +31,9 @@ _GLOBS = ("frozen", "trainable", "shared", "writes_outside_step")
 #: Keys of ``expect`` that hold a value, or a mapping of phases, of globs, or of phases of globs, to values.
 _BY_GLOB = ("lr", "weight_decay", "betas", "momentum", "eps", "amsgrad", "nesterov", "maximize")
 
+#: What ``expect["ema"][prefix]["buffers"]`` may say; "left" is for buffers that `update_bn` computes at the end.
+BUFFERS_FOLLOW = ("copied", "averaged", "left")
+
 
 def check_names(recipe: Recipe, model: nn.Module) -> None:
     """Check every name that the recipe declares against the model.
@@ -63,11 +66,36 @@ def check_names(recipe: Recipe, model: nn.Module) -> None:
     optimizer = recipe.expect.get("optimizer")
     for phase in optimizer if isinstance(optimizer, Mapping) else ():
         names.require_phase(phase, "expect['optimizer']")
-    shadows = recipe.expect.get("ema")
-    for prefix, what in shadows.items() if isinstance(shadows, Mapping) else ():
+    for prefix, what in _shadows(recipe.expect.get("ema")).items():
         names.require_prefix(prefix, "expect['ema']")
-        if isinstance(what, Mapping):
-            names.require_prefix(str(what.get("source", "")), f"expect['ema'][{prefix!r}]['source']")
+        names.require_prefix(what["source"], f"expect['ema'][{prefix!r}]['source']")
+
+
+def _shadows(declared: Any) -> Mapping[str, Mapping[str, Any]]:
+    """Return what ``expect["ema"]`` declares.
+
+    Raises:
+        RecipeError: it has another form, of which nothing would be checked.
+    """
+    if declared is None:
+        return {}
+    form = "expect['ema'] maps a shadow to what it follows, {'teacher': {'source': 'student', 'decay': 0.99}}"
+    if not isinstance(declared, Mapping):
+        raise RecipeError(f"{form}; it is {declared!r}")
+    for prefix, what in declared.items():
+        if not isinstance(what, Mapping) or not isinstance(what.get("source"), str):
+            raise RecipeError(f"{form}; for {prefix!r} it has {what!r}")
+        if unknown := sorted(set(map(str, what)) - {"source", "decay", "buffers"}):
+            raise RecipeError(f"{form}, and 'buffers' on demand; for {prefix!r} it has {unknown[0]!r}")
+        decay, buffers = what.get("decay"), what.get("buffers")
+        number = isinstance(decay, (int, float)) and not isinstance(decay, bool)
+        if decay is not None and not (number and 0 <= decay <= 1):
+            raise RecipeError(f"expect['ema'][{prefix!r}]['decay'] is {decay!r}: it is a number from 0 to 1")
+        if buffers is not None and buffers not in BUFFERS_FOLLOW:
+            raise RecipeError(
+                f"expect['ema'][{prefix!r}]['buffers'] is {buffers!r}: it is one of {', '.join(BUFFERS_FOLLOW)}"
+            )
+    return declared
 
 
 def _unregistered(model: nn.Module) -> list[str]:

@@ -13,8 +13,9 @@ from audits.live.subject import LivePhase, Subject
 from audits.structures import map_tensors
 from audits.updates.canonical import canonical_step
 from audits.updates.judge.whose_step import torch_owned
+from audits.updates.received.found import BeforeStep
 from audits.updates.received.observed import Observer
-from audits.updates.received.search import BeforeStep, ReferenceSearch
+from audits.updates.received.search import ReferenceSearch
 from audits.updates.record.buffer_watch import BufferWatch
 from audits.updates.record.calls import Call, OutsideWrite
 from audits.updates.record.context import INITIAL_SCALE, StepContext, build_context, in_training_wrappers

@@ -146,6 +146,25 @@ def equal_average() -> tuple[nn.Module, dict[str, Any]]:
     return model, {"batch": batch, "loss": loss, "optimizer": optimizer, "step": step}
 
 
+def own_groups() -> tuple[nn.Module, dict[str, Any]]:
+    """A step that shuffles the rows and takes them in two parts: each has its own dropout and its own statistics."""
+    model, batch = (
+        nn.Sequential(nn.Linear(8, 12), nn.BatchNorm1d(12), nn.Dropout(0.2), nn.Linear(12, 4)),
+        models.mlp()[1],
+    )
+
+    def step(m: Any, b: Any, context: Any) -> None:
+        context.optimizer.zero_grad()
+        order = torch.randperm(len(b["x"]), generator=torch.Generator().manual_seed(1)).to(b["x"].device)
+        for rows in order.chunk(2):
+            part = {"x": b["x"][rows], "y": b["y"][rows]}
+            (models.classify(m, part) * len(rows) / len(order)).backward()
+        context.optimizer.step()
+
+    optimizer = torch.optim.AdamW(model.parameters())
+    return model, {"batch": batch, "loss": models.classify, "optimizer": optimizer, "step": step}
+
+
 def line_search() -> tuple[nn.Module, dict[str, Any]]:
     model, batch = models.mlp()
     optimizer = torch.optim.LBFGS(model.parameters(), line_search_fn="strong_wolfe")
@@ -163,7 +182,7 @@ def line_search() -> tuple[nn.Module, dict[str, Any]]:
 @pytest.mark.sampled(cases=4)
 @pytest.mark.parametrize(
     "build",
-    [gan, accumulated, batch_norm, two_optimizers, shadow, equal_average, line_search],
+    [gan, accumulated, batch_norm, two_optimizers, shadow, equal_average, own_groups, line_search],
     ids=lambda b: b.__name__,
 )
 def test_says_what_the_cpu_says(build: Any) -> None:

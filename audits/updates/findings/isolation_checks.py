@@ -13,7 +13,7 @@ from audits.live.subject import Subject
 from audits.outcomes import Outcome, ResultRow
 from audits.recipe.moulds import declared_hook
 from audits.updates.findings.registration import ema_shadows
-from audits.updates.received.search import BeforeStep
+from audits.updates.received.found import BeforeStep
 from audits.updates.record.calls import Call, same_bits
 from audits.updates.record.hook_listener import cure
 from audits.updates.steps import TrainingStep
@@ -64,7 +64,8 @@ def _frozen(subject: Subject, step: TrainingStep, start: Mapping[str, torch.Tens
         if mover:
             message += f" (the optimizer of phase {mover!r}{_how(step, mover, name)})"
         else:
-            message += " outside of any optimizer; an EMA shadow is declared by expect={'ema': ...}"
+            shadow = f"{{{name.partition('.')[0]!r}: {{'source': MODULE, 'decay': NUMBER}}}}"
+            message += f" outside of any optimizer; an EMA shadow is declared by expect={{'ema': {shadow}}}"
         yield row(subject, "update.frozen", Outcome.FAIL, message, parameter=name, phase=mover, step=step.number,
                   measured=distance, expected=0.0)  # fmt: skip
 

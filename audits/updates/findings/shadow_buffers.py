@@ -26,9 +26,6 @@ from audits.updates.record.shadow_modules import Shadow, shadows_of, tensors_of
 from audits.updates.update_rows import row
 from audits.wording import module_label
 
-#: What ``expect["ema"][prefix]["buffers"]`` may say; "left" is for buffers that `update_bn` computes at the end.
-WAYS = ("copied", "averaged", "left")
-
 _CURE = "copy or average the buffers together with the weights"
 
 
@@ -80,10 +77,6 @@ def shadow_buffer_rows(
     """
     now = tensors_of(subject.model)
     for following in shadows_of(subject):
-        if following.buffers is not None and following.buffers not in WAYS:
-            message = f"expect['ema'] says that buffers are {following.buffers!r}: it may say {', '.join(WAYS)}"
-            yield row(subject, "buffers.ema", Outcome.INCONCLUSIVE, message, cause=Cause.UNKNOWN_DECLARATION)
-            continue
         judged: list[_Buffer] = []
         for shadow, weight in following.pairs(now):
             if weight not in subject.parameters and shadow not in subject.parameters:

@@ -15,7 +15,7 @@ from audits.live.subject import LivePhase, Subject
 from audits.outcomes import Outcome, ResultRow
 from audits.updates.compare import real_dtype
 from audits.updates.findings.hyperparameters import declared_option
-from audits.updates.received.search import BeforeStep
+from audits.updates.received.found import BeforeStep
 from audits.updates.record.calls import Call
 from audits.updates.record.step_listener import ClippingCall
 from audits.updates.steps import TrainingStep

@@ -11,7 +11,7 @@ import torch
 from audits.live.subject import Subject
 from audits.outcomes import Outcome
 from audits.structures import tensors_in
-from audits.updates.received.search import BeforeStep
+from audits.updates.received.found import BeforeStep
 from audits.updates.record.calls import Call
 
 if TYPE_CHECKING:

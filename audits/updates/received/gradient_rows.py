@@ -12,14 +12,16 @@ from audits.causes import Cause
 from audits.devices import missing_determinism
 from audits.globs import matches
 from audits.live.subject import Subject
-from audits.live.weighing import ALIKE
+from audits.live.weighing import ALIKE, Weighing
 from audits.outcomes import Lane, Outcome, ResultRow, finite
 from audits.updates.compare import real_dtype, rms, to_double
 from audits.updates.received.agreement import global_rms, gradient_error
 from audits.updates.received.batch_use import BatchUse, batch_use
 from audits.updates.received.coarseness import dtype_name, gradient_threshold
+from audits.updates.received.found import BeforeStep
 from audits.updates.received.reference import Reference
-from audits.updates.received.search import AGREED, BeforeStep
+from audits.updates.received.regrouped import Groups
+from audits.updates.received.search import AGREED
 from audits.updates.record.calls import Call
 from audits.updates.record.hook_listener import cure
 from audits.updates.update_rows import norm, row
@@ -128,6 +130,8 @@ def _same(
         explained = explain_gradient(subject, steps, call, name, got, meant, reference)
         outcome, cause, message = _departing(call, name, use, reference, explained)
         message = f"{message}: norm {length:.4g} for {norm(meant):.4g}; {cause}"
+        if before.groups is not None:
+            message += f"; {before.groups.text}, and so was the reference evaluated"
         if outcome is Outcome.INCONCLUSIVE:
             message += f"; {OTHER_DRAWS}"
     yield row(subject, "step.gradient", outcome, message, parameter=name, phase=call.phase.name, step=call.step,
@@ -194,7 +198,7 @@ def explain_gradient(
             other = to_double(gradient.to_dense()).reshape(-1)
             if rms(a - other) <= 0.05 * rms(a - b):
                 mean = " (a mean of means)" if text == ALIKE.text else ""
-                right = subject.weighings[call.phase.name].text
+                right = _weighing(subject, call).text
                 return f"{off}: the micro-batches count {text}{mean} instead of {right}", True
     if size:
         factor = float(a @ b) / size
@@ -219,7 +223,8 @@ def _scale(subject: Subject, call: Call, factor: float) -> str:
     text = f"the scale is off by a factor {factor:.6g}"
     if factor < 0:
         return text + " (the sign is flipped)"
-    count, summed = len(subject.micro_batches(call.phase)), subject.weighings[call.phase.name].total
+    groups, summed = _groups(call), _weighing(subject, call).total
+    count = len(subject.micro_batches(call.phase)) if groups is None else len(groups.batches)
     if count > 1 and summed and abs(factor * count - 1) < 1e-2:
         return text + f": the mean over {count} micro-batches instead of their sum, which this loss is"
     if count > 1 and not summed and abs(factor / count - 1) < 1e-2:
@@ -227,6 +232,16 @@ def _scale(subject: Subject, call: Call, factor: float) -> str:
     if call.phase.recipe.clip_grad_norm and factor > 1:
         return text + ": as if it had not been clipped"
     return text
+
+
+def _groups(call: Call) -> Groups | None:
+    """Return the groups of its own in which a step took the batch's rows."""
+    return call.note.groups if isinstance(call.note, BeforeStep) else None
+
+
+def _weighing(subject: Subject, call: Call) -> Weighing:
+    groups = _groups(call)
+    return subject.weighings[call.phase.name] if groups is None else groups.weighing
 
 
 def _leftovers(steps: list[TrainingStep], call: Call, name: str) -> Iterator[tuple[str, torch.Tensor]]:

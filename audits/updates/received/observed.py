@@ -1,8 +1,8 @@
 """Where in a user's step the declared losses are called, with what, and where random numbers are drawn.
 
 A step may draw numbers before its loss (augmentation, a diffusion's time) and may make another batch of the recipe's.
-Both are seen by listening while the step runs: `sys.setprofile` shows each call of a declared loss function, a
-`TorchFunctionMode` each function of torch after which a random generator stands elsewhere.
+Both are seen by listening while the step runs: `sys.setprofile` shows each call of a declared loss function and each
+forward of the model, a `TorchFunctionMode` each function of torch after which a random generator stands elsewhere.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import CodeType, FrameType, FunctionType, MethodType
 from typing import Any
 
 import torch
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from audits.live.state import ModuleState
@@ -56,8 +57,39 @@ class Draw:
     start: Start
 
 
+@dataclass(frozen=True)
+class Forward:
+    """The tensors that one forward was given, of the model or of a part of it that is called from outside of all."""
+
+    tensors: tuple[torch.Tensor, ...]
+
+
+#: Every module's call goes through this code.
+_MODULE_CALL = nn.Module._call_impl.__code__
+
+
+class _ForwardListener:
+    """Notes the outermost calls of a model's modules that may lead to a gradient; fed with a profiler's events."""
+
+    def __init__(self, model: nn.Module, forwards: list[Forward]) -> None:
+        self._modules = {id(module) for module in model.modules()}
+        self._forwards = forwards
+        self._outermost: FrameType | None = None
+
+    def event(self, frame: FrameType, event: str) -> None:
+        if event == "return" and frame is self._outermost:
+            self._outermost = None
+        elif event == "call" and self._outermost is None and torch.is_grad_enabled():
+            given = frame.f_locals
+            if id(given["self"]) not in self._modules:
+                return
+            self._outermost = frame
+            tensors = tensors_in((given["args"], given["kwargs"]))
+            self._forwards.append(Forward(tuple(t.detach().clone() for _, t in tensors)))
+
+
 class Observer(Pausable):
-    """Collects loss calls and draws of a training step.
+    """Collects loss calls, forwards and draws of a training step.
 
     Args:
         subject: the model under audit.
@@ -68,11 +100,21 @@ class Observer(Pausable):
         self._codes = _loss_codes(subject)
         self.calls: list[LossCall] = []
         self.draws: list[Draw] = []
+        self._forwards: list[Forward] = []
+        self._listener = _ForwardListener(subject.model, self._forwards)
+
+    def take_forwards(self) -> list[Forward]:
+        """Return the model's forwards since this was last asked, or since the step began."""
+        taken = self._forwards[:]
+        self._forwards.clear()
+        return taken
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
         """Listen while the body runs; what an earlier step did is forgotten."""
         self.calls, self.draws = [], []
+        self._forwards.clear()
+        self._listener = _ForwardListener(self._subject.model, self._forwards)
         before = sys.getprofile()
         with _DrawListener(self.draws, self._start, lambda: self.is_paused):
             sys.setprofile(self._profile)
@@ -85,6 +127,9 @@ class Observer(Pausable):
         return Start(random or RandomState.now(), ModuleState(self._subject.model))
 
     def _profile(self, frame: FrameType, event: str, _: Any) -> None:
+        if frame.f_code is _MODULE_CALL and not self.is_paused:
+            with self.paused(), torch._C.DisableTorchFunction():
+                self._listener.event(frame, event)
         if event != "call" or self.is_paused or frame.f_code not in self._codes or not torch.is_grad_enabled():
             return
         with self.paused(), torch._C.DisableTorchFunction():
@@ -134,6 +179,28 @@ def draws_of(subject: Subject, phase: LivePhase, batch: Any) -> list[Signature]:
     return [draw.signature for draw in draws]
 
 
+def forwards_of(subject: Subject, phase: LivePhase, batch: Any) -> int:
+    """Return how many forwards of the model the declared loss makes on a batch; leaves no trace."""
+    here, generators = ModuleState(subject.model), RandomState.now()
+    forwards: list[Forward] = []
+    listener = _ForwardListener(subject.model, forwards)
+    before = sys.getprofile()
+
+    def profile(frame: FrameType, event: str, _: Any) -> None:
+        if frame.f_code is _MODULE_CALL:
+            listener.event(frame, event)
+
+    try:
+        with torch.enable_grad(), subject.autocast():
+            sys.setprofile(profile)
+            phase.call_loss(subject.model, batch)
+    finally:
+        sys.setprofile(before)
+        here.restore()
+        generators.restore()
+    return len(forwards)
+
+
 def matches(wanted: Sequence[Sequence[Signature]], draws: Sequence[Draw]) -> Iterator[tuple[Start, ...]]:
     """Yield where each micro-batch's draws may have begun: its signatures in a row, one micro-batch after the other.
 
@@ -158,6 +225,32 @@ def matches(wanted: Sequence[Sequence[Signature]], draws: Sequence[Draw]) -> Ite
             after = place + len(signatures)
         yield tuple(draws[place].start for place in places)
         first = begins(wanted[0], first + 1)
+
+
+def starts_seen(
+    observer: Observer | None, subject: Subject, phase: LivePhase
+) -> Iterator[tuple[Start, tuple[Any, ...] | None]]:
+    """Yield the starting points that were seen: calls of the declared loss, and draws like the loss's own."""
+    if observer is None:
+        return
+    count = len(subject.micro_batches(phase))
+    calls = [call for call in observer.calls if phase.name in call.phases]
+    for first in range(len(calls) - count, -1, -1):
+        window = calls[first : first + count]
+        starts, passed = tuple(c.start for c in window), tuple(c.batch for c in window)
+        seen = None if any(batch is None for batch in passed) else passed
+        yield _from(starts), seen
+        if seen is not None:
+            yield replace(_from(starts), batches=seen), seen
+    wanted = [draws_of(subject, phase, batch) for _, batch in subject.micro_batches(phase)]
+    if all(wanted):
+        places = list(matches(wanted, observer.draws))
+        yield from ((_from(starts), None) for starts in reversed(places))
+
+
+def _from(starts: Sequence[Start]) -> Start:
+    """Return the start of the first micro-batch that knows where the others' generators stood."""
+    return replace(starts[0], pieces=tuple(start.random for start in starts))
 
 
 @dataclass(frozen=True)

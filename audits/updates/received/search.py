@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,8 +16,10 @@ from audits.live.weighing import Weighing
 from audits.random_state import RandomState
 from audits.updates.received.agreement import added, agrees, distance, scattered
 from audits.updates.received.coarseness import gradient_threshold
-from audits.updates.received.observed import Observer, draws_of, matches
+from audits.updates.received.found import BeforeStep, Found
+from audits.updates.received.observed import Forward, Observer, starts_seen
 from audits.updates.received.reference import Gradients, Reference, Start, reference_gradient
+from audits.updates.received.regrouped import groups_of, starts_of
 from audits.updates.record.buffer_watch import BufferWatch
 from audits.updates.record.calls import Call
 from audits.updates.record.recorder import Recorder
@@ -38,45 +40,8 @@ OBSERVED_TRIES = 12
 REPEATS = 2
 
 
-@dataclass(frozen=True)
-class BeforeStep:
-    """What was computed just before an optimizer's step.
-
-    Attributes:
-        reference: the nearest reference gradient found.
-        error: why there is none.
-        clipping: the clipping since the last optimizer step.
-        agreed: whether the received gradient is the reference.
-        batches: the micro-batches that the step gave to the declared loss, where they were seen.
-        weighed: that micro-batches are the unit, and how they weighed, where the loss does not separate over the batch.
-        scatter: by parameter, how far (rms) the same reference evaluated again lies from itself: sums in no fixed order
-            (atomics on a GPU), measured where the received gradient does not agree.
-    """
-
-    reference: Reference | None
-    error: str | None
-    clipping: list[ClippingCall]
-    agreed: bool = False
-    batches: tuple[Any, ...] | None = None
-    weighed: str = ""
-    scatter: Mapping[str, float] = field(default_factory=dict)
-
-
 #: Evaluates the declared loss from a starting point, its backward under autocast or not, micro-batches weighed so.
 Trial = Callable[[Start, bool, Weighing], Reference]
-
-
-@dataclass(frozen=True)
-class _Found:
-    """The nearest reference so far: how far the received gradient is from it, and where it was evaluated from."""
-
-    reference: Reference | None = None
-    apart: float = float("inf")
-    agreed: bool = False
-    batches: tuple[Any, ...] | None = None
-    weighed: str = ""
-    start: Start | None = None
-    inside: bool = False
 
 
 class ReferenceSearch:
@@ -106,6 +71,7 @@ class ReferenceSearch:
         self._received: dict[str, Mapping[str, torch.Tensor | None]] = {}
         self._since: list[tuple[str, Gradients]] = []
         self._begun: dict[str, int] = {}
+        self._forwards: list[Forward] = []
 
     def begin(self) -> None:
         """A training step begins here, with the batch as it is."""
@@ -131,8 +97,9 @@ class ReferenceSearch:
             scale: the loss scale in force.
         """
         trial = self._trial(call, clipping, scale)
+        self._forwards = [] if self._observer is None else self._observer.take_forwards()
         problem: str | None = None
-        found, scatter = _Found(), dict[str, float]()
+        found, scatter = Found(), dict[str, float]()
         try:
             for nearer in self._nearer(call, trial):
                 found = nearer
@@ -147,7 +114,9 @@ class ReferenceSearch:
         if found.reference is not None:
             self._shelve(found.reference, call, agreed=found.agreed)
             self._since.append((call.phase.name, found.reference.gradients))
-        return BeforeStep(found.reference, problem, clipping, found.agreed, found.batches, found.weighed, scatter)
+        return BeforeStep(
+            found.reference, problem, clipping, found.agreed, found.batches, found.weighed, scatter, found.groups
+        )
 
     def _shelve(self, reference: Reference, call: Call, *, agreed: bool) -> None:
         """Let the reference gradient wait in host memory; what arrived bit for bit is the very tensor that arrived."""
@@ -182,12 +151,12 @@ class ReferenceSearch:
 
         return evaluate
 
-    def _nearer(self, call: Call, trial: Trial) -> Iterator[_Found]:
+    def _nearer(self, call: Call, trial: Trial) -> Iterator[Found]:
         """Yield references that are nearer and nearer to the received gradient; one that agrees is the last."""
         received = _compared(call)
         names = [n for n in call.phase.parameters if n in received]
         leftovers = (None, *self._leftovers(call))
-        best = _Found()
+        best = Found()
         weighing = self._subject.weighings[call.phase.name]
         tries = itertools.product(self._candidates(call), self._backwards(), (weighing, *weighing.accepted))
         for (start, batches), inside, weighed in tries:
@@ -196,7 +165,7 @@ class ReferenceSearch:
             tried = trial(start, inside, weighed)
             if agrees(tried.gradients, received, self._subject.parameters, names, self._allowed):
                 unit = f"{weighing.unit}: the micro-batches are the unit, weighed {weighed.text}"
-                yield _Found(tried, 0.0, agreed=True, batches=batches, weighed=unit if weighing.unit else "")
+                yield Found(tried, 0.0, agreed=True, batches=batches, weighed=unit if weighing.unit else "")
                 return
             if weighed is not weighing:
                 continue  # a step that is wrong is wrong against the loss's own
@@ -206,16 +175,39 @@ class ReferenceSearch:
             if start.batches is not None:
                 continue  # another batch than the recipe's is a reference only where it explains everything
             if best.reference is None or apart < best.apart:
-                best = _Found(tried, apart, batches=batches, start=start, inside=inside)
+                best = Found(tried, apart, batches=batches, start=start, inside=inside)
                 yield best
+        yield from self._regrouped(call, trial, received, names)
 
-    def _measure_scatter(self, call: Call, trial: Trial, found: _Found, scatter: dict[str, float]) -> None:
+    def _regrouped(
+        self, call: Call, trial: Trial, received: Mapping[str, torch.Tensor | None], names: list[str]
+    ) -> Iterator[Found]:
+        """Yield references on the batch's rows as the step took them: nearer than any on the recipe's, equal or not."""
+        if self._observer is None or (groups := groups_of(self._subject, call.phase, self._forwards)) is None:
+            return
+        starts = starts_of(self._subject, call.phase, groups, self._observer.draws, list(self._plain(call.phase)))
+        weighings = (groups.weighing, *groups.weighing.accepted)
+        best = Found()
+        for start in itertools.islice(starts, OBSERVED_TRIES):
+            for inside, weighed in itertools.product(self._backwards(), weighings):
+                tried = trial(start, inside, weighed)
+                if agrees(tried.gradients, received, self._subject.parameters, names, self._allowed):
+                    text = f", weighed {weighed.text}" if len(groups.batches) > 1 else ""
+                    yield Found(tried, 0.0, agreed=True, weighed=f"{groups.text}{text}", groups=groups)
+                    return
+                apart = distance(tried.gradients, received, names, None)
+                if weighed is groups.weighing and apart < best.apart:
+                    best = Found(tried, apart, start=start, inside=inside, groups=groups)
+                    yield best
+
+    def _measure_scatter(self, call: Call, trial: Trial, found: Found, scatter: dict[str, float]) -> None:
         """Evaluate the nearest reference again, and note how far each gradient lies from itself."""
         assert found.reference is not None
         assert found.start is not None
         received = _compared(call)
+        weighing = self._subject.weighings[call.phase.name] if found.groups is None else found.groups.weighing
         for _ in range(REPEATS):
-            again = trial(found.start, found.inside, self._subject.weighings[call.phase.name])
+            again = trial(found.start, found.inside, weighing)
             names = [n for n in call.phase.parameters if n in received]
             for name, off in scattered(found.reference.gradients, again.gradients, names).items():
                 scatter[name] = max(off, scatter.get(name, 0.0))
@@ -254,7 +246,7 @@ class ReferenceSearch:
             for weights in with_weights:
                 for start in self._plain(call.phase):
                     yield replace(start, weights=weights, batches=begun), None
-        for start, batches in itertools.islice(self._observed(call.phase), OBSERVED_TRIES):
+        for start, batches in itertools.islice(starts_seen(self._observer, self._subject, call.phase), OBSERVED_TRIES):
             for weights in with_weights:
                 yield replace(start, weights=weights), batches
 
@@ -284,32 +276,9 @@ class ReferenceSearch:
             here.restore()
             random.restore()
 
-    def _observed(self, phase: LivePhase) -> Iterator[tuple[Start, tuple[Any, ...] | None]]:
-        """Yield the starting points that were seen: calls of the declared loss, and draws like the loss's own."""
-        if self._observer is None:
-            return
-        count = len(self._subject.micro_batches(phase))
-        calls = [call for call in self._observer.calls if phase.name in call.phases]
-        for first in range(len(calls) - count, -1, -1):
-            window = calls[first : first + count]
-            starts, passed = tuple(c.start for c in window), tuple(c.batch for c in window)
-            seen = None if any(batch is None for batch in passed) else passed
-            yield _from(starts), seen
-            if seen is not None:
-                yield replace(_from(starts), batches=seen), seen
-        wanted = [draws_of(self._subject, phase, batch) for _, batch in self._subject.micro_batches(phase)]
-        if all(wanted):
-            places = list(matches(wanted, self._observer.draws))
-            yield from ((_from(starts), None) for starts in reversed(places))
-
 
 def _compared(call: Call) -> Mapping[str, torch.Tensor | None]:
     """Return the received gradients that are held against a reference: in a backward, those that are there already."""
     if not call.in_backward:
         return call.received
     return {n: g for n, g in call.received.items() if g is not None}
-
-
-def _from(starts: Sequence[Start]) -> Start:
-    """Return the start of the first micro-batch that knows where the others' generators stood."""
-    return replace(starts[0], pieces=tuple(start.random for start in starts))

@@ -55,6 +55,12 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"expect": {"optimizer": {"generator": "SGD"}}}, "phase 'generator', which is not there"),
     ({"expect": {"ema": {"shadow": {"source": "encoder", "decay": 0.9}}}}, "names 'shadow', under which"),
     ({"expect": {"ema": {"encoder": {"source": "onlin", "decay": 0.9}}}}, r"\['source'\] names 'onlin'"),
+    ({"expect": {"ema": "encoder"}}, r"maps a shadow to what it follows, .*; it is 'encoder'"),
+    ({"expect": {"ema": {"encoder.*": 0.99}}}, r"'source': 'student', 'decay': 0.99.*; for 'encoder\.\*' it has 0.99"),
+    ({"expect": {"ema": {"encoder": {"decay": 0.9}}}}, r"for 'encoder' it has \{'decay': 0.9\}"),
+    ({"expect": {"ema": {"encoder": {"source": "head", "decay": 1.5}}}}, "is 1.5: it is a number from 0 to 1"),
+    ({"expect": {"ema": {"encoder": {"source": "head", "buffers": "moved"}}}}, "is 'moved': it is one of copied"),
+    ({"expect": {"ema": {"encoder": {"source": "head", "momentum": 0.9}}}}, "for 'encoder' it has 'momentum'"),
 ]
 
 RIGHT: list[dict[str, Any]] = [
