@@ -149,7 +149,7 @@ def equal_average() -> tuple[nn.Module, dict[str, Any]]:
 def own_groups() -> tuple[nn.Module, dict[str, Any]]:
     """A step that shuffles the rows and takes them in two parts: each has its own dropout and its own statistics."""
     model, batch = (
-        nn.Sequential(nn.Linear(8, 12), nn.BatchNorm1d(12), nn.Dropout(0.2), nn.Linear(12, 4)),
+        nn.Sequential(nn.Linear(6, 12), nn.BatchNorm1d(12), nn.Dropout(0.2), nn.Linear(12, 4)),
         models.mlp()[1],
     )
 
