@@ -103,7 +103,7 @@ def _deviation(call: NativeCall, seed: int) -> Deviation | None:
     """Return the call's deviation, None when nothing in it is differentiable."""
     observing = Observing()
     outputs: list[torch.Tensor] = []
-    native = vjp(call.run, call.args, call.kwargs, seed, observing, outputs, writes=call.writes)
+    native = vjp(call.run, call.args, call.kwargs, seed, observing, outputs, writes=call.writes, name=call.name)
     if native is None:
         return None
     exact_outputs: list[torch.Tensor] = []

@@ -17,6 +17,9 @@ from audits.lanes.precision import Observing
 from audits.lanes.problem import quiet
 from audits.structures import map_tensors
 
+#: Outputs, by position, whose columns or rows are vectors of no sign of their own: each lane has its own signs.
+_SIGNLESS = {"_linalg_eigh": {1: "columns"}, "_linalg_svd": {0: "columns", 2: "rows"}}
+
 #: A product: for each differentiable argument its part, None where there is none.
 Product = list[torch.Tensor | None]
 
@@ -30,7 +33,7 @@ def exact_vjp(
     """Return a call's vector-Jacobian product in float64, at its tensors ``lifted``; ``forward`` gets the outputs."""
     args, kwargs = map_tensors(call.args, lifted), map_tensors(call.kwargs, lifted)
     with Emulating() if is_emulated(call.name) else contextlib.nullcontext():
-        return vjp(call.lifted, args, kwargs, seed, forward=forward, writes=call.writes)
+        return vjp(call.lifted, args, kwargs, seed, forward=forward, writes=call.writes, name=call.name)
 
 
 def vjp(
@@ -42,6 +45,7 @@ def vjp(
     forward: list[torch.Tensor] | None = None,
     *,
     writes: bool = True,
+    name: str = "",
 ) -> Product | None:
     """Return the vector-Jacobian product; the outputs are added to ``forward``.
 
@@ -53,6 +57,7 @@ def vjp(
         observing: sees what it runs.
         forward: gets its outputs.
         writes: whether it may write into its arguments.
+        name: the operator's.
     """
     leaves: list[torch.Tensor] = []
 
@@ -64,16 +69,37 @@ def vjp(
 
     with quiet(), observing or contextlib.nullcontext():
         result = run(*map_tensors(args, leaf), **map_tensors(kwargs, leaf))
-        outputs = [o for o in tensors_of(result) if o.requires_grad and o.is_floating_point()]
-        if not outputs or not leaves:
+        found = {i: o for i, o in enumerate(tensors_of(result)) if o.requires_grad and o.is_floating_point()}
+        if not found or not leaves:
             return None
+        outputs = list(found.values())
         if forward is not None:
             forward += [o.detach() for o in outputs]
-        draws = Draws(seed)
-        cotangents = [torch.randn(o.shape, **draws.on(o.device), dtype=torch.float32).to(o.dtype) for o in outputs]
-        # the same cotangent in every lane: rounded to bfloat16, which all of them hold
-        cotangents = [_laid_out(c.to(torch.bfloat16).to(c.dtype), o) for c, o in zip(cotangents, outputs, strict=True)]
+        draws, vectors = Draws(seed), _SIGNLESS.get(name, {})
+        cotangents = [_laid_out(_cotangent(o, draws, vectors.get(i)), o) for i, o in found.items()]
         return list(torch.autograd.grad(outputs, leaves, cotangents, allow_unused=True))
+
+
+def _cotangent(output: torch.Tensor, draws: Draws, vectors: str | None) -> torch.Tensor:
+    """Return an incoming gradient for an output, the same in every lane.
+
+    Where the output's ``vectors`` have no sign of their own, that of ``sum_k c_k v_k' S v_k``, a random symmetric S:
+    ``2 c_k S v_k``, which changes its sign with v_k.
+    """
+    if vectors is None or output.dim() < 2 or not output.numel():
+        return _drawn(output.shape, output, draws)
+    columns = output.detach() if vectors == "columns" else output.detach().mT
+    height, count = columns.shape[-2:]
+    weights = _drawn((*columns.shape[:-2], 1, count), output, draws)
+    drawn = _drawn((*columns.shape[:-2], height, height), output, draws)
+    found = (drawn + drawn.mT) @ columns * weights
+    return found if vectors == "columns" else found.mT
+
+
+def _drawn(shape: Sequence[int], like: torch.Tensor, draws: Draws) -> torch.Tensor:
+    """Return normal numbers, rounded to bfloat16, which all dtypes hold."""
+    drawn = torch.randn(tuple(shape), **draws.on(like.device), dtype=torch.float32)
+    return drawn.to(torch.bfloat16).to(like.dtype)
 
 
 def _laid_out(values: torch.Tensor, like: torch.Tensor) -> torch.Tensor:

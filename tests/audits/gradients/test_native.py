@@ -177,3 +177,70 @@ def test_a_distance_reads_tensors_in_the_order_they_lie_in(order: tuple[int, int
     assert distance([first.contiguous(), None], [None, second]) == pytest.approx(
         float(torch.stack([first.norm(), second.norm()]).double().norm()), rel=1e-6
     )
+
+
+class Spectrum(nn.Module):
+    """Functions of eigenvalues and projections, which no sign of an eigenvector changes."""
+
+    def __init__(self, of: str) -> None:
+        super().__init__()
+        self.inner, self.of = nn.Linear(8, 25), of
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a = self.inner(x).view(-1, 5, 5)
+        symmetric = a @ a.mT + 0.3 * torch.eye(5, dtype=a.dtype)
+        if self.of == "eigvalsh":
+            return torch.linalg.eigvalsh(symmetric).log()
+        if self.of == "eigh":
+            values, vectors = torch.linalg.eigh(symmetric)
+            return ((vectors * values.log()[:, None]) @ vectors.mT).flatten(1)
+        u, s, v = torch.linalg.svd(a)
+        return ((u @ v) + s[:, None]).flatten(1)
+
+
+@pytest.mark.sampled(cases=4)
+@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("of", ["eigvalsh", "eigh", "svd"])
+def test_eigenvectors_have_no_sign(of: str, seed: int) -> None:
+    torch.manual_seed(seed)
+    batch = {"x": torch.randn(6, 8), "y": torch.randn(6, 5 if of == "eigvalsh" else 25)}
+    rows = audit(Spectrum(of), batch, "mse_loss", checks=(NATIVE,))
+    judged = [row for row in rows if row.outcome is not Outcome.SKIPPED]
+    assert any("eigh" in row.message or "svd" in row.message for row in judged)
+    assert {row.outcome for row in judged} == {Outcome.PASS}
+
+
+class Stretched(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient * 1.01
+
+
+@pytest.mark.parametrize("name", ["_linalg_eigh", "_linalg_svd"])
+def test_products_of_eigenvectors_differ_by_what_is_wrong_and_not_by_signs(name: str) -> None:
+    a = torch.randn(3, 5, 5, dtype=torch.float64)
+    a = a + a.mT if name == "_linalg_eigh" else a
+    signs = torch.tensor([1.0, -1.0, -1.0, 1.0, -1.0], dtype=torch.float64)
+
+    def plain(x: torch.Tensor) -> Any:
+        return torch.linalg.eigh(x) if name == "_linalg_eigh" else torch.linalg.svd(x)
+
+    def turned(x: torch.Tensor) -> Any:
+        first, second, *third = plain(x)
+        if name == "_linalg_eigh":
+            return first, second * signs
+        return first * signs, second, third[0] * signs[:, None]
+
+    def stretched(x: torch.Tensor) -> Any:
+        return plain(Stretched.apply(x))
+
+    meant = vjp(plain, (a,), {}, 0, name=name)
+    assert meant is not None
+    size = distance(meant)
+    assert size > 1.0
+    assert distance(meant, vjp(turned, (a,), {}, 0, name=name)) <= 1e-12 * size
+    assert distance(meant, vjp(stretched, (a,), {}, 0, name=name)) == pytest.approx(0.01 * size, rel=1e-6)
