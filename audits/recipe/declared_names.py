@@ -34,6 +34,9 @@ _BY_GLOB = ("lr", "weight_decay", "betas", "momentum", "eps", "amsgrad", "nester
 #: What ``expect["ema"][prefix]["buffers"]`` may say; "left" is for buffers that `update_bn` computes at the end.
 BUFFERS_FOLLOW = ("copied", "averaged", "left")
 
+#: What ``expect["ema"][prefix]["when"]`` may say: weights after the step, or those from before it.
+WHEN_FOLLOWED = ("after", "before")
+
 
 def check_names(recipe: Recipe, model: nn.Module) -> None:
     """Check every name that the recipe declares against the model.
@@ -85,16 +88,15 @@ def _shadows(declared: Any) -> Mapping[str, Mapping[str, Any]]:
     for prefix, what in declared.items():
         if not isinstance(what, Mapping) or not isinstance(what.get("source"), str):
             raise RecipeError(f"{form}; for {prefix!r} it has {what!r}")
-        if unknown := sorted(set(map(str, what)) - {"source", "decay", "buffers"}):
-            raise RecipeError(f"{form}, and 'buffers' on demand; for {prefix!r} it has {unknown[0]!r}")
-        decay, buffers = what.get("decay"), what.get("buffers")
+        if unknown := sorted(set(map(str, what)) - {"source", "decay", "buffers", "when"}):
+            raise RecipeError(f"{form}, and 'buffers' or 'when' on demand; for {prefix!r} it has {unknown[0]!r}")
+        decay = what.get("decay")
         number = isinstance(decay, (int, float)) and not isinstance(decay, bool)
         if decay is not None and not (number and 0 <= decay <= 1):
             raise RecipeError(f"expect['ema'][{prefix!r}]['decay'] is {decay!r}: it is a number from 0 to 1")
-        if buffers is not None and buffers not in BUFFERS_FOLLOW:
-            raise RecipeError(
-                f"expect['ema'][{prefix!r}]['buffers'] is {buffers!r}: it is one of {', '.join(BUFFERS_FOLLOW)}"
-            )
+        for key, words in (("buffers", BUFFERS_FOLLOW), ("when", WHEN_FOLLOWED)):
+            if (word := what.get(key)) is not None and word not in words:
+                raise RecipeError(f"expect['ema'][{prefix!r}][{key!r}] is {word!r}: it is one of {', '.join(words)}")
     return declared
 
 

@@ -19,8 +19,9 @@ def ema_rows(subject: Subject, before: dict[str, torch.Tensor], number: int) -> 
     """Yield one ``buffers.ema`` row per shadow parameter declared by ``expect["ema"]`` or held by an `AveragedModel`.
 
     ``expect["ema"]`` maps a shadow's path prefix to ``{"source": prefix, "decay": d}``;
-    ``shadow' = d shadow + (1 - d) source'``, the source after the step. An `AveragedModel` inside the model averages
-    equally, ``shadow' = shadow + (source' - shadow) / (n + 1)``, unless its decay is declared or torch's own.
+    ``shadow' = d shadow + (1 - d) source'``, the source after the step, or before it with ``"when": "before"``. An
+    `AveragedModel` inside the model averages equally, ``shadow' = shadow + (source' - shadow) / (n + 1)``, unless its
+    decay is declared or torch's own.
     """
     check = "buffers.ema"
     now = tensors_of(subject.model)
@@ -34,7 +35,8 @@ def ema_rows(subject: Subject, before: dict[str, torch.Tensor], number: int) -> 
         for shadow, weight in pairs:
             if weight not in subject.parameters or not now[shadow].is_floating_point():
                 continue
-            start, target, moved = to_double(before[shadow]), to_double(now[weight]), to_double(now[shadow])
+            followed = before if following.lagging else now
+            start, target, moved = to_double(before[shadow]), to_double(followed[weight]), to_double(now[shadow])
             # On a device an `AveragedModel` divides 1 by its count there, an integer, in float32.
             equal = following.decay is None and averaged_at(subject.model, following.prefix) is not None
             slack = torch.finfo(torch.float32).eps * (1.0 - keep) * rms(target - start) if equal else 0.0
@@ -42,7 +44,8 @@ def ema_rows(subject: Subject, before: dict[str, torch.Tensor], number: int) -> 
             met = error <= AVERAGE.value
             message = f"{shadow} moved towards {weight} with decay {keep:g} in step {number}"
             if not met:
-                message = f"{shadow} should be {keep:g} of itself and {1 - keep:g} of {weight} after step {number}"
+                when = "before" if following.lagging else "after"
+                message = f"{shadow} should be {keep:g} of itself and {1 - keep:g} of {weight} {when} step {number}"
                 message += how_it_moved(start, target, to_double(before[weight]), moved, keep)
             yield row(subject, check, Outcome.PASS if met else Outcome.FAIL, message, step=number, error=error,
                       parameter=shadow if shadow in subject.parameters else None, threshold=AVERAGE.value)  # fmt: skip
@@ -62,7 +65,7 @@ def how_it_moved(start: torch.Tensor, target: torch.Tensor, old: torch.Tensor, m
     if torch.equal(moved, start):
         return ": it did not move"
     if rms(moved - (keep * start + (1.0 - keep) * old)) <= 1e-6 * rms(start) and not torch.equal(old, target):
-        return ": it averaged the weights from before the step"
+        return ": it averaged the weights from before the step; declare 'when': 'before' if that is meant"
     gap = float(((target - start) ** 2).sum())
     if gap:
         share = float(((moved - start) * (target - start)).sum()) / gap

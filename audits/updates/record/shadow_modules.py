@@ -23,6 +23,7 @@ class Shadow:
         decay: None for an equal average.
         declared: by ``expect["ema"]``; otherwise an `AveragedModel` that was found.
         buffers: how its buffers are declared to follow: copied, averaged, left; None where either is right.
+        lagging: it is declared to follow the weights from before the step, as MoCo's key encoder does.
     """
 
     prefix: str
@@ -30,6 +31,7 @@ class Shadow:
     decay: float | None
     declared: bool
     buffers: str | None = None
+    lagging: bool = False
 
     def pairs(self, names: dict[str, torch.Tensor]) -> list[tuple[str, str]]:
         """Return (tensor of the shadow, tensor that it follows)."""
@@ -64,7 +66,7 @@ def shadows_of(subject: Subject) -> list[Shadow]:
                 shadow += "module."
             decay = what.get("decay")
             found.append(Shadow(shadow, _dotted(str(what.get("source", ""))), None if decay is None else float(decay),
-                                True, what.get("buffers")))  # fmt: skip
+                                True, what.get("buffers"), what.get("when") == "before"))  # fmt: skip
     known = {shadow.prefix for shadow in found}
     for path, module in subject.model.named_modules():
         inner = f"{path}.module."

@@ -60,6 +60,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"expect": {"ema": {"encoder": {"decay": 0.9}}}}, r"for 'encoder' it has \{'decay': 0.9\}"),
     ({"expect": {"ema": {"encoder": {"source": "head", "decay": 1.5}}}}, "is 1.5: it is a number from 0 to 1"),
     ({"expect": {"ema": {"encoder": {"source": "head", "buffers": "moved"}}}}, "is 'moved': it is one of copied"),
+    ({"expect": {"ema": {"encoder": {"source": "head", "when": "later"}}}}, "is 'later': it is one of after, before"),
     ({"expect": {"ema": {"encoder": {"source": "head", "momentum": 0.9}}}}, "for 'encoder' it has 'momentum'"),
 ]
 
