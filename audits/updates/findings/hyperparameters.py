@@ -10,7 +10,7 @@ from audits.causes import Cause
 from audits.globs import matches
 from audits.live.subject import LivePhase, Subject
 from audits.outcomes import Outcome, ResultRow
-from audits.updates.judge.apply_rule import expected_class_name
+from audits.updates.judge.apply_rule import expected_class_name, why_not_held_to
 from audits.updates.update_rows import row
 
 #: Keys of ``expect`` that are options of a param group.
@@ -51,9 +51,13 @@ def _wrong_class(subject: Subject, phase: LivePhase, expected: Any) -> list[Resu
     meant = expected_class_name(expected, phase.name)
     actual = phase.recipe.optimizer.class_path.replace(":", ".").rpartition(".")[2]
     foreign = not phase.recipe.optimizer.class_path.startswith("torch.optim.")
-    # A class of the user's own may be declared to follow a known rule; `update.rule` then judges it by that rule.
-    if meant is None or meant == actual or foreign:
+    if meant is None or meant == actual:
         return []
+    if foreign:  # it may be declared to follow a known rule; `update.rule` then judges it by that rule
+        if not (why := why_not_held_to(subject, phase, meant)):
+            return []
+        message = f"expect declares that {actual} follows {meant}'s rule, and it cannot be held to that: {why}"
+        return [row(subject, _CHECK, Outcome.INCONCLUSIVE, message, phase=phase.name, cause=Cause.NO_REFERENCE_RULE)]
     message = f"the optimizer of phase {phase.name!r} is {actual}, expect declares {meant}"
     return [row(subject, _CHECK, Outcome.FAIL, message, phase=phase.name)]
 

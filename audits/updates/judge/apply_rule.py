@@ -165,6 +165,23 @@ def _has_options(rule: Rule, phase: LivePhase) -> bool:
     return True
 
 
+def why_not_held_to(subject: Subject, phase: LivePhase, name: str) -> str:
+    """Return why a phase's optimizer is not judged by the rule that ``expect["optimizer"]`` names; "" where it is."""
+    if declared_rule(subject, phase) is not None or rule_for(subject, phase) is not None:
+        return ""
+    rules = _named(name, "")
+    if not rules:
+        return "no rule of that name is known; give your own by expect['optimizer_rule']"
+    theta, options = torch.ones(2, 2, dtype=torch.float64), next(iter(phase.recipe.optimizer.groups)).options
+    try:
+        reference_update(rules[0], theta, theta, {}, rule_options(phase, options, torch.float32))
+    except KeyError as error:
+        return f"its options lack {error}, which the rule reads; put that in the optimizer's defaults"
+    except (TypeError, ValueError) as error:
+        return f"its options do not fit the rule ({error})"
+    return "its groups' options differ from what the rule reads"
+
+
 def is_lbfgs(phase: LivePhase) -> bool:
     """Whether the phase's optimizer is torch's LBFGS, which has a rule of its own kind."""
     return issubclass(optimizer_class(phase.recipe.optimizer), torch.optim.LBFGS)

@@ -14,7 +14,7 @@ from audits.outcomes import Outcome, ResultRow
 from audits.recipe.plain_form import recipe_from_plain, recipe_to_plain
 from audits.recipe.recipe import Recipe
 from audits.settings import AuditSettings
-from tests.audits.updates.subjects import audited, of
+from tests.audits.updates.subjects import audited, failed, of
 from tests.wrong_on_purpose.updates.faults_subclasses import MyAdamW
 from tests.wrong_on_purpose.updates.optimizers import Own
 
@@ -164,3 +164,55 @@ def test_unknown_class_has_no_rule() -> None:
     model, batch = subject()
     rows = audited(model, AuditSettings(), batch=batch, loss=loss, optimizer=Nowhere(model.parameters()))
     assert not [r for r in of(rows, "update.rule") if "'s rule" in r.message]
+
+
+class HardCoded(torch.optim.Optimizer):
+    """Adam's rule, its betas in the code: right, or without the second moment's correction."""
+
+    def __init__(self, parameters: Any, lr: float = 1e-3, right: bool = True) -> None:
+        super().__init__(parameters, {"lr": lr})
+        self.right = right
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for p in self.param_groups[0]["params"]:
+            state = self.state[p]
+            if not state:
+                state.update(step=0, exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
+            state["step"] += 1
+            state["exp_avg"].lerp_(p.grad, 0.1)
+            state["exp_avg_sq"].mul_(0.999).addcmul_(p.grad, p.grad, value=0.001)
+            correction = 1 - 0.999 ** state["step"] if self.right else 1.0
+            denominator = (state["exp_avg_sq"] / correction).sqrt() + 1e-8
+            p.addcdiv_(state["exp_avg"] / (1 - 0.9 ** state["step"]), denominator, value=-self.param_groups[0]["lr"])
+
+
+@pytest.mark.parametrize("right", [True, False])
+@pytest.mark.parametrize(
+    ("declared", "why"),
+    [("Adam", "its options lack 'betas', which the rule reads"), ("Foo", "no rule of that name is known")],
+)
+def test_a_declared_rule_that_nothing_is_held_to_is_said(declared: str, why: str, right: bool) -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+    batch = {"inputs": torch.randn(8, 6), "targets": torch.arange(8) % 3}
+    optimizer = HardCoded(model.parameters(), right=right)
+    rows = audited(model, batch=batch, loss="cross_entropy", optimizer=optimizer, expect={"optimizer": declared})
+    [said] = of(rows, "registration.hyperparameters")
+    assert said.outcome is Outcome.INCONCLUSIVE
+    assert (
+        f"expect declares that HardCoded follows {declared}'s rule, and it cannot be held to that: {why}"
+        in said.message
+    )
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_the_rule_is_held_to_once_its_options_are_there(right: bool) -> None:
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3))
+    batch = {"inputs": torch.randn(8, 6), "targets": torch.arange(8) % 3}
+    optimizer = HardCoded(model.parameters(), right=right)
+    optimizer.defaults.update(betas=(0.9, 0.999), eps=1e-8)
+    optimizer.param_groups[0].update(optimizer.defaults)
+    rows = audited(model, batch=batch, loss="cross_entropy", optimizer=optimizer, expect={"optimizer": "Adam"})
+    assert [row.outcome for row in of(rows, "registration.hyperparameters")] == [Outcome.PASS]
+    assert bool(failed(rows)) is not right
+    assert right or {check for check, _ in failed(rows)} <= {"update.rule", "optimizer.probe", "update.state"}
