@@ -25,6 +25,8 @@ class BeforeStep:
         scatter: by parameter, how far (rms) the same reference evaluated again lies from itself: sums in no fixed order
             (atomics on a GPU), measured where the received gradient does not agree.
         groups: the batch's rows as the step took them, where the reference was evaluated on them.
+        own_draws: functions of torch with which the step draws random numbers and the declared loss does not, where the
+            received gradient does not agree.
     """
 
     reference: Reference | None
@@ -35,6 +37,7 @@ class BeforeStep:
     weighed: str = ""
     scatter: Mapping[str, float] = field(default_factory=dict)
     groups: Groups | None = None
+    own_draws: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from audits.updates.received.search import AGREED
 from audits.updates.record.calls import Call
 from audits.updates.record.hook_listener import cure
 from audits.updates.update_rows import norm, row
+from audits.wording import listed
 
 if TYPE_CHECKING:
     from audits.updates.steps import TrainingStep
@@ -130,6 +131,9 @@ def _same(
         explained = explain_gradient(subject, steps, call, name, got, meant, reference)
         outcome, cause, message = _departing(call, name, use, reference, explained)
         message = f"{message}: norm {length:.4g} for {norm(meant):.4g}; {cause}"
+        if before.own_draws and use is None:
+            message += f"; the step draws random numbers that the declared loss does not ({listed(before.own_draws)}): "
+            message += "where they make its batch or its loss, as mixup does, declare the loss that draws them"
         if before.groups is not None:
             message += f"; {before.groups.text}, and so was the reference evaluated"
         if outcome is Outcome.INCONCLUSIVE:

@@ -17,7 +17,7 @@ from audits.random_state import RandomState
 from audits.updates.received.agreement import added, agrees, distance, scattered
 from audits.updates.received.coarseness import gradient_threshold
 from audits.updates.received.found import BeforeStep, Found
-from audits.updates.received.observed import Forward, Observer, starts_seen
+from audits.updates.received.observed import Forward, Observer, draws_of, starts_seen
 from audits.updates.received.reference import Gradients, Reference, Start, reference_gradient
 from audits.updates.received.regrouped import groups_of, starts_of
 from audits.updates.record.buffer_watch import BufferWatch
@@ -100,10 +100,12 @@ class ReferenceSearch:
         self._forwards = [] if self._observer is None else self._observer.take_forwards()
         problem: str | None = None
         found, scatter = Found(), dict[str, float]()
+        own_draws: tuple[str, ...] = ()
         try:
             for nearer in self._nearer(call, trial):
                 found = nearer
             if found.reference is not None and not found.agreed:
+                own_draws = self._own_draws(call.phase)
                 self._measure_scatter(call, trial, found, scatter)
         except Exception as error:  # the user's loss runs here: what it raises is no fault of the user's step
             problem = None if found.reference is not None else f"{type(error).__name__}: {error}"
@@ -115,8 +117,17 @@ class ReferenceSearch:
             self._shelve(found.reference, call, agreed=found.agreed)
             self._since.append((call.phase.name, found.reference.gradients))
         return BeforeStep(
-            found.reference, problem, clipping, found.agreed, found.batches, found.weighed, scatter, found.groups
-        )
+            found.reference, problem, clipping, found.agreed, found.batches, found.weighed, scatter, found.groups,
+            own_draws,
+        )  # fmt: skip
+
+    def _own_draws(self, phase: LivePhase) -> tuple[str, ...]:
+        """Return the functions of torch with which the step drew random numbers and the declared loss does not."""
+        if self._observer is None:
+            return ()
+        of_loss = {str(s[0]) for _, b in self._subject.micro_batches(phase) for s in draws_of(self._subject, phase, b)}
+        drawn = dict.fromkeys(str(draw.signature[0]) for draw in self._observer.draws)
+        return tuple(name for name in drawn if name not in of_loss and name != "backward")
 
     def _shelve(self, reference: Reference, call: Call, *, agreed: bool) -> None:
         """Let the reference gradient wait in host memory; what arrived bit for bit is the very tensor that arrived."""

@@ -155,6 +155,21 @@ def test_augmentation_in_the_step_passes_and_is_said(dropout: float) -> None:
     assert any("makes its batch anew" in r.message for r in of(rows, "step.gradient"))
 
 
+def test_a_loss_that_the_step_makes_of_draws_is_told_what_to_declare() -> None:
+    def body(model: nn.Module, batch: Any) -> torch.Tensor:
+        order = torch.randperm(len(batch["x"]))
+        scores = model(0.7 * batch["x"] + 0.3 * batch["x"][order])
+        return 0.7 * F.cross_entropy(scores, batch["y"]) + 0.3 * F.cross_entropy(scores, batch["y"][order])
+
+    text = "the step draws random numbers that the declared loss does not (randperm): where they make its batch or its "
+    text += "loss, as mixup does, declare the loss that draws them"
+    wrong = [r.message for r in of(judged(body, dropout=0.0), "step.gradient") if r.outcome is Outcome.FAIL]
+    assert wrong
+    assert all(message.endswith(text) for message in wrong)
+    scaled = of(judged(lambda model, batch: 2 * classify(model, batch), dropout=0.3), "step.gradient")
+    assert not any("draws random numbers" in row.message for row in scaled)
+
+
 def test_wrong_scale_of_an_augmented_step_is_found() -> None:
     def body(model: nn.Module, batch: Any) -> torch.Tensor:
         return 2 * classify(model, {"x": batch["x"] + 0.01 * torch.randn_like(batch["x"]), "y": batch["y"]})
