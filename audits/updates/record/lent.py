@@ -36,9 +36,7 @@ def _marks(tensors: Sequence[torch.Tensor]) -> list[Mark]:
     sums: dict[torch.device, list[tuple[int, torch.Tensor]]] = {}
     for position, tensor in enumerate(tensors):
         plain = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
-        bits = plain.detach().reshape(-1).view(_INTEGERS[plain.element_size()])
-        parts = [part.sum(dtype=torch.int64) for part in bits.split(_PIECE)]
-        total = torch.stack(parts).sum() if len(parts) != 1 else parts[0]
+        total = _sum_of_bits(plain.detach().reshape(-1))
         sums.setdefault(total.device, []).append((position, total))
     found = [0] * len(tensors)
     for of_device in sums.values():
@@ -46,6 +44,21 @@ def _marks(tensors: Sequence[torch.Tensor]) -> list[Mark]:
         for (position, _), number in zip(of_device, numbers, strict=True):
             found[position] = number
     return [(tensor._version, number) for tensor, number in zip(tensors, found, strict=True)]
+
+
+def _sum_of_bits(flat: torch.Tensor) -> torch.Tensor:
+    """Return the sum of a tensor's 64-bit words, modulo 2^64, on its device; what is left over counts by itself.
+
+    Whole words add up ten times as fast as float32's integers, which are widened first.
+    """
+    each = 8 // flat.element_size()
+    aligned = flat.storage_offset() % each == 0
+    whole = flat.numel() // each * each if aligned else 0
+    rest = flat[whole:].view(_INTEGERS[flat.element_size()])
+    parts = [part.sum(dtype=torch.int64) for part in rest.split(_PIECE)]
+    if whole:
+        parts.append(flat[:whole].view(torch.int64).sum())
+    return torch.stack(parts).sum()
 
 
 class Lending:

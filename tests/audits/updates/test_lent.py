@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from audits.outcomes import Outcome, ResultRow
-from audits.updates.record.lent import Lending
+from audits.updates.record.lent import Lending, _marks
 from audits.updates.record.recorder import Recorder
 from tests.audits.updates.subjects import audited, failed
 from tests.wrong_on_purpose.updates import models
@@ -97,3 +97,20 @@ def test_what_is_wrong_is_found_with_what_is_lent(dtype: torch.dtype) -> None:
     assert any(check.startswith("step.") for check in checks), checks
     assert failed(_rows(_plain, dtype)) == []
     assert Outcome.FAIL not in {r.outcome for r in _rows(_scrubs_gradients, dtype)}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.int8, torch.complex64])
+@pytest.mark.parametrize("start", [0, 1, 3])
+@pytest.mark.parametrize("count", [0, 1, 7, 8, 33])
+def test_the_mark_of_a_tensor_shows_each_of_its_elements(count: int, start: int, dtype: torch.dtype) -> None:
+    base = torch.randint(1, 90, (start + count,)).to(dtype)
+    tensor = base[start:]
+    [(_, before)] = _marks([tensor])
+    assert _marks([tensor.clone()])[0][1] == before or start, "words begin where the tensor does"
+    for index in range(count):
+        kept = base[start + index].clone()
+        base.data[start + index] = 1 if kept != 1 else 2
+        [(_, now)] = _marks([tensor])
+        assert (now == before) is bool(kept == base[start + index])
+        base.data[start + index] = kept
+    assert _marks([tensor])[0][1] == before
