@@ -9,7 +9,7 @@ from audits.findings.root_causes import RootFinding
 from audits.findings.skipped import not_checked
 from audits.outcomes import Outcome
 from audits.signs import SIGNS
-from audits.wording import and_more, listed, plural
+from audits.wording import and_more, as_sentence, listed, plural
 
 if TYPE_CHECKING:
     from audits.report import AuditReport
@@ -77,7 +77,7 @@ def _line(finding: RootFinding) -> str:
         f'<br><span style="opacity:.7">in {_text(row.module)}</span>' if row.module and len(finding.rows) == 1 else ""
     )
     sign = _coloured(finding.outcome, finding.outcome)
-    cause = f"<strong>{_text(finding.cause[:1].upper() + finding.cause[1:])}.</strong> "
+    cause = f"<strong>{_text(as_sentence(finding.cause))}.</strong> "
     waived = f"<br><strong>Waived:</strong> {_text(row.waiver)}" if row.waiver else ""
     look = (
         f'<br><span style="opacity:.75">{_text(row.where_to_look)}</span>'

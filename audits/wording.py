@@ -10,6 +10,15 @@ def and_more(hidden: int, what: str = "more") -> str:
     return f"and {hidden:,} {what}" if hidden > 0 else ""
 
 
+def as_sentence(text: str, name: str | None = None) -> str:
+    """Return a text with a capital at its beginning, unless a name stands there: ``name``, or what is no plain word.
+
+    A parameter ``body.0.weight`` is no ``Body.0.weight``, and ``swish's`` is a function's.
+    """
+    first = text.partition(" ")[0].rstrip(":,;.")
+    return text if first == name or not first.isalpha() else text[:1].upper() + text[1:]
+
+
 def listed(names: Iterable[str], limit: int = 3) -> str:
     """Return the first names for a sentence: ``a, b, c and 2 more``."""
     found = list(names)

@@ -12,7 +12,7 @@ from audits.findings.root_causes import RootFinding
 from audits.model_files.model_file import AuditedFunction
 from audits.model_files.places import Place
 from audits.outcomes import Outcome
-from audits.wording import listed
+from audits.wording import as_sentence, listed
 
 #: How a finding is shown on GitHub, and how grave it is on GitLab, by the outcome that counts.
 _GITHUB = {Outcome.FAIL: "error", Outcome.INCONCLUSIVE: "warning", Outcome.WARN: "warning"}
@@ -81,7 +81,7 @@ def _findings(audited: Sequence[AuditedFunction]) -> Iterator[tuple[AuditedFunct
 
 
 def _title(found: RootFinding) -> str:
-    return found.cause[:1].upper() + found.cause[1:]
+    return as_sentence(found.cause)
 
 
 def _text(each: AuditedFunction, found: RootFinding) -> str:

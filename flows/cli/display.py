@@ -21,7 +21,7 @@ from audits.naming import label_of, visible
 from audits.outcomes import WORST_FIRST, Outcome
 from audits.report import AuditReport
 from audits.signs import SIGNS
-from audits.wording import and_more, plural
+from audits.wording import and_more, as_sentence, plural
 from flows.choosing.progress import Listener
 from flows.output import console, log_console
 from registry_models.report.text import one_line, shortened
@@ -163,7 +163,7 @@ def _findings_table(findings: Sequence[RootFinding]) -> Table:
         seen = [f"{cause}." if cause else "", row.message]
         seen += [row.where_to_look] if row.where_to_look and row.counted is Outcome.FAIL else []
         seen += [f"Waived: {one_line(row.waiver)}"] if row.waiver else []
-        text = clean("\n".join(part[:1].upper() + part[1:] for part in seen if part))
+        text = clean("\n".join(as_sentence(part, row.parameter) for part in seen if part))
         cells = [Text(clean(where)), Text(text)] if wide else [Text(f"{clean(where)}\n{text}")]
         table.add_row(outcome_text(str(finding.outcome)), *cells)
         if not wide:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from audits.checks import CHECKS
 from audits.outcomes import Outcome, ResultRow, finite
 from audits.report import AuditReport, rerun_options
+from audits.wording import as_sentence
 from registry_models.report.text import number, times
 
 #: Findings of a root cause that are laid out in full; the others follow as a table.
@@ -82,7 +83,7 @@ class FindingGroup:
     @property
     def title(self) -> str:
         """The cause as a heading."""
-        return self.cause[:1].upper() + self.cause[1:]
+        return as_sentence(self.cause)
 
     @property
     def waived(self) -> bool:

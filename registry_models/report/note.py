@@ -8,7 +8,7 @@ from audits.findings.root_causes import RootFinding
 from audits.findings.skipped import not_checked
 from audits.report import AuditReport
 from audits.signs import SIGNS
-from audits.wording import and_more, plural
+from audits.wording import and_more, as_sentence, plural
 from registry_models.report.changes import Changes
 from registry_models.report.text import escape_markdown, one_line, shortened
 
@@ -48,7 +48,7 @@ def _bullet(finding: RootFinding) -> str:
     row = finding.rows[0]
     checks = escape_markdown(", ".join(finding.checks))
     waived = f" *Waived:* {_short(row.waiver)}" if row.waiver else ""
-    seen = f" {_short(row.message[:1].upper() + row.message[1:])}" if row.message else ""
+    seen = f" {_short(as_sentence(row.message, row.parameter))}" if row.message else ""
     return f"- {SIGNS[finding.outcome]} **{finding.outcome}** {_short(finding.text)} ({checks}).{seen}{waived}"
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from audits.outcomes import Outcome
 from audits.signs import SIGNS
-from audits.wording import and_more, listed, module_label, plural
+from audits.wording import and_more, as_sentence, listed, module_label, plural
 
 
 @pytest.mark.parametrize(
@@ -52,3 +52,19 @@ def test_one_sign_an_outcome_everywhere() -> None:
     css = (files("registry_models.report") / "templates" / "report.css").read_text()
     shown = dict(re.findall(r"^\.(\w+) \{ --tone.*--sign: \"(.)\"; \}$", css, re.MULTILINE))
     assert shown == {str(outcome): sign for outcome, sign in SIGNS.items()}
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "meant"),
+    [
+        ("the scale is off", None, "The scale is off"),
+        ("body.0.weight received zeros", None, "body.0.weight received zeros"),
+        ("weight received zeros", "weight", "weight received zeros"),
+        ("weight: it is frozen", "weight", "weight: it is frozen"),
+        ("swish's backward is wrong", None, "swish's backward is wrong"),
+        ("running_mean did not move", None, "running_mean did not move"),
+        ("", None, ""),
+    ],
+)
+def test_a_sentence_begins_with_a_capital_and_a_name_as_it_is(text: str, name: str | None, meant: str) -> None:
+    assert as_sentence(text, name) == meant

@@ -40,6 +40,9 @@ PARALLEL = 1e-3
 #: gradient that points elsewhere: two draws differ along the gradient by no more than in any other direction.
 BEYOND_DRAWS = 10.0
 
+#: A norm that clipping saw is the loss's own within so much: the scatter of a sum in the coarsest dtype.
+SAME_NORM = 1e-2
+
 #: Why a gradient that differs may not be the step's fault.
 OTHER_DRAWS = (
     "the step drew random numbers in another order than the loss alone, so they may not compare: call the declared "
@@ -131,7 +134,7 @@ def _same(
         explained = explain_gradient(subject, steps, call, name, got, meant, reference)
         outcome, cause, message = _departing(call, name, use, reference, explained)
         message = f"{message}: norm {length:.4g} for {norm(meant):.4g}; {cause}"
-        if before.own_draws and use is None:
+        if before.own_draws and use is None and before.groups is None:
             message += f"; the step draws random numbers that the declared loss does not ({listed(before.own_draws)}): "
             message += "where they make its batch or its loss, as mixup does, declare the loss that draws them"
         if before.groups is not None:
@@ -227,15 +230,26 @@ def _scale(subject: Subject, call: Call, factor: float) -> str:
     text = f"the scale is off by a factor {factor:.6g}"
     if factor < 0:
         return text + " (the sign is flipped)"
+    if (unclipped := _before_clipping(call)) is not None:
+        factor, text = unclipped, f"the scale is off by a factor {unclipped:.6g} before the clipping"
     groups, summed = _groups(call), _weighing(subject, call).total
     count = len(subject.micro_batches(call.phase)) if groups is None else len(groups.batches)
     if count > 1 and summed and abs(factor * count - 1) < 1e-2:
         return text + f": the mean over {count} micro-batches instead of their sum, which this loss is"
     if count > 1 and not summed and abs(factor / count - 1) < 1e-2:
         return text + f": the sum over {count} micro-batches instead of their mean"
-    if call.phase.recipe.clip_grad_norm and factor > 1:
+    if call.phase.recipe.clip_grad_norm and factor > 1 and unclipped is None:
         return text + ": as if it had not been clipped"
     return text
+
+
+def _before_clipping(call: Call) -> float | None:
+    """Return the norm that torch's clipping saw over the loss's own; None where it saw that, or did not run."""
+    note = call.note
+    if not isinstance(note, BeforeStep) or not note.clipping or note.reference is None or not note.reference.norm:
+        return None
+    share = note.clipping[0].norm / note.reference.norm
+    return share if share and abs(share - 1) > SAME_NORM else None
 
 
 def _groups(call: Call) -> Groups | None:

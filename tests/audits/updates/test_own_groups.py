@@ -114,6 +114,32 @@ def test_a_sum_over_groups_is_named(make: Any, dtype: torch.dtype) -> None:
         assert "takes the batch's rows in 2 groups of its own, and so was the reference evaluated" in message
 
 
+@pytest.mark.parametrize("clipped_to", [0.01, 100.0])
+def test_a_sum_over_groups_is_named_behind_the_clipping(clipped_to: float) -> None:
+    def step(model: nn.Module, batch: Any, context: Any) -> None:
+        context.optimizer.zero_grad()
+        for rows in strided():
+            inline(model, {"x": batch["x"][rows], "y": batch["y"][rows]}).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), clipped_to)
+        context.optimizer.step()
+
+    torch.manual_seed(0)
+    model = both()
+    rows = audited(
+        model,
+        batch={"x": torch.randn(ROWS, 6), "y": torch.arange(ROWS) % 3},
+        loss=classify,
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
+        step=step,
+        clip_grad_norm=clipped_to,
+    )
+    assert of(rows, "step.clipping")[0].outcome is Outcome.FAIL
+    wrong = [row.message for row in of(rows, "step.gradient") if row.outcome is Outcome.FAIL]
+    text = "the scale is off by a factor 2 before the clipping: the sum over 2 micro-batches instead of their mean"
+    assert bool(wrong) is (clipped_to > 1), "clipped to the same norm, both are the same gradient"
+    assert all(text in message for message in wrong)
+
+
 @pytest.mark.parametrize("make", [dropout, both])
 def test_a_mean_of_means_is_named(make: Any) -> None:
     rows = rows_of(make, step_of(uneven, weight=lambda _: 0.5))
