@@ -165,6 +165,14 @@ def own_groups() -> tuple[nn.Module, dict[str, Any]]:
     return model, {"batch": batch, "loss": models.classify, "optimizer": optimizer, "step": step}
 
 
+def low_rank_muon() -> tuple[nn.Module, dict[str, Any]]:
+    """Fewer rows than a layer is wide: what bfloat16 rounds in Muon's iterations is as large as its update."""
+    model = nn.Sequential(nn.Linear(6, 32, bias=False), nn.GELU(), nn.Linear(32, 3, bias=False))
+    _, batch = models.mlp()
+    optimizer = torch.optim.Muon(model.parameters(), lr=1e-2)
+    return model, {"batch": batch, "loss": models.classify, "optimizer": optimizer}
+
+
 def line_search() -> tuple[nn.Module, dict[str, Any]]:
     model, batch = models.mlp()
     optimizer = torch.optim.LBFGS(model.parameters(), line_search_fn="strong_wolfe")
@@ -182,7 +190,7 @@ def line_search() -> tuple[nn.Module, dict[str, Any]]:
 @pytest.mark.sampled(cases=4)
 @pytest.mark.parametrize(
     "build",
-    [gan, accumulated, batch_norm, two_optimizers, shadow, equal_average, own_groups, line_search],
+    [gan, accumulated, batch_norm, two_optimizers, shadow, equal_average, own_groups, low_rank_muon, line_search],
     ids=lambda b: b.__name__,
 )
 def test_says_what_the_cpu_says(build: Any) -> None:

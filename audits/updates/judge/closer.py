@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -16,6 +16,8 @@ from audits.updates.compare import (
     SLACK,
     THRESHOLDS,
     Judgement,
+    deviation,
+    judge,
     real_dtype,
     resolution,
 )
@@ -89,7 +91,35 @@ class CloserLook:
         finding = self.limited(lane, dtype, judged, reference, theta)
         if lane is Lane.FLOAT64 and judged.met and reference.options.get(SLACK):
             self._beside_scalars(finding.limits, actual, reference)
+        if self._rule.rounded and (not judged.met or self.unresolved(reference, finding)):
+            return self._rounded_alike(lane, dtype, actual, reference) or finding
         return finding
+
+    def _rounded_alike(
+        self, lane: Lane, dtype: torch.dtype, actual: torch.Tensor, reference: Expected
+    ) -> Finding | None:
+        """Judge a coarse rule by code that rounds where it does; None where they do not come out alike.
+
+        There the update agrees to the weights' own rounding, and no scatter hides a term.
+        """
+        fine = replace(self._rule, relative=None, cosine=None, noise=None)
+
+        def there(value: Any) -> Any:
+            return value.to(actual.device, dtype) if isinstance(value, torch.Tensor) else value
+
+        theta, gradient = reference.theta.to(actual.device), there(double(reference.gradient))
+        for rounded in self._rule.rounded:
+            state = {key: there(value) for key, value in reference.before.items()}
+            update = rounded(theta, gradient, state, reference.options).to(reference.update.device)
+            found = deviation(actual, update, reference.theta, dtype, (reference.size, reference.length))
+            judged = judge(found, fine, dtype, reference.options)
+            if judged.met:
+                limits = {
+                    term: resolution(fine, dtype, reference.options, reference.size, reference.length, size)
+                    for term, size in reference.terms.items()
+                }
+                return Finding(lane, judged, limits, replace(reference, update=update, noise=0.0))
+        return None
 
     def limited(
         self, lane: Lane, dtype: torch.dtype, judged: Judgement, reference: Expected, theta: float

@@ -43,6 +43,8 @@ class Rule:
             than the weights' dtype.
         cosine: least cosine between update and reference, where ``relative`` is coarse.
         noise: relative scatter that the rule's own coarse arithmetic makes on this very gradient.
+        rounded: the rule with the roundings of its own coarse arithmetic, where known code has them, the one or the
+            other.
         matrices: the rule takes only two-dimensional tensors.
         products: the rule multiplies matrices in the weights' own dtype, TF32 where torch's switches allow it.
         elementwise: each element's update depends on that element alone.
@@ -62,6 +64,7 @@ class Rule:
     relative: Mapping[torch.dtype, float] | None = None
     cosine: float | None = None
     noise: Callable[[torch.Tensor, torch.Tensor, State, Options], float] | None = None
+    rounded: tuple[Update, ...] = ()
     matrices: bool = False
     products: bool = False
     elementwise: bool = True

@@ -73,7 +73,37 @@ def muon(
     for _ in range(int(options["ns_steps"])):
         a = x @ x.T
         x = (c1 * x + (c2 * a + c3 * a @ a) @ x).to(store).double()
-    x = x.T if rows > columns else x
+    return _stepped(theta, x.T if rows > columns else x, options)
+
+
+def muon_rounded(theta: torch.Tensor, gradient: torch.Tensor, state: State, options: Options) -> torch.Tensor:
+    """Return Muon's update with every sum and product rounded to bfloat16 where torch's code rounds it.
+
+    On a gradient of low rank the iterations lift rounding as large as the update: only code that rounds at the same
+    places, on the same device, comes out alike, and then to the weights' own rounding.
+
+    Args:
+        theta: weights, float64, on the device on which the update was made.
+        gradient: as received, in the dtype of the weights that moved.
+        state: ``momentum_buffer``, likewise; it is left as it is.
+        options: the group's options.
+    """
+    momentum = float(options["momentum"])
+    b = kept(state, "momentum_buffer", gradient).lerp(gradient, 1.0 - momentum)
+    step = (gradient.lerp(b, momentum) if options["nesterov"] else b).bfloat16()
+    rows, columns = theta.shape
+    x = step.T if rows > columns else step
+    x = x / x.norm().clamp(min=float(options["eps"]))
+    c1, c2, c3 = (float(c) for c in options["ns_coefficients"])
+    for _ in range(int(options["ns_steps"])):
+        a = x @ x.T
+        x = torch.addmm(x, torch.addmm(a, a, a, beta=c2, alpha=c3), x, beta=c1)
+    return _stepped(theta, (x.T if rows > columns else x).double(), options)
+
+
+def _stepped(theta: torch.Tensor, x: torch.Tensor, options: Options) -> torch.Tensor:
+    """Return ``-lr * s * x`` and the decay."""
+    rows, columns = theta.shape
     if options.get("adjust_lr_fn") == "match_rms_adamw":
         scale = 0.2 * math.sqrt(max(rows, columns))
     else:
@@ -103,6 +133,7 @@ MUON = Rule(
     relative=dict.fromkeys((torch.float64, torch.float32, torch.bfloat16, torch.float16), 0.05),
     cosine=0.995,
     noise=muon_noise,
+    rounded=(muon_rounded,),
     matrices=True,
     elementwise=False,
 )

@@ -111,7 +111,6 @@ def muon_published(
     Reference: Jordan et al. 2024, Muon, and its code.
     """
     refuse(options)
-    own = options.get(PACKAGE) == "pytorch_optimizer"
     if options.get("ns_method", "newton_schulz") != "newton_schulz":
         raise ValueError("the rule is written for the plain Newton-Schulz iteration")
     if not options.get("use_muon", True):
@@ -136,11 +135,7 @@ def muon_published(
         b = stored(stored(c2 * a) + stored(c3 * stored(a @ a)))
         x = stored(stored(c1 * x) + stored(b @ x))
     x = (x.T if rows > columns else x).reshape(step.shape)
-    sides = (rows, columns) if own else tuple(step.shape[-2:])
-    scale = math.sqrt(max(1.0, sides[0] / sides[1]))
-    if options.get("use_adjusted_lr"):
-        scale = 0.2 * math.sqrt(max(rows, columns))
-    return shrink - lr * scale * x
+    return shrink - lr * _scale(step.shape, options) * x
 
 
 def _counted(state: State, t: float) -> State:
@@ -163,6 +158,59 @@ def published_scatter(theta: torch.Tensor, gradient: torch.Tensor, state: State,
     rounded = muon_published(theta, gradient, dict(state), bare, torch.bfloat16)
     size = float(torch.linalg.vector_norm(exact))
     return max(SCATTER, float(torch.linalg.vector_norm(rounded - exact)) / size) if size else 0.0
+
+
+def published_rounded(theta: torch.Tensor, gradient: torch.Tensor, state: State, options: Options) -> torch.Tensor:
+    """Return `muon_published`'s update, with the roundings of the author's code: see `matrix.muon_rounded`."""
+    step, scale, triples = _to_iterate(theta, gradient, state, options)
+    rows, columns = step.shape
+    x = step.bfloat16().T if rows > columns else step.bfloat16()
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + NS_EPS)
+    for c1, c2, c3 in triples:
+        a = x @ x.T
+        x = c1 * x + (c2 * a + c3 * a @ a) @ x
+    x = (x.T if rows > columns else x) * scale
+    return _iterated(theta, x, 1.0, options)
+
+
+def published_fused(theta: torch.Tensor, gradient: torch.Tensor, state: State, options: Options) -> torch.Tensor:
+    """Return the same with the roundings of pytorch_optimizer's code: products and sums in one, the scale outside."""
+    step, scale, triples = _to_iterate(theta, gradient, state, options)
+    rows, columns = step.shape
+    x = (step.T if rows > columns else step).to(torch.bfloat16, copy=True, memory_format=torch.contiguous_format)
+    x = x / x.norm(2, dim=(-2, -1), keepdim=True).clamp_min(NS_EPS)
+    for c1, c2, c3 in triples:
+        a = x @ x.T
+        x = torch.addmm(x, torch.addmm(a, a, a, beta=c2, alpha=c3), x, beta=c1)
+    return _iterated(theta, x.T if rows > columns else x, scale, options)
+
+
+def _to_iterate(
+    theta: torch.Tensor, gradient: torch.Tensor, state: State, options: Options
+) -> tuple[torch.Tensor, float, list[tuple[float, float, float]]]:
+    """Return the matrix that is orthogonalised, in the gradient's dtype, the step's scale, and the coefficients."""
+    momentum = float(options["momentum"])
+    g = ascent(gradient, options)
+    b = kept(state, "momentum_buffer", g).lerp(g, 1.0 - momentum)
+    step = g.lerp(b, momentum) if options.get("nesterov", True) else b
+    matrix = step.reshape(step.shape[0], -1)
+    steps = int(options.get("ns_steps", NS_STEPS))
+    return matrix, _scale(step.shape, options), _coefficients(options.get("ns_coeffs", COEFFICIENTS), steps)
+
+
+def _iterated(theta: torch.Tensor, x: torch.Tensor, scale: float, options: Options) -> torch.Tensor:
+    lr = float(options["lr"])
+    _, shrink = decayed(theta, theta, options, decouple=True)
+    return shrink - lr * scale * x.double().reshape(theta.shape)
+
+
+def _scale(shape: torch.Size, options: Options) -> float:
+    """Return ``s`` of `muon_published`."""
+    rows, columns = shape[0], math.prod(shape[1:])
+    if options.get("use_adjusted_lr"):
+        return 0.2 * math.sqrt(max(rows, columns))
+    sides = (rows, columns) if options.get(PACKAGE) == "pytorch_optimizer" else tuple(shape[-2:])
+    return math.sqrt(max(1.0, sides[0] / sides[1]))
 
 
 def rmsprop_tensorflow(theta: torch.Tensor, gradient: torch.Tensor, state: State, options: Options) -> torch.Tensor:
@@ -200,6 +248,7 @@ MUON_PUBLISHED = Rule(
     relative=dict.fromkeys((torch.float64, torch.float32, torch.bfloat16, torch.float16), 1e-6),
     cosine=0.995,
     noise=published_scatter,
+    rounded=(published_rounded, published_fused),
     matrices=True,
     elementwise=False,
 )
