@@ -9,6 +9,7 @@ from audits.checks.gradient import FINITE_DIFFERENCE, INPUT, NATIVE_DTYPE
 from audits.gradients.causes.conventions import with_conventions
 from audits.gradients.causes.explain import explain
 from audits.gradients.functions.each_function import judge_each_function
+from audits.gradients.functions.stand_ins import held_as_declared, say_what_is_held
 from audits.gradients.inputs import check_inputs
 from audits.gradients.methods.batched import vmap_holds
 from audits.gradients.methods.certify import Certifier
@@ -83,11 +84,13 @@ def _finite_differences(subject: Subject, phase: LivePhase, gradient: NativeGrad
                 with lifted_loss(subject, phase, precision=lane) as problem:
                     if gradient is not None and lane is Lane.FLOAT64:
                         problem.observe = gradient.observe
-                    verdicts, point = judge(subject, problem, judged)
                     ours = subject.settings.method != "gradcheck"
+                    held, labels = held_as_declared(subject, problem) if ours else (problem, {})
+                    verdicts, point = judge(subject, held, judged)
                     if ours:
-                        verdicts = explain(subject, phase, problem, point, verdicts)
-                        verdicts = with_conventions(problem, point, verdicts)
+                        verdicts = explain(subject, phase, held, point, verdicts, held=bool(labels))
+                        verdicts = with_conventions(held, point, verdicts)
+                        verdicts = say_what_is_held(problem, verdicts, labels)
                     rows = [parameter_row(subject, phase, n, verdicts[n], point, lane, dtypes[n]) for n in judged]
                     if ours and not subject.settings.parameters:
                         alone = _functions_alone(subject, phase, problem, verdicts)

@@ -8,6 +8,7 @@ from audits.causes import Cause
 from audits.checks.gradient import INPUT
 from audits.globs import matches
 from audits.gradients.causes.explain import explain
+from audits.gradients.functions.stand_ins import held_as_declared, say_what_is_held
 from audits.gradients.methods.certify import Certifier
 from audits.gradients.verdicts import Verdict, describe
 from audits.lanes.evaluation import Point
@@ -49,12 +50,14 @@ def check_inputs(subject: Subject, phase: LivePhase) -> list[ResultRow]:
             if not names:
                 return []
             asked = _asked(subject, problem, names)
+            held, labels = held_as_declared(subject, problem)
             certifier = Certifier(
-                problem, seed=subject.seed, probes=subject.settings.probes,
+                held, seed=subject.seed, probes=subject.settings.probes,
                 detection_limit=subject.settings.detection_limit,
             )  # fmt: skip
             point = certifier.run(names)
-            verdicts = explain(subject, phase, problem, point, certifier.verdicts)
+            verdicts = explain(subject, phase, held, point, certifier.verdicts, held=bool(labels))
+            verdicts = say_what_is_held(problem, verdicts, labels)
             return [_row(subject, phase, name, verdicts[name], point, asked=name in asked) for name in names]
     except Exception as error:  # the model's own code runs here: whatever it raises is its answer
         text = f"no gradient of the loss by its inputs in float64: {' '.join(str(error).split())[:300]}"

@@ -66,11 +66,13 @@ class Program:
     conventions: list[Convention] = field(default_factory=list)
     leaves_torch: bool = False
     random: bool = False
+    #: What stands for the calls of declared custom Functions, in order.
+    held: list[Any] = field(default_factory=list)
 
     @property
     def idle(self) -> bool:
         """Whether a replay changes nothing, so that the mode can be left away."""
-        return not self.leaves_torch and all(action is None for _, action in self.steps)
+        return not self.leaves_torch and not self.held and all(action is None for _, action in self.steps)
 
 
 class Recording(TorchDispatchMode):
@@ -78,13 +80,13 @@ class Recording(TorchDispatchMode):
 
     def __init__(self, program: Program, cursor: TapeCursor, *, lift: bool) -> None:
         super().__init__()
-        self._program = program
+        self.program = program
         self._cursor = cursor
         self._lift_all = lift
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        program, known = self._program, traits(func)
+        program, known = self.program, traits(func)
         action: Action | None = None
         lift = self._lift_all or reduces_loss(known, args, kwargs)
         if lift:
@@ -133,6 +135,7 @@ class Replaying(TorchDispatchMode):
 
     def __init__(self, program: Program, cursor: TapeCursor) -> None:
         super().__init__()
+        self.held = iter(program.held)
         self._steps = program.steps
         self._cursor = cursor
         self._position = 0

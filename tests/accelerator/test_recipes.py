@@ -17,6 +17,7 @@ from audits.recipe.phases import Phase
 from tests.accelerator import NAME
 from tests.accelerator.comparing import both, failing
 from tests.accelerator.test_optimizers import Small, loss, trained
+from tests.audits.gradients.test_declared_gradients import Net, Spike
 from tests.wrong_on_purpose.updates import models
 
 pytestmark = pytest.mark.accelerator
@@ -173,6 +174,14 @@ def low_rank_muon() -> tuple[nn.Module, dict[str, Any]]:
     return model, {"batch": batch, "loss": models.classify, "optimizer": optimizer}
 
 
+def declared_gradient() -> tuple[nn.Module, dict[str, Any]]:
+    """A surrogate gradient, taken as it is declared."""
+    model, batch = Net(Spike), {"inputs": torch.randn(12, 8), "targets": torch.arange(12) % 3}
+    optimizer = torch.optim.AdamW(model.parameters())
+    return model, {"batch": batch, "loss": "cross_entropy", "optimizer": optimizer,
+                   "expect": {"custom_gradient": ["Spike"]}}  # fmt: skip
+
+
 def line_search() -> tuple[nn.Module, dict[str, Any]]:
     model, batch = models.mlp()
     optimizer = torch.optim.LBFGS(model.parameters(), line_search_fn="strong_wolfe")
@@ -190,7 +199,18 @@ def line_search() -> tuple[nn.Module, dict[str, Any]]:
 @pytest.mark.sampled(cases=4)
 @pytest.mark.parametrize(
     "build",
-    [gan, accumulated, batch_norm, two_optimizers, shadow, equal_average, own_groups, low_rank_muon, line_search],
+    [
+        gan,
+        accumulated,
+        batch_norm,
+        two_optimizers,
+        shadow,
+        equal_average,
+        own_groups,
+        low_rank_muon,
+        declared_gradient,
+        line_search,
+    ],
     ids=lambda b: b.__name__,
 )
 def test_says_what_the_cpu_says(build: Any) -> None:

@@ -24,8 +24,9 @@ SINGLE_ELEMENT_TENSORS = 2
 
 
 def explain(
-    subject: Subject, phase: LivePhase, problem: Problem, point: Point, verdicts: Mapping[str, Verdict]
-) -> dict[str, Verdict]:
+    subject: Subject, phase: LivePhase, problem: Problem, point: Point, verdicts: Mapping[str, Verdict], *,
+    held: bool = False,
+) -> dict[str, Verdict]:  # fmt: skip
     """Return the verdicts with the failing ones explained; a stop-gradient that is meant no longer fails.
 
     Args:
@@ -34,6 +35,7 @@ def explain(
         problem: the phase's loss, its tensors at theta.
         point: the point at theta, restored.
         verdicts: what was found.
+        held: whether declared custom gradients were taken as they are: they explain nothing then.
     """
     explained = dict(verdicts)
     failing = _failing(explained)
@@ -43,7 +45,7 @@ def explain(
         explained |= explain_stops(subject, problem, point, {n: verdicts[n] for n in failing})
         failing = _failing(explained)
         if failing:
-            explained |= _formulas(subject, problem, point, {n: explained[n] for n in failing})
+            explained |= _formulas(subject, problem, point, {n: explained[n] for n in failing}, held=held)
     except Exception as error:  # an explanation that fails must not hide the failure
         for name in failing:
             note = f"; its cause could not be narrowed down ({type(error).__name__})"
@@ -55,12 +57,15 @@ def _failing(verdicts: Mapping[str, Verdict]) -> list[str]:
     return [n for n, v in verdicts.items() if v.outcome is Outcome.FAIL and v.cause == Cause.WRONG_GRADIENT]
 
 
-def _formulas(subject: Subject, problem: Problem, point: Point, failing: Mapping[str, Verdict]) -> dict[str, Verdict]:
+def _formulas(
+    subject: Subject, problem: Problem, point: Point, failing: Mapping[str, Verdict], *, held: bool
+) -> dict[str, Verdict]:
     """Find the Function whose backward is wrong; otherwise say between what the error lies."""
     graph = LossGraph(problem)
     wrong = wrong_functions(problem, ModuleStack(subject.model), seed=subject.seed)
-    upstream = {id(w): graph.upstream_of(w.call.function) for w in wrong}
     declared = declared_custom(subject)
+    wrong = [w for w in wrong if not held or not declared & {w.name, w.call.path}]
+    upstream = {id(w): graph.upstream_of(w.call.function) for w in wrong}
     explained = {}
     unexplained = {}
     for name, verdict in failing.items():
