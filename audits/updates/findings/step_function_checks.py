@@ -145,7 +145,8 @@ def _norms(
 ) -> tuple[float, float, str]:
     """Return the norm that torch's clipping saw, or that arrived at the optimizer, the norm it should be, and both."""
     if seen is not None:
-        text = f"clipping saw the norm {seen.norm:.6g}, the loss's own is {reference:.6g} ({where})"
+        kind = "norm" if seen.order == 2.0 else f"norm of order {seen.order:g}"
+        text = f"clipping saw the {kind} {seen.norm:.6g}, the loss's own norm is {reference:.6g} ({where})"
         return seen.norm, reference, text
     received = [g for n in phase.parameters if (g := call.gradients.get(n)) is not None]
     arrived = sum(float(g.to_dense().double().square().sum()) for g in received) ** 0.5

@@ -71,7 +71,7 @@ def reference_gradient(
     start: Start,
     *,
     scale: float = 1.0,
-    clip_norm: float | None = None,
+    clip_norm: tuple[float, float] | None = None,
     backward_in_autocast: bool = False,
     weighing: Weighing | None = None,
 ) -> Reference:
@@ -85,7 +85,7 @@ def reference_gradient(
         phase: whose loss.
         start: random generators and buffers to evaluate the loss from.
         scale: the loss scale in force.
-        clip_norm: norm to clip to; None for the phase's declared one.
+        clip_norm: norm to clip to, and its order; None for the phase's declared one, the Euclidean norm.
         backward_in_autocast: run the backward under autocast too, where some of its products round once more. torch
             advises against it, training scripts do it all the same.
         weighing: how the micro-batches weigh; None for as the loss separates.
@@ -105,7 +105,7 @@ def reference_gradient(
 
 
 def _reference(
-    subject: Subject, phase: LivePhase, start: Start, scale: float, clip_norm: float | None, *,
+    subject: Subject, phase: LivePhase, start: Start, scale: float, clip_norm: tuple[float, float] | None, *,
     backward_in_autocast: bool, plain_backward: bool, weighing: Weighing,
 ) -> Reference:  # fmt: skip
     ahead, here = RandomState.now(), ModuleState(subject.model)
@@ -174,7 +174,9 @@ class _Sums:
             for text, share in shares.items():
                 _add(self.otherwise[text], name, gradient, share)
 
-    def finish(self, phase: LivePhase, scale: float, bound: float | None, clip_norm: float | None) -> float:
+    def finish(
+        self, phase: LivePhase, scale: float, bound: float | None, clip_norm: tuple[float, float] | None
+    ) -> float:
         """Unscale and clip the gradients, by value and by norm; return the phase's norm before it was clipped."""
         sets = [self.weighted, *self.otherwise.values()]
         for gradients in sets:
@@ -182,8 +184,10 @@ class _Sums:
                 gradients.update({n: None if g is None else g / scale for n, g in gradients.items()})
             if bound is not None:
                 gradients.update({n: None if g is None else g.clamp(-bound, bound) for n, g in gradients.items()})
-        norms = [total_norm([g for n in phase.parameters if (g := gradients[n]) is not None]) for gradients in sets]
-        if limit := phase.recipe.clip_grad_norm if clip_norm is None else clip_norm:
+        limit, order = (phase.recipe.clip_grad_norm, 2.0) if clip_norm is None else clip_norm
+        found = ([g for n in phase.parameters if (g := gradients[n]) is not None] for gradients in sets)
+        norms = [total_norm(each, order) for each in found]
+        if limit:
             for gradients, norm in zip(sets, norms, strict=True):
                 _clip(gradients, phase, norm, limit)
         return float(norms[0])
@@ -235,10 +239,10 @@ def _add(total: Gradients, name: str, gradient: torch.Tensor | None, factor: flo
     total[name] = gradient.clone() if before is None else before + gradient
 
 
-def total_norm(gradients: list[torch.Tensor]) -> torch.Tensor:
+def total_norm(gradients: list[torch.Tensor], order: float = 2.0) -> torch.Tensor:
     """Return the norm of all gradients together, as `torch.nn.utils.get_total_norm` defines it."""
     dense = [g.coalesce().values() if g.is_sparse else g for g in gradients]
-    return torch.nn.utils.get_total_norm(dense) if dense else torch.tensor(0.0)
+    return torch.nn.utils.get_total_norm(dense, order) if dense else torch.tensor(0.0)
 
 
 def _clip(gradients: Gradients, phase: LivePhase, norm: torch.Tensor, limit: float) -> None:

@@ -146,7 +146,8 @@ class ReferenceSearch:
 
     def _trial(self, call: Call, clipping: list[ClippingCall], scale: float) -> Trial:
         """Return what evaluates the declared loss from a starting point, the backward under autocast or not."""
-        limit = clipping[0].max_norm if clipping and call.phase.recipe.clip_grad_norm is None else None
+        own = clipping[0] if clipping and call.phase.recipe.clip_grad_norm is None else None
+        limit = None if own is None else (own.max_norm, own.order)
 
         def evaluate(start: Start, inside: bool, weighing: Weighing) -> Reference:
             self._buffers.begin_trial()

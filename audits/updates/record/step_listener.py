@@ -18,10 +18,11 @@ from audits.updates.pausing import Pausable
 
 @dataclass(frozen=True)
 class ClippingCall:
-    """One call of torch's norm clipping."""
+    """One call of torch's norm clipping: the norm it saw, the limit, and the norm's order."""
 
     norm: float
     max_norm: float
+    order: float = 2.0
 
 
 class StepListener(Pausable):
@@ -31,6 +32,7 @@ class StepListener(Pausable):
         self._subject = subject
         self._declared = {path: module.training for path, module in subject.model.named_modules()}
         self._pending: list[ClippingCall] = []
+        self._order = 2.0
         self.wrong_modes: dict[str, bool] = {}
         #: Of each forward under way, the modules inside it that run in another mode than the declared one.
         self._open: list[dict[str, bool]] = []
@@ -46,12 +48,13 @@ class StepListener(Pausable):
                 handles.append(module.register_forward_pre_hook(self._enter(path)))
                 handles.append(module.register_forward_hook(self._leave, always_call=True))
         clip_grad: Any = torch.nn.utils.clip_grad
-        original = clip_grad._clip_grads_with_norm_
+        original, norm_of = clip_grad._clip_grads_with_norm_, clip_grad._get_total_norm
         clip_grad._clip_grads_with_norm_ = self._clipping(original)
+        clip_grad._get_total_norm = self._noting_order(norm_of)
         try:
             yield
         finally:
-            clip_grad._clip_grads_with_norm_ = original
+            clip_grad._clip_grads_with_norm_, clip_grad._get_total_norm = original, norm_of
             for handle in handles:
                 handle.remove()
 
@@ -81,10 +84,18 @@ class StepListener(Pausable):
         if self._open and not through:
             self._open[-1].update(wrong)
 
+    def _noting_order(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def total_norm(tensors: Any, norm_type: float = 2.0, *args: Any, **kwargs: Any) -> Any:
+            if not self.is_paused:
+                self._order = float(norm_type)
+            return original(tensors, norm_type, *args, **kwargs)
+
+        return total_norm
+
     def _clipping(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def clip(parameters: Any, max_norm: float, total_norm: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
             if not self.is_paused and not math.isinf(max_norm):  # an infinite limit only measures the norm
-                self._pending.append(ClippingCall(float(total_norm), float(max_norm)))
+                self._pending.append(ClippingCall(float(total_norm), float(max_norm), self._order))
             return original(parameters, max_norm, total_norm, *args, **kwargs)
 
         return clip
