@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import atexit
 import dataclasses
-import gc
 import importlib
 import threading
 from pathlib import Path
@@ -124,9 +122,7 @@ def _audit_version(
     recipe: Path | None,
     mark: bool,
 ) -> _Shown:
-    # MLflow is imported while the audit's process imports torch. The interpreter's end would search it, and all that it
-    # brings, for cycles: 0.8 s. Commands with DuckDB keep that search, without which it reports its objects as leaks.
-    atexit.register(gc.freeze)
+    # MLflow is imported while the audit's process imports torch.
     from audits.results.committed import CommittedAudits
     from audits.results.store import ResultsStore
     from flows.choosing.night_summary import outcome_before
