@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -86,32 +86,27 @@ class FunctionDepth:
         """Count, and show every outermost call to ``observe``, and its result to ``returned``."""
         watcher = (self, observe, returned)
         _WATCHERS.append(watcher)
-        before = torch.autograd.Function.__dict__["apply"]
-        if before is not _WATCHED:
-            torch.autograd.Function.apply = _WATCHED  # type: ignore[method-assign]
         try:
-            yield
+            with _applied_by_ours():
+                yield
         finally:
             _WATCHERS.remove(watcher)
-            torch.autograd.Function.apply = before  # type: ignore[method-assign]
 
 
 @contextlib.contextmanager
 def standing_in(replace: Replacement) -> Iterator[None]:
     """Let every call's result be what ``replace(function, arguments, result)`` makes of it."""
-    before = torch.autograd.Function.__dict__["apply"]
-    torch.autograd.Function.apply = _WATCHED  # type: ignore[method-assign]
     _STANDING_IN.append(replace)
     try:
-        yield
+        with _applied_by_ours():
+            yield
     finally:
         _STANDING_IN.remove(replace)
-        torch.autograd.Function.apply = before  # type: ignore[method-assign]
 
 
-def applied(function: type, args: Sequence[Any]) -> Any:
+def applied(function: type, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> Any:
     """Return the result of a Function that nobody watches."""
-    return _ORIGINAL.__func__(function, *args)
+    return super(_BENEATH, function).apply(*args, **(kwargs or {}))  # type: ignore[misc, arg-type]
 
 
 #: What stands for the results of custom Functions at the moment.
@@ -120,7 +115,8 @@ _STANDING_IN: list[Replacement] = []
 #: Who watches at the moment, outermost first.
 _WATCHERS: list[tuple[FunctionDepth, CallObserver | None, ResultObserver | None]] = []
 
-_ORIGINAL = torch.autograd.Function.__dict__["apply"]
+#: The class whose ``apply`` every ``Function.apply`` calls, also one bound to a name (``swish = Swish.apply``).
+_BENEATH: Any = torch.autograd.function._SingleLevelFunction
 
 
 def _apply(cls: type, *args: Any, **kwargs: Any) -> Any:
@@ -131,7 +127,7 @@ def _apply(cls: type, *args: Any, **kwargs: Any) -> Any:
     for counter, _, _ in watchers:
         counter.depth += 1
     try:
-        result = _ORIGINAL.__func__(cls, *args, **kwargs)
+        result = applied(cls, args, kwargs)
     finally:
         for counter, _, _ in watchers:
             counter.depth -= 1
@@ -143,12 +139,15 @@ def _apply(cls: type, *args: Any, **kwargs: Any) -> Any:
     return result
 
 
-_WATCHED: Any = classmethod(_apply)
-
-
-def see_functions_from_now_on() -> None:
-    """Let calls through names that are bound from now on (``swish = Swish.apply`` at import) be watched too.
-
-    For a process of our own, before it imports a model's code; a user's process is left as it is.
-    """
-    torch.autograd.Function.apply = _WATCHED  # type: ignore[method-assign]
+@contextlib.contextmanager
+def _applied_by_ours() -> Iterator[None]:
+    """Have Functions applied by `_apply`; torch is left as it was."""
+    before = vars(_BENEATH).get("apply")
+    _BENEATH.apply = classmethod(_apply)
+    try:
+        yield
+    finally:
+        if before is None:
+            del _BENEATH.apply
+        else:
+            _BENEATH.apply = before

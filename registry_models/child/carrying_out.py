@@ -19,7 +19,6 @@ from typing import Any
 from audits.causes import Cause
 from audits.errors import GradauditError, InputError
 from audits.gradients import check as _imported_before  # noqa: F401  (what an audit imports on its way otherwise)
-from audits.lanes.watching import see_functions_from_now_on
 from audits.refusals import refused
 from audits.report import AuditReport
 from audits.run import audit_once
@@ -74,7 +73,6 @@ def _sources(request: Mapping[str, object]) -> list[RecipeSource]:
 def main() -> int:
     """Read the request, answer it, return 0; an answer that cannot be written is the only failure."""
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
-    see_functions_from_now_on()
     importlib.import_module("torch._dynamo")  # 1.1 s; every audit needs it: torch imports it with its first optimizer
     gc.freeze()
     gc.enable()

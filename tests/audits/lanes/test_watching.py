@@ -1,45 +1,66 @@
-"""Custom Functions are seen through names bound before the audit, where the process is ours."""
+"""Custom Functions are seen, also through names that were bound before the audit."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 
-from audits.lanes.watching import FunctionDepth
+from audits.lanes.watching import FunctionDepth, standing_in
 
-PROGRAM = """
-import torch
-from audits.lanes.watching import FunctionDepth, see_functions_from_now_on
-{install}
+
 class Double(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x): return x * 2
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x * 2
+
     @staticmethod
-    def backward(ctx, g): return g * 2
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient * 2
+
+
+class WithContext(torch.autograd.Function):
+    """Its context is set up apart, its arguments have defaults."""
+
+    @staticmethod
+    def forward(x: torch.Tensor, factor: float = 3.0) -> torch.Tensor:
+        return x * factor
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        ctx.factor = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return gradient * ctx.factor, None
+
+
 double = Double.apply
-seen = []
-with FunctionDepth().watching(lambda cls, args, kwargs: seen.append(cls.__name__)):
-    double(torch.ones(1, requires_grad=True)).backward()
-double(torch.ones(1))
-print(seen)
-"""
 
 
-def seen(install: str) -> str:
-    command = [sys.executable, "-c", PROGRAM.format(install=install)]
-    root = Path(__file__).resolve().parents[3]
-    return subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+def test_a_name_bound_before_is_seen_while_somebody_watches() -> None:
+    shown: list[str] = []
+    with FunctionDepth().watching(lambda cls, args, kwargs: shown.append(cls.__name__)):
+        double(torch.ones(1, requires_grad=True)).backward()
+    double(torch.ones(1))
+    assert shown == ["Double"]
 
 
-@pytest.mark.end_to_end
-def test_a_name_bound_before_is_seen_in_a_process_of_our_own() -> None:
-    assert seen("see_functions_from_now_on()") == "['Double']"
-    assert seen("") == "[]"
+def test_arguments_are_seen_with_their_defaults() -> None:
+    shown: list[Any] = []
+    x = torch.ones(1, requires_grad=True)
+    with FunctionDepth().watching(lambda cls, args, kwargs: shown.append((cls, args[1]))):
+        WithContext.apply(x).backward()
+    assert shown == [(WithContext, 3.0)]
+    assert x.grad == 3.0
+
+
+def test_what_stands_for_a_result_goes_on() -> None:
+    x = torch.ones(1, requires_grad=True)
+    with standing_in(lambda function, args, result: result + 5 if function is Double else result):
+        assert double(x).item() == 7.0
+        assert WithContext.apply(x).item() == 3.0
+    assert double(x).item() == 2.0
 
 
 class Outer(torch.autograd.Function):
@@ -63,9 +84,11 @@ class Inner(torch.autograd.Function):
 
 
 def test_only_the_outermost_call_is_shown_and_torch_is_left_as_it_was() -> None:
-    before = torch.autograd.Function.__dict__["apply"]
+    before = torch.autograd.Function.__dict__["apply"], torch.autograd.function._SingleLevelFunction.apply
     shown: list[str] = []
     with FunctionDepth().watching(lambda cls, args, kwargs: shown.append(cls.__name__)), FunctionDepth().watching():
         Outer.apply(torch.ones(1, requires_grad=True))
     assert shown == ["Outer"]
-    assert torch.autograd.Function.__dict__["apply"] is before
+    assert torch.autograd.Function.__dict__["apply"] is before[0]
+    assert torch.autograd.function._SingleLevelFunction.apply == before[1]
+    assert "apply" not in vars(torch.autograd.function._SingleLevelFunction)

@@ -37,7 +37,8 @@ def photograph(model: nn.Module, optimizer: torch.optim.Optimizer | None = None)
     found["python's generator"] = random.getstate()
     found["process"] = (torch.get_default_dtype(), torch.is_grad_enabled(), torch.is_autocast_enabled("cpu"),
                         torch.are_deterministic_algorithms_enabled(),
-                        torch.autograd.Function.apply.__func__)  # fmt: skip
+                        torch.autograd.Function.apply.__func__,
+                        vars(torch.autograd.function._SingleLevelFunction).get("apply"))  # fmt: skip
     found["alive"] = _Unequal(alive)
     return found
 
