@@ -16,13 +16,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from audits.lanes.emulation import run
+from audits.lanes.alike_rows import AlikeRows
 from audits.lanes.lifted_loss import lifted_loss
-from audits.lanes.lifting import lift_call, lift_result, lift_tensor, traits
+from audits.lanes.lifting import lift_tensor
 from audits.lanes.problem import LaneError, quiet
-from audits.lanes.tape import DRAWING, MIXING, draws
 from audits.live.state import ModuleState
 from audits.live.subject import LivePhase, Subject
 from audits.live.weighing import ALIKE, AUTO, ITEMS, SUMMED, Count, Weighing, counts_of, joined, targets_of
@@ -93,10 +91,9 @@ def weighing_here(subject: Subject, phase: LivePhase, batches: list[Any]) -> Wei
         The weighing; None where the loss cannot be taken on them.
     """
     here = ModuleState(subject.model)
-    padding = getattr(getattr(subject.model, "config", None), "pad_token_id", None)
     try:
         with random_state_kept():
-            counts = counts_of(batches[0], (padding,) if isinstance(padding, int) else ())
+            counts = _counts(subject, batches)
             return _Losses(subject, phase, Lane.FLOAT32, batches).weighing(counts)
     except Exception:  # the user's loss runs here, on batches that nobody has tried before
         _log.debug("the weights of a step's own micro-batches were not found", exc_info=True)
@@ -105,10 +102,14 @@ def weighing_here(subject: Subject, phase: LivePhase, batches: list[Any]) -> Wei
         here.restore()
 
 
+def _counts(subject: Subject, batches: list[Any]) -> list[Count]:
+    padding = getattr(getattr(subject.model, "config", None), "pad_token_id", None)
+    return counts_of(batches[0], (padding,) if isinstance(padding, int) else ())
+
+
 def _found(subject: Subject, phase: LivePhase, batches: list[Any]) -> Weighing:
     """Look in the float64 lane, and in float32 where that has no kernels."""
-    padding = getattr(getattr(subject.model, "config", None), "pad_token_id", None)
-    counts = counts_of(batches[0], (padding,) if isinstance(padding, int) else ())
+    counts = _counts(subject, batches)
     problem = ""
     for lane in (Lane.FLOAT64, Lane.FLOAT32):
         try:
@@ -142,7 +143,7 @@ class _Losses:
         self._state = ModuleState(subject.model)
         self._theta = {n: p.detach().clone() for n, p in subject.parameters.items() if p.is_floating_point()}
         #: By mode: dropout draws in train mode, so that the draws come in another order.
-        self._rows = {mode: _AlikeRows(lift=lane is Lane.FLOAT64) for mode in (False, None)}
+        self._rows = {mode: AlikeRows(lift=lane is Lane.FLOAT64) for mode in (False, None)}
 
     def weighing(self, counts: Sequence[Count]) -> Weighing:
         """Return the weighing that holds at every point."""
@@ -265,52 +266,3 @@ def _distinct(weighings: Sequence[Weighing], batches: Sequence[Any]) -> list[Wei
 def _same(one: Weighing, other: Weighing, batches: Sequence[Any]) -> bool:
     pairs = zip(one.weights(batches), other.weights(batches), strict=True)
     return all(abs(a - b) <= SAME for a, b in pairs)
-
-
-class _AlikeRows(TorchDispatchMode):
-    """Have every row of a batch draw the same random numbers, however many rows there are.
-
-    The first row of each draw is remembered by its place in the forward and handed to every row of every batch, so that
-    a loss that samples is a function of its rows alone. What draws no rows (a permutation) draws as ever.
-    """
-
-    def __init__(self, *, lift: bool) -> None:
-        super().__init__()
-        self._lift = lift
-        self._first: list[torch.Tensor] = []
-        self._place = 0
-
-    def begin(self) -> None:
-        """A forward begins: its first draw is the first that was remembered."""
-        self._place = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if self._lift:
-            args, kwargs, _ = lift_call(func, args, kwargs)
-        result = self._drawn(func, args, kwargs) if draws(func, args, kwargs) else run(func, args, kwargs)
-        return lift_result(func, result)[0] if self._lift else result
-
-    def _drawn(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        base = traits(func).base
-        if base == "native_dropout":
-            result, mask = func(*args, **kwargs)
-            alike = self._alike(mask)
-            keep = 1.0 - float(args[1])
-            return args[0] * alike.to(args[0].dtype) / keep if keep else result, alike
-        result = func(*args, **kwargs)
-        if base not in DRAWING or base in MIXING or base == "randperm" or not result.dim():
-            return result
-        alike = self._alike(result)
-        return args[0].copy_(alike) if args and result is args[0] else alike
-
-    def _alike(self, drawn: torch.Tensor) -> torch.Tensor:
-        if not drawn.dim() or not drawn.shape[0]:
-            return drawn
-        place, self._place = self._place, self._place + 1
-        if place == len(self._first):
-            self._first.append(drawn[0].detach().clone())
-        first = self._first[place]
-        if first.shape != drawn.shape[1:]:
-            first = drawn[0]
-        return first.to(drawn.dtype).expand_as(drawn).clone()

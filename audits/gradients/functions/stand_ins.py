@@ -98,7 +98,7 @@ class _StandIns:
     def __call__(self, function: type, args: tuple[Any, ...], result: Any) -> Any:
         """Return what stands for the result."""
         name = function_name(function)
-        if not self._declared & {name, self._stack.path}:
+        if not self._declared & {name, self._stack.path} or not any(_moves(o) for o in outputs_of(result)):
             return result
         modes = reversed(_get_current_dispatch_mode_stack())
         mode = next((m for m in modes if isinstance(m, (Recording, Replaying))), None)

@@ -155,31 +155,32 @@ def _equal(one: Any, other: Any) -> bool:
 
 def _has_options(rule: Rule, phase: LivePhase) -> bool:
     """Whether a class of somebody's own has the options, under the names that the rule is written in."""
+    return _refusal(rule, phase) is None
+
+
+def _refusal(rule: Rule, phase: LivePhase) -> Exception | None:
+    """Return what a rule raises on the options of a phase's groups, None where it takes them."""
     theta = torch.ones(2, 2, dtype=torch.float64)
     gradient = theta.to_sparse() if rule.sparse else theta
     try:
         for group in phase.recipe.optimizer.groups:
             reference_update(rule, theta, gradient, {}, rule_options(phase, group.options, torch.float32))
-    except (KeyError, TypeError, ValueError):
-        return False
-    return True
+    except (KeyError, TypeError, ValueError) as error:
+        return error
+    return None
 
 
 def why_not_held_to(subject: Subject, phase: LivePhase, name: str) -> str:
     """Return why a phase's optimizer is not judged by the rule that ``expect["optimizer"]`` names; "" where it is."""
-    if declared_rule(subject, phase) is not None or rule_for(subject, phase) is not None:
+    if rule_for(subject, phase) is not None:
         return ""
     rules = _named(name, "")
     if not rules:
         return "no rule of that name is known; give your own by expect['optimizer_rule']"
-    theta, options = torch.ones(2, 2, dtype=torch.float64), next(iter(phase.recipe.optimizer.groups)).options
-    try:
-        reference_update(rules[0], theta, theta, {}, rule_options(phase, options, torch.float32))
-    except KeyError as error:
-        return f"its options lack {error}, which the rule reads; put that in the optimizer's defaults"
-    except (TypeError, ValueError) as error:
-        return f"its options do not fit the rule ({error})"
-    return "its groups' options differ from what the rule reads"
+    refusal = _refusal(rules[0], phase)
+    if isinstance(refusal, KeyError):
+        return f"its options lack {refusal}, which the rule reads; put that in the optimizer's defaults"
+    return f"its options do not fit the rule ({refusal})"
 
 
 def is_lbfgs(phase: LivePhase) -> bool:

@@ -91,7 +91,8 @@ class CloserLook:
         finding = self.limited(lane, dtype, judged, reference, theta)
         if lane is Lane.FLOAT64 and judged.met and reference.options.get(SLACK):
             self._beside_scalars(finding.limits, actual, reference)
-        if self._rule.rounded and (not judged.met or self.unresolved(reference, finding)):
+        scatters = self._rule.rounded and reference.noise  # Muon's groups that AdamW steps do not
+        if scatters and (not judged.met or self.unresolved(reference, finding)):
             return self._rounded_alike(lane, dtype, actual, reference) or finding
         return finding
 

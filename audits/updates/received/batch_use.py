@@ -12,6 +12,7 @@ from audits.live.subject import Subject
 from audits.outcomes import Outcome
 from audits.structures import tensors_in
 from audits.updates.received.found import BeforeStep
+from audits.updates.received.regrouped import row_bytes
 from audits.updates.record.calls import Call
 
 if TYPE_CHECKING:
@@ -142,18 +143,12 @@ def _order(meant: torch.Tensor, given: torch.Tensor) -> tuple[int, ...] | None:
     if meant.dim() == 0 or meant.dtype != given.dtype:
         return None
     places: dict[bytes, list[int]] = {}
-    for index, row in enumerate(_rows(meant)):
+    for index, row in enumerate(row_bytes(meant)):
         places.setdefault(row, []).append(index)
     order = []
-    for row in _rows(given):
+    for row in row_bytes(given):
         left = places.get(row)
         if not left:
             return None
         order.append(left.pop(0))
     return tuple(order)
-
-
-def _rows(tensor: torch.Tensor) -> list[bytes]:
-    plain = tensor.detach().cpu().contiguous()
-    flat = plain.reshape(plain.shape[0], -1) if plain.dim() > 1 else plain.reshape(-1, 1)
-    return [row.contiguous().view(torch.uint8).numpy().tobytes() for row in flat]

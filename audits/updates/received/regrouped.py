@@ -97,14 +97,15 @@ def _places(given: torch.Tensor, known: torch.Tensor) -> tuple[int, ...] | None:
     """
     if not given.dim() or given.dtype != known.dtype or given[:1].numel() != known[:1].numel():
         return None
-    places = {row: index for index, row in enumerate(_bytes(known))}
+    places = {row: index for index, row in enumerate(row_bytes(known))}
     if len(places) < len(known):
         return None
-    found = [places.get(row) for row in _bytes(given)]
+    found = [places.get(row) for row in row_bytes(given)]
     return None if not found or None in found else tuple(index for index in found if index is not None)
 
 
-def _bytes(tensor: torch.Tensor) -> list[bytes]:
+def row_bytes(tensor: torch.Tensor) -> list[bytes]:
+    """Return each row's values, to be compared or counted."""
     plain = tensor.detach().cpu().contiguous()
     return [row.reshape(-1).contiguous().view(torch.uint8).numpy().tobytes() for row in plain]
 

@@ -204,3 +204,20 @@ def test_a_spiking_net_is_judged_through_time(forgets: bool) -> None:
     rows = by_name(audit(Spiking(forgets), batch, expect={"custom_gradient": ["Spike"]}))
     wrong = {name for name, row in rows.items() if row.outcome is not Outcome.PASS}
     assert wrong == ({"into.weight", "into.bias", "around.weight", "around.bias"} if forgets else set())
+
+
+class Encoder(nn.Module):
+    """Spikes of the inputs, which ask for no gradient, before those of a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 6), nn.Linear(6, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(Spike.apply(self.first(Spike.apply(x))))
+
+
+def test_a_call_that_no_gradient_passes_is_no_hindrance() -> None:
+    batch = {"inputs": torch.randn(12, 8), "targets": torch.arange(12) % 3}
+    rows = by_name(audit(Encoder(), batch, expect={"custom_gradient": ["Spike"]}))
+    assert {row.outcome for row in rows.values()} == {Outcome.PASS}

@@ -114,3 +114,27 @@ def test_a_wrong_iteration_does_not_pass(layers: Any, wrong: str, monkeypatch: p
     assert Outcome.PASS not in {row.outcome for row in of(rows, "update.rule")}
     assert {check for check, _ in failed(rows)} <= {"update.rule", "optimizer.probe"}
     assert any(row.outcome is Outcome.FAIL for row in of(rows, "optimizer.probe"))
+
+
+class MuonWithAuxAdam(torch.optim.Optimizer):
+    """The group that AdamW steps, as the author's code has it, without any of Muon's options; wrong: uncorrected."""
+
+    def __init__(self, parameters: Any) -> None:
+        own = {"use_muon": False, "lr": 1e-2, "betas": (0.9, 0.95), "eps": 1e-10, "weight_decay": 0.0}
+        super().__init__([{"params": list(parameters), **own}], {})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for p in self.param_groups[0]["params"]:
+            state = self.state[p]
+            if not state:
+                state.update(step=0, exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
+            state["step"] += 1
+            state["exp_avg"].lerp_(p.grad, 0.1)
+            state["exp_avg_sq"].lerp_(p.grad.square(), 0.05)
+            p.addcdiv_(state["exp_avg"], state["exp_avg_sq"].sqrt() + 1e-10, value=-1e-2)
+
+
+def test_a_wrong_adam_beside_muon_fails() -> None:
+    rows = rows_of((6, 12, 3), MuonWithAuxAdam)
+    assert {check for check, _ in failed(rows)} >= {"update.rule"}
